@@ -1,0 +1,246 @@
+"""`SelfNormDense`, the dense self-normalizing layer."""
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.bijectors.self_norm import SelfNorm
+from tfp_selfnorm.math import dense
+
+
+class SelfNormDense(SelfNorm):
+    """A dense layer that learns its inverse: `inverse(y) = W y + bias`, `forward(x) = R (x - bias)`.
+
+    `W = inverse_kernel` maps data to latent, `R = forward_kernel` latent to data. Training keeps
+    `R` close to `W^-1`, by a regularizer or by tracking (see `training_scope`), and puts `R^T` where
+    the gradient of `log |det W|` has `W^-T`: O(D^2) a training step in place of O(D^3).
+
+    `inverse_log_det_jacobian` is `log |det W|`. `forward_log_det_jacobian` is `log |det R|`, or
+    `-log |det W|` where `inversion="exact"`. Neither falls back on the other, so nothing here claims
+    that R is the inverse of W; but as TFP does, a pair that one direction made keeps the log-det of
+    that direction: `log_prob` is the exact density that W induces. Outside a `training_scope` the
+    log-dets are exact and cost O(D^3) (LU); inside they have held values and cost O(D^2).
+
+    Shapes: kernels `[..., D, D]`, bias `[..., D]`, events `[D]`; kernel and data batches broadcast.
+    Dtypes: float32 and float64; one for all. Units: nats.
+
+    >>> layer = SelfNormDense(forward_kernel=tf.eye(2) / 2.0, inverse_kernel=2.0 * tf.eye(2))
+    >>> layer.inverse([1.0, 3.0]).numpy()
+    array([2., 6.], dtype=float32)
+    >>> round(float(layer.inverse_log_det_jacobian(tf.constant([1.0, 3.0]))), 4)
+    1.3863
+
+    References: Keller et al., "Self Normalizing Flows", ICML 2021, sections 3 and 4; for "relative",
+    Gresele et al., "Relative gradient optimization of the Jacobian term", NeurIPS 2020.
+    """
+
+    def __init__(
+        self,
+        forward_kernel,
+        inverse_kernel,
+        bias=None,
+        gradient="self_norm",
+        mixture=0.5,
+        inversion=None,
+        validate_args=False,
+        name="self_norm_dense",
+    ):
+        """Makes the layer from its parameters; `trainable` makes the parameters too.
+
+        Args:
+          forward_kernel: R, float `[..., D, D]`: tensor or `tf.Variable`.
+          inverse_kernel: W, float `[..., D, D]`: tensor or `tf.Variable`.
+          bias: float `[..., D]`, or `None`.
+          gradient: of the likelihood with respect to the kernels: "self_norm" (the learned inverse in
+            place of the inverse transpose), "exact" (one inverse a step), or "relative" (the exact one
+            times `W^T W`, with no inverse).
+          mixture: weight in [0, 1], for "self_norm", of the density of the direction that is computed,
+            against that of the other: for `inverse`, of p_f against p_g. 0.5 is the paper's. 1 gives W
+            the plain gradient, and R none but that of a regularizer.
+          inversion: what `forward` computes: "learned" (the product with R, O(D^2)) or "exact" (the
+            solve with W, O(D^3)). `None` is "learned" for "self_norm" and "exact" for the others,
+            whose likelihood does not train R.
+          validate_args: whether to check at each call that W is not singular to working precision.
+          name: name of the ops.
+
+        Raises:
+          TypeError: if a parameter is not floating or the dtypes differ.
+          ValueError: if a kernel is not square, the sizes differ, or an option is unknown.
+        """
+        parameters = dict(locals())
+        with tf.name_scope(name):
+            dtype = _common_dtype(forward_kernel=forward_kernel, inverse_kernel=inverse_kernel, bias=bias)
+            forward_kernel = _parameter(forward_kernel, dtype, "forward_kernel")
+            inverse_kernel = _parameter(inverse_kernel, dtype, "inverse_kernel")
+            bias = None if bias is None else _parameter(bias, dtype, "bias")
+            _check_shapes(forward_kernel, inverse_kernel, bias)
+            super().__init__(
+                forward_kernel,
+                inverse_kernel,
+                bias,
+                gradient,
+                mixture,
+                inversion,
+                event_ndims=1,
+                dtype=dtype,
+                parameters=parameters,
+                validate_args=validate_args,
+                name=name,
+            )
+
+    @classmethod
+    def trainable(
+        cls,
+        event_size,
+        dtype=tf.float32,
+        seed=None,
+        use_bias=True,
+        bias_stddev=1e-3,
+        gradient="self_norm",
+        mixture=0.5,
+        inversion=None,
+        validate_args=False,
+        name="self_norm_dense",
+    ):
+        """Makes a layer of `tf.Variable`s with the paper's initial values.
+
+        W starts as the identity, R as its transpose, the bias as `N(0, bias_stddev^2)`.
+
+        Args:
+          event_size: D, a positive Python int.
+          dtype: floating dtype.
+          seed: TFP seed of the bias.
+          use_bias: whether there is a bias.
+          bias_stddev: standard deviation of the bias.
+          gradient: see the constructor, as for the arguments below.
+          mixture: see the constructor.
+          inversion: see the constructor.
+          validate_args: see the constructor.
+          name: name of the layer; its variables are named after it.
+
+        Raises:
+          ValueError: if `event_size` is not a positive int.
+
+        >>> SelfNormDense.trainable(4, seed=1).inverse_kernel.shape
+        TensorShape([4, 4])
+        """
+        if isinstance(event_size, bool) or not isinstance(event_size, (int, np.integer)) or event_size < 1:
+            raise ValueError(f"`event_size` must be a positive int; got {event_size!r}.")
+        bias = None
+        if use_bias:
+            seed = tfp.random.sanitize_seed(seed, salt="self_norm_dense")
+            noise = tf.random.stateless_normal([event_size], seed, dtype=dtype)
+            bias = tf.Variable(bias_stddev * noise, name=f"{name}_bias")
+        kernels = [
+            # A replica of a distributed step assigns R too; all of them assign the same.
+            tf.Variable(
+                tf.eye(event_size, dtype=dtype),
+                name=f"{name}_{direction}_kernel",
+                aggregation=tf.VariableAggregation.MEAN,
+            )
+            for direction in ("forward", "inverse")
+        ]
+        return cls(*kernels, bias, gradient, mixture, inversion, validate_args, name)
+
+    @classmethod
+    def _parameter_properties(cls, dtype):
+        def square(sample_shape):
+            return tf.concat([sample_shape, sample_shape[-1:]], axis=0)
+
+        kernel = tfp.util.ParameterProperties(event_ndims=2, shape_fn=square)
+        return {
+            "forward_kernel": kernel,
+            "inverse_kernel": kernel,
+            "bias": tfp.util.ParameterProperties(event_ndims=1),
+        }
+
+    @property
+    def event_size(self) -> int:
+        """D, the size of an event."""
+        return self._inverse_kernel.shape[-1]
+
+    def apply_kernel(self, kernel, x):
+        return dense.matvec(kernel, x)
+
+    def squared_norm(self, x):
+        return tf.reduce_sum(tf.square(x), axis=-1)
+
+    def _check_event(self, x, name):
+        if x.shape.rank is not None and (x.shape.rank < 1 or x.shape[-1] not in (None, self.event_size)):
+            raise ValueError(
+                f"`{name}` of `{self.name}` has shape {tuple(x.shape)}; expected "
+                f"(..., {self.event_size}): the event size is {self.event_size}."
+            )
+
+    def _map(self, x, kernel, other_kernel, mixture, reconstruction):
+        if reconstruction is None:
+            return dense.linear_map(x, kernel, other_kernel, self._gradient, mixture), None
+        return dense.linear_map_with_error(
+            x, kernel, other_kernel, self._gradient, mixture, reconstruction.trains_kernel
+        )
+
+    def _solve(self, x):
+        kernel = tf.convert_to_tensor(self._inverse_kernel)
+        if kernel.shape.rank == 2:
+            rows = tf.reshape(x, [-1, self.event_size])
+            return tf.reshape(tf.transpose(tf.linalg.solve(kernel, tf.transpose(rows))), tf.shape(x))
+        batch = tf.broadcast_dynamic_shape(tf.shape(kernel)[:-2], tf.shape(x)[:-1])
+        kernel = tf.broadcast_to(kernel, tf.concat([batch, tf.shape(kernel)[-2:]], axis=0))
+        x = tf.broadcast_to(x, tf.concat([batch, tf.shape(x)[-1:]], axis=0))
+        return tf.linalg.solve(kernel, x[..., tf.newaxis])[..., 0]
+
+    def _log_det(self, kernel, other_kernel, mixture, value):
+        return dense.log_det(kernel, other_kernel, self._gradient, mixture, value)
+
+    def _log_det_value(self, kernel):
+        return tf.linalg.slogdet(kernel).log_abs_determinant
+
+    def _parameter_control_dependencies(self, is_init):
+        is_variable = hasattr(self._inverse_kernel, "assign")
+        if not self.validate_args or is_init == is_variable:
+            return []
+        singular_values = tf.linalg.svd(tf.convert_to_tensor(self._inverse_kernel), compute_uv=False)
+        smallest = self.event_size * np.finfo(self.dtype.as_numpy_dtype).eps * singular_values[..., :1]
+        message = f"`inverse_kernel` of `{self.name}` is singular to working precision."
+        regular = tf.reduce_all(singular_values[..., -1:] > smallest)
+        if tf.executing_eagerly() and not regular:
+            raise ValueError(message)
+        return [tf.debugging.Assert(regular, [message])]
+
+
+def _common_dtype(**parameters):
+    """The one floating dtype of the parameters; Python numbers count as float32."""
+    dtypes = {}
+    for name, value in parameters.items():
+        if value is None:
+            continue
+        dtype = getattr(value, "dtype", None) or tf.convert_to_tensor(value).dtype
+        dtypes[name] = tf.as_dtype(dtype)
+        if not dtypes[name].is_floating:
+            raise TypeError(f"`{name}` must be floating; got dtype {dtypes[name].name}.")
+    if len(set(dtypes.values())) > 1:
+        listed = ", ".join(f"`{name}` {dtype.name}" for name, dtype in dtypes.items())
+        raise TypeError(f"The parameters must have one dtype; got {listed}.")
+    return next(iter(dtypes.values()))
+
+
+def _parameter(value, dtype, name):
+    """Leaves what may change, a variable or a `tfp.util.DeferredTensor`, as it is."""
+    if isinstance(value, (tf.Variable, tfp.util.DeferredTensor)):
+        return value
+    return tf.convert_to_tensor(value, dtype, name=name)
+
+
+def _check_shapes(forward_kernel, inverse_kernel, bias):
+    sizes = {}
+    for name, kernel in (("forward_kernel", forward_kernel), ("inverse_kernel", inverse_kernel)):
+        shape = kernel.shape
+        if shape.rank is None or shape.rank < 2 or shape[-1] is None or shape[-1] != shape[-2]:
+            raise ValueError(f"`{name}` must have square shape [..., D, D]; got {tuple(shape)}.")
+        sizes[name] = shape[-1]
+    if bias is not None and bias.shape.rank is not None:
+        if bias.shape.rank < 1:
+            raise ValueError("`bias` must have shape [..., D]; got a scalar.")
+        sizes["bias"] = bias.shape[-1]
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"The event sizes of the parameters differ: {sizes}.")

@@ -1,0 +1,139 @@
+"""`SmoothLeakyReLU`, the paper's activation: smooth, monotone, with slopes `alpha` and 1."""
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.bijectors.leaky_relu import slope_assertions, slope_parameter, slope_properties
+
+# Newton from above moves at least one unit a step where the curve is exponential, and the way is at
+# most -log(alpha); 800 covers the smallest float64.
+_MAX_ITERATIONS = 800
+
+
+class SmoothLeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
+    """`forward(x) = alpha x + (1 - alpha) log(1 + e^x)`, elementwise.
+
+    The slope runs from `alpha` on the left to 1 on the right, so the map is a bijection of the reals
+    for every `alpha` in (0, 1]. `forward_log_det_jacobian = log(alpha + (1 - alpha) sigmoid(x))`.
+
+    `forward` and its log-det cost O(1) an element. `inverse` has no closed form: Newton's method from
+    a point above the root, which on a convex increasing function descends to it without overshooting,
+    so it converges for every input; 4 to 8 iterations for slopes of 0.1 and more, some tens at 1e-30.
+    Gradients pass through it by the implicit function theorem. In a flow that trains from data to
+    latent put it in `tfb.Invert`, so that training takes the closed form.
+
+    Shapes: any; `negative_slope` broadcasts. Dtypes: float32 and float64. Units: nats.
+
+    >>> activation = SmoothLeakyReLU(0.3)
+    >>> y = activation.forward(tf.constant([-10.0, 0.0, 10.0]))
+    >>> activation.inverse(tf.identity(y)).numpy().round(4).tolist()
+    [-10.0, 0.0, 10.0]
+
+    References: Keller et al., "Self Normalizing Flows", ICML 2021, appendix on experiment details.
+    """
+
+    def __init__(self, negative_slope=0.3, validate_args=False, name="smooth_leaky_relu"):
+        """Makes the bijector.
+
+        Args:
+          negative_slope: `alpha`, in (0, 1]; float tensor, `tf.Variable` or `TransformedVariable`.
+          validate_args: whether to check at each call that the slope is in (0, 1].
+          name: name of the ops.
+
+        Raises:
+          ValueError: if a Python or numpy `negative_slope` is outside (0, 1].
+        """
+        parameters = dict(locals())
+        with tf.name_scope(name):
+            self._negative_slope = slope_parameter(negative_slope)
+            super().__init__(
+                forward_min_event_ndims=0,
+                dtype=self._negative_slope.dtype,
+                parameters=parameters,
+                validate_args=validate_args,
+                name=name,
+            )
+
+    @classmethod
+    def _parameter_properties(cls, dtype):
+        return {"negative_slope": slope_properties()}
+
+    @classmethod
+    def _is_increasing(cls):
+        return True
+
+    @property
+    def negative_slope(self):
+        """The slope far on the left."""
+        return self._negative_slope
+
+    def _forward(self, x):
+        return _smooth_leaky_relu(x, tf.convert_to_tensor(self._negative_slope))
+
+    def _forward_log_det_jacobian(self, x):
+        return tf.math.log(_slope(x, tf.convert_to_tensor(self._negative_slope)))
+
+    def _inverse(self, y):
+        return _inverse_smooth_leaky_relu(y, tf.convert_to_tensor(self._negative_slope))
+
+    def _inverse_log_det_jacobian(self, y):
+        return -self._forward_log_det_jacobian(self.inverse(y))
+
+    def _parameter_control_dependencies(self, is_init):
+        return slope_assertions(self, is_init)
+
+
+def _smooth_leaky_relu(x, alpha):
+    return alpha * x + (1.0 - alpha) * tf.math.softplus(x)
+
+
+def _slope(x, alpha):
+    return alpha + (1.0 - alpha) * tf.math.sigmoid(x)
+
+
+@tf.custom_gradient
+def _inverse_smooth_leaky_relu(y, alpha):
+    root = _find_root(y, alpha)
+
+    def gradients(upstream):
+        # The inverse anew, with this very gradient, makes the higher derivatives right too.
+        x = _inverse_smooth_leaky_relu(y, alpha)
+        d_y = upstream / _slope(x, alpha)
+        d_alpha = -d_y * (x - tf.math.softplus(x))
+        return _sum_like(d_y, y), _sum_like(d_alpha, alpha)
+
+    return root, gradients
+
+
+def _find_root(y, alpha):
+    """Newton's method for `_smooth_leaky_relu(x, alpha) = y`, from above the root."""
+    # The tangent at any point lies below the curve, so its root lies above the curve's. Two asymptotes
+    # and the knee, where the linear and the exponential part meet, give a good start.
+    knee = tf.math.log(alpha)
+    start = tf.where(y > 0.0, y, y / alpha)
+    start = tf.minimum(start, _newton_step(knee, y, alpha))
+    # Beyond the largest float there is nothing to improve.
+    usable = tf.math.is_finite(start)
+    start = tf.where(usable, start, y / alpha)
+
+    def step(_, x):
+        return x, tf.where(usable, tf.minimum(x, _newton_step(x, y, alpha)), x)
+
+    def moves(previous, x):
+        return tf.reduce_any(x < previous)
+
+    # The first pass compares with a start moved up, so that it always enters the loop.
+    _, root = tf.while_loop(
+        moves, step, (start + tf.ones_like(start), start), maximum_iterations=_MAX_ITERATIONS
+    )
+    # From the last iterate, which rounding may have left on either side, one step in both directions.
+    return tf.where(usable, _newton_step(root, y, alpha), root)
+
+
+def _newton_step(x, y, alpha):
+    return x - (_smooth_leaky_relu(x, alpha) - y) / _slope(x, alpha)
+
+
+def _sum_like(x, like):
+    _, axes = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(x), s1=tf.shape(like))
+    return tf.reshape(tf.reduce_sum(x, axes), tf.shape(like))

@@ -1,0 +1,88 @@
+"""Checks of what users feed to a flow, before any work is lost."""
+
+import contextlib
+import re
+
+import numpy as np
+import tensorflow as tf
+
+_NOT_FINITE = "tfp_selfnorm: values that are not finite in batch"
+
+
+def check_events(x, distribution, name="x") -> tf.Tensor:
+    """Returns `x` as a tensor of the distribution's dtype, if it is a batch of its events.
+
+    Raises:
+      TypeError: if `x` is not floating.
+      ValueError: if its last dimensions are not the event shape.
+    """
+    dtype = getattr(x, "dtype", None)
+    if dtype is None:
+        x = np.asarray(x)
+        dtype = x.dtype
+    if not tf.as_dtype(dtype).is_floating:
+        raise TypeError(
+            f"`{name}` must be floating; got dtype {tf.as_dtype(dtype).name}. Cast it, or for integer "
+            "pixels use `tfp_selfnorm.images.dequantize`."
+        )
+    x = tf.cast(x, distribution.dtype)
+    event_shape = distribution.event_shape
+    if x.shape.rank is not None and (
+        x.shape.rank < event_shape.rank
+        or not x.shape[x.shape.rank - event_shape.rank :].is_compatible_with(event_shape)
+    ):
+        raise ValueError(
+            f"`{name}` has shape {tuple(x.shape)}; expected a batch of events of shape "
+            f"{tuple(event_shape)}, (..., {', '.join(str(size) for size in event_shape)})."
+        )
+    return x
+
+
+def check_finite(data, name="x"):
+    """Checks arrays now and data sets as they are read; returns what to read instead of `data`.
+
+    Raises:
+      ValueError: if an array, or the first array of a tuple, has values that are not finite.
+    """
+    if isinstance(data, tf.data.Dataset):
+        return data.enumerate().map(_assert_finite_batch)
+    if isinstance(data, (tuple, list)) and data and _is_float_array(data[0]):
+        return type(data)([check_finite(data[0], name), *data[1:]])
+    if _is_float_array(data):
+        finite = np.isfinite(np.asarray(data))
+        if not finite.all():
+            bad = np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))
+            raise ValueError(
+                f"`{name}` has values that are not finite in {len(bad)} of {len(finite)} examples, "
+                f"the first at index {bad[0]}."
+            )
+    return data
+
+
+@contextlib.contextmanager
+def naming_the_batch(name="x"):
+    """Turns the failure of a data set from `check_finite` into a ValueError that names the batch."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(rf"{_NOT_FINITE}\W+(\d+)", str(error))
+        if found is None:
+            raise
+        raise ValueError(
+            f"`{name}` has values that are not finite in batch {found[1]} of the data set (the first "
+            "is batch 0)."
+        ) from None
+
+
+def _is_float_array(data):
+    dtype = getattr(data, "dtype", None)
+    return isinstance(data, (np.ndarray, tf.Tensor)) and tf.as_dtype(dtype).is_floating
+
+
+def _assert_finite_batch(index, element):
+    x = element[0] if isinstance(element, tuple) else element
+    if not (tf.is_tensor(x) and x.dtype.is_floating):
+        return element
+    check = tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(x)), [_NOT_FINITE, index])
+    with tf.control_dependencies([check]):
+        return tf.nest.map_structure(tf.identity, element)

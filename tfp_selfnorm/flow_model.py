@@ -1,0 +1,332 @@
+"""`FlowModel`, a Keras model over any TFP distribution."""
+
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm import images
+from tfp_selfnorm.data_checks import check_events, check_finite, naming_the_batch
+from tfp_selfnorm.reconstruction import Reconstruction
+from tfp_selfnorm.tracking import (
+    Tracking,
+    refresh_interval,
+    refresh_inverse,
+    sketch_and_project,
+)
+from tfp_selfnorm.training_scope import current_scope, training_scope
+from tfp_selfnorm.tree import exact, self_norm_layers
+from tfp_selfnorm.variables import adopt_variables
+
+# The reconstruction error on the progress bar is estimated from so many examples where no loss needs it.
+_ERROR_EXAMPLES = 8
+
+
+class FlowModel(keras.Model):
+    """Trains a distribution by maximum likelihood with Keras `fit`, and scores, samples and exports it.
+
+    Takes any TFP distribution with trainable variables. `fit(x)` minimises the mean negative
+    log-likelihood, in nats, plus what `inverse_learning` adds. The progress bar shows `nll`; with
+    self-normalizing layers `reconstruction` (the mean of `||x - R W x||^2`, summed over the layers) and,
+    under tracking, `inverse_error` (the largest relative error of a learned inverse, on probes).
+
+    A training step costs O(D^2): each layer's log-det is held in a variable, and refreshed outside the
+    compiled step every `max(20, D / 8)` steps, so `nll` in training is at most so many steps stale, and
+    at the start of `evaluate` and `predict`, so `val_nll` is exact.
+
+    Events go in as `(batch, *event_shape)`, in a floating dtype; they are cast to the distribution's.
+
+    >>> flow = dense_flow(event_shape=2, seed=1)
+    >>> model = FlowModel(flow)
+    >>> model.compile(keras.optimizers.Adam(1e-2))
+    >>> x = np.random.default_rng(1).normal(size=[256, 2])
+    >>> history = model.fit(x, epochs=2, verbose=0)
+    >>> model.log_prob(x).shape, model.sample(3, seed=1).shape
+    (TensorShape([256]), TensorShape([3, 2]))
+
+    References: Keller et al., "Self Normalizing Flows", ICML 2021.
+    """
+
+    def __init__(
+        self,
+        distribution,
+        inverse_learning: Tracking | Reconstruction | None = Tracking(),  # noqa: B008
+        bits_per_dim: bool = False,
+        name: str | None = None,
+    ):
+        """Makes the model; it adopts every variable that the distribution depends on.
+
+        Args:
+          distribution: a TFP distribution with a floating dtype and a fully defined event shape.
+          inverse_learning: how the learned inverses follow the kernels: `Tracking(...)`,
+            `Reconstruction(...)` or `None`; it has no effect without self-normalizing layers.
+          bits_per_dim: whether to report bits per dimension too; for densities of pixels.
+          name: name of the model.
+
+        Raises:
+          TypeError: if `distribution` is no TFP distribution, or of no floating dtype.
+          ValueError: if its event shape is unknown, or it was made under another strategy.
+        """
+        _check_distribution(distribution)
+        super().__init__(name=name, dtype=distribution.dtype.name, autocast=False)
+        self.distribution = distribution
+        self.inverse_learning = inverse_learning
+        self._exact_distribution = exact(distribution)
+        self._self_norm = tuple(self_norm_layers(distribution))
+        self._tracked_self_norm = tuple(layer for layer in self._self_norm if self._is_tracked(layer))
+        frozen = [layer.forward_kernel for layer in self._self_norm if not self._trains_inverse(layer)]
+        self._adopted = adopt_variables(
+            distribution, [kernel for kernel in frozen if isinstance(kernel, tf.Variable)]
+        )
+        self._held_log_dets = [
+            self.add_weight(
+                shape=layer.inverse_kernel.shape[:-2],
+                initializer="zeros",
+                dtype=layer.dtype.name,
+                trainable=False,
+                name=f"held_log_det_{i}",
+            )
+            for i, layer in enumerate(self._self_norm)
+        ]
+        self._nll = keras.metrics.Mean("nll")
+        self._bits_per_dim = keras.metrics.Mean("bits_per_dim") if bits_per_dim else None
+        self._reconstruction = keras.metrics.Mean("reconstruction") if self._self_norm else None
+        self._inverse_error = keras.metrics.Mean("inverse_error") if self._tracked_self_norm else None
+        self._step = None
+        self.built = True
+
+    def compile(self, optimizer="adam", loss=None, metrics=None, **kwargs):
+        """Keras's `compile`, without a loss or metrics: the model has its own."""
+        for argument, value in (("loss", loss), ("metrics", metrics)):
+            if value is not None:
+                raise ValueError(f"`{argument}` must be None: a FlowModel has its own; got {value!r}.")
+        super().compile(optimizer=optimizer, **kwargs)
+        self._step = None
+
+    def log_prob(self, x):
+        """The exact log density of each event, in nats; O(D^3) for each self-normalizing layer."""
+        return self.distribution.log_prob(tf.identity(check_events(x, self.distribution)))
+
+    def sample(self, n, seed=None, exact=False):
+        """Samples `n` events.
+
+        Args:
+          n: number of samples, or a shape.
+          seed: TFP seed.
+          exact: whether to invert what `log_prob` scores, at O(D^3), in place of the learned inverse.
+
+        Raises:
+          ValueError: if `n` is negative or no integer.
+        """
+        shape = np.atleast_1d(n)
+        if shape.dtype.kind not in "iu" or (shape < 0).any():
+            raise ValueError(f"`n` must be an integer or a shape, 0 or more; got {n!r}.")
+        return self._flow(exact).sample(n, seed=seed)
+
+    def encode(self, x):
+        """Maps data to latent."""
+        x = check_events(x, self.distribution)
+        return self._bijector(self.distribution).inverse(tf.identity(x))
+
+    def decode(self, z, exact=False):
+        """Maps latent to data, by the learned inverse or the exact one."""
+        z = check_events(z, self._base_distribution(), name="z")
+        return self._bijector(self._flow(exact)).forward(tf.identity(z))
+
+    def reconstruct(self, x, exact=False):
+        """Maps data to latent and back: equal to `x` as far as the learned inverse is one."""
+        return self.decode(self.encode(x), exact)
+
+    def refresh_log_dets(self):
+        """Sets the held log-det of each layer to its exact value, at O(D^3).
+
+        Raises:
+          ValueError: if one is not finite, naming the layer.
+        """
+        for layer, held in zip(self._self_norm, self._held_log_dets, strict=True):
+            log_det = layer.exact_log_det()
+            if not np.isfinite(log_det).all():
+                raise ValueError(
+                    f"`log |det inverse_kernel|` of `{layer.name}` is {log_det.numpy()}: the kernel is "
+                    "singular or not finite."
+                )
+            held.assign(log_det)
+
+    def call(self, x, training=False):
+        """The log density of each event: exact, or the surrogate of the training scope that is open."""
+        log_prob = self.distribution.log_prob(tf.identity(check_events(x, self.distribution)))
+        scope = current_scope()
+        if scope is not None and scope.records:
+            if isinstance(self.inverse_learning, Reconstruction):
+                self.add_loss(scope.reconstruction_loss())
+            full = scope.records[0].error is not None or not training
+            error = scope.reconstruction_error(None if full else _ERROR_EXAMPLES)
+            self._reconstruction.update_state(error)
+        return log_prob
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The mean negative log-likelihood, weighted by `sample_weight`, plus the added losses."""
+        nll = -tf.reduce_mean(y_pred)
+        if sample_weight is not None:
+            weights = tf.cast(sample_weight, y_pred.dtype)
+            nll = -tf.math.divide_no_nan(tf.reduce_sum(weights * y_pred), tf.reduce_sum(weights))
+        count = tf.shape(y_pred)[0]
+        self._nll.update_state(nll, sample_weight=count)
+        if self._bits_per_dim is not None:
+            bits = images.bits_per_dim(-nll, self.distribution.event_shape)
+            self._bits_per_dim.update_state(bits, sample_weight=count)
+        return tf.add_n([nll, *(tf.cast(loss, nll.dtype) for loss in self.losses)])
+
+    def train_step(self, data):
+        with self._open_scope():
+            super().train_step(data)
+        for i, layer in enumerate(self._tracked_self_norm):
+            step = tf.cast(self.optimizer.iterations.value, tf.int32)
+            error = sketch_and_project(layer, self.inverse_learning.num_probes, tf.stack([i, step]))
+            self._inverse_error.update_state(error)
+        return self.get_metrics_result()
+
+    def test_step(self, data):
+        with self._open_scope():
+            return super().test_step(data)
+
+    def predict_step(self, data):
+        with self._open_scope():
+            return super().predict_step(data)
+
+    def make_train_function(self, force=False):
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force=force)
+        compiled_steps = self.train_function
+
+        def train_function(iterator):
+            self._refresh_when_due()
+            return compiled_steps(iterator)
+
+        self.train_function = train_function
+
+    def fit(self, x=None, *args, **kwargs):
+        """Keras's `fit`; values that are not finite raise a ValueError that says where."""
+        if kwargs.get("validation_data") is not None:
+            kwargs["validation_data"] = check_finite(kwargs["validation_data"], "validation_data")
+        self._step = None
+        with naming_the_batch():
+            return super().fit(check_finite(x), *args, **kwargs)
+
+    def evaluate(self, x=None, *args, **kwargs):
+        """Keras's `evaluate`, with exact likelihoods: the log-dets are computed once, at its start."""
+        self.refresh_log_dets()
+        with naming_the_batch():
+            return super().evaluate(check_finite(x), *args, **kwargs)
+
+    def test_on_batch(self, *args, **kwargs):
+        self.refresh_log_dets()
+        return super().test_on_batch(*args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        """The exact log density of each event, batch by batch; the log-dets are computed once."""
+        self.refresh_log_dets()
+        with naming_the_batch():
+            return super().predict(check_finite(x), *args, **kwargs)
+
+    def predict_on_batch(self, x):
+        self.refresh_log_dets()
+        return super().predict_on_batch(x)
+
+    def export(self, filepath):
+        """Writes a SavedModel that loads where neither this package nor TFP is installed.
+
+        Endpoints: `log_prob(x)`, `sample(n, seed)` with a scalar int32 `n` and an int32 `seed` of shape
+        [2], and for a transformed distribution `encode(x)` and `decode(z)`, by the learned inverse.
+
+        Args:
+          filepath: folder to write to; it must be empty or absent.
+
+        Raises:
+          ValueError: if the folder is not empty.
+        """
+        folder = pathlib.Path(filepath)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"`filepath` must be an empty or absent folder; {str(folder)!r} is neither.")
+        archive = keras.export.ExportArchive()
+        archive.track(self)
+        data = tf.TensorSpec([None, *self.distribution.event_shape], self.distribution.dtype, "x")
+        archive.add_endpoint("log_prob", self.log_prob, [data])
+        archive.add_endpoint(
+            "sample",
+            lambda n, seed: self.distribution.sample(n, seed=seed),
+            [tf.TensorSpec([], tf.int32, "n"), tf.TensorSpec([2], tf.int32, "seed")],
+        )
+        if isinstance(self.distribution, tfp.distributions.TransformedDistribution):
+            base = self._base_distribution()
+            latent = tf.TensorSpec([None, *base.event_shape], base.dtype, "z")
+            archive.add_endpoint("encode", self.encode, [data])
+            archive.add_endpoint("decode", self.decode, [latent])
+        archive.write_out(str(folder), verbose=False)
+
+    def _open_scope(self):
+        held = (tf.convert_to_tensor(held.value) for held in self._held_log_dets)
+        return training_scope(self.inverse_learning, dict(zip(self._self_norm, held, strict=True)))
+
+    def _refresh_when_due(self):
+        """Host side of the training step: what costs O(D^3) stays out of the compiled graph."""
+        if not self._self_norm:
+            return
+        if self._step is None:
+            self._step = int(self.optimizer.iterations.numpy())
+        tracking = isinstance(self.inverse_learning, Tracking)
+        interval = self.inverse_learning.interval if tracking else refresh_interval
+        if self._step % interval(self._self_norm) < self.steps_per_execution:
+            for layer in self._tracked_self_norm:
+                refresh_inverse(layer)
+            self.refresh_log_dets()
+        self._step += self.steps_per_execution
+
+    def _is_tracked(self, layer):
+        return (
+            isinstance(self.inverse_learning, Tracking)
+            and layer.needs_inverse
+            and isinstance(layer.forward_kernel, tf.Variable)
+        )
+
+    def _trains_inverse(self, layer):
+        """Whether a gradient reaches the layer's forward kernel."""
+        if isinstance(self.inverse_learning, Tracking):
+            return False
+        by_likelihood = layer.gradient == "self_norm" and layer.mixture < 1.0
+        return by_likelihood or isinstance(self.inverse_learning, Reconstruction)
+
+    def _flow(self, exact):
+        return self._exact_distribution if exact else self.distribution
+
+    def _base_distribution(self):
+        base = self.distribution
+        while isinstance(base, tfp.distributions.TransformedDistribution):
+            base = base.distribution
+        return base
+
+    def _bijector(self, distribution):
+        """The whole map from latent to data."""
+        bijectors = []
+        while isinstance(distribution, tfp.distributions.TransformedDistribution):
+            bijectors.append(distribution.bijector)
+            distribution = distribution.distribution
+        if not bijectors:
+            raise TypeError(
+                "Only a tfd.TransformedDistribution has a latent; the distribution is a "
+                f"{type(distribution).__name__}."
+            )
+        return bijectors[0] if len(bijectors) == 1 else tfp.bijectors.Chain(bijectors)
+
+
+def _check_distribution(distribution):
+    if not isinstance(distribution, tfp.distributions.Distribution):
+        raise TypeError(f"`distribution` must be a TFP distribution; got {type(distribution).__name__}.")
+    dtype, shape = distribution.dtype, distribution.event_shape
+    if not (isinstance(dtype, tf.DType) and dtype.is_floating):
+        raise TypeError(f"`distribution` must have one floating dtype; got {dtype}.")
+    if not (isinstance(shape, tf.TensorShape) and shape.is_fully_defined()):
+        raise ValueError(f"`distribution` must have a fully defined event shape; got {shape}.")

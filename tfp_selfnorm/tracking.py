@@ -1,0 +1,138 @@
+"""Keeping the learned inverse close to the inverse without a gradient: sketches and refreshes."""
+
+import dataclasses
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.math import dense
+
+
+@dataclasses.dataclass(frozen=True)
+class Tracking:
+    """Learns the inverse by tracking: a sketch-and-project update a step, an exact inverse at times.
+
+    After each step of the optimizer, `R += (r - R u) (u^T u)^-1 u^T` for random probes `e`, `r = R e`
+    and `u = W r`: 4 n D^2 for n probes, no optimizer state, and never further from the inverse. Every
+    `refresh_every` steps R is set to the inverse of W, which also brings back directions that no
+    update of R from R alone would find. W takes the plain gradient of the likelihood (mixture 1).
+
+    Args:
+      num_probes: probes a step; at most D are used.
+      refresh_every: steps between exact inverses; `None` chooses `refresh_interval`.
+
+    Raises:
+      ValueError: if either is less than one.
+
+    >>> Tracking(num_probes=16).refresh_every is None
+    True
+
+    References: Gower & Richtarik, "Randomized quasi-Newton updates are linearly convergent matrix
+    inversion algorithms", 2017.
+    """
+
+    num_probes: int = 32
+    refresh_every: int | None = None
+
+    def __post_init__(self):
+        for name in ("num_probes", "refresh_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be 1 or more; got {value!r}.")
+
+    def interval(self, layers) -> int:
+        """Steps between two refreshes of these layers."""
+        return self.refresh_every or refresh_interval(layers)
+
+    def update(self, layers, step: int, seed=0) -> tf.Tensor:
+        """Brings R of each layer after W, for a loop of your own: call it after the optimizer's step.
+
+        Args:
+          layers: the layers, as `self_norm_layers(flow)` gives them.
+          step: Python int, the number of the step; it decides on the refresh and seeds the probes.
+          seed: Python int that the probes depend on too.
+
+        Returns:
+          The largest relative error of a layer before the update, a scalar; 0 where R was refreshed.
+        """
+        if step % self.interval(layers) == 0:
+            for layer in layers:
+                refresh_inverse(layer)
+            return tf.zeros([])
+        return tf.reduce_max(
+            tf.stack(
+                [
+                    tf.cast(sketch_and_project(layer, self.num_probes, [seed + i, step]), tf.float32)
+                    for i, layer in enumerate(layers)
+                ]
+            )
+        )
+
+
+def refresh_interval(layers) -> int:
+    """Steps between two O(D^3) refreshes that leave them well under a tenth of the steps between."""
+    return max([20, *(layer.event_size // 8 for layer in layers)])
+
+
+def sketch_and_project(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
+    """Updates the layer's forward kernel from random probes, in place, at O(n D^2).
+
+    Args:
+      layer: a `SelfNormDense` whose forward kernel is a `tf.Variable`.
+      num_probes: Python int, number of probes; at most D are used.
+      seed: TFP seed, an int or a pair; the update is a function of it and the two kernels.
+
+    Returns:
+      The relative error before the update, `||r - R W r|| / ||r||` over the probes; a scalar.
+
+    >>> layer = SelfNormDense(tf.Variable(tf.eye(3)), 2.0 * tf.eye(3))
+    >>> float(sketch_and_project(layer, 3, seed=1))
+    1.0
+    >>> float(inverse_error(layer)) < 1e-3
+    True
+    """
+    kernel = _assignable(layer)
+    probes = _probes(layer, num_probes, seed)
+    updated, error = dense.sketch_and_project(
+        tf.convert_to_tensor(kernel), tf.convert_to_tensor(layer.inverse_kernel), probes
+    )
+    kernel.assign(updated)
+    return tf.reduce_max(error)
+
+
+def refresh_inverse(layer) -> None:
+    """Sets the layer's forward kernel to the inverse of its inverse kernel, in place, at O(D^3).
+
+    Raises:
+      ValueError: in eager mode, if the inverse kernel is singular or not finite.
+    """
+    kernel = _assignable(layer)
+    try:
+        kernel.assign(tf.linalg.inv(tf.convert_to_tensor(layer.inverse_kernel)))
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(
+            f"`inverse_kernel` of `{layer.name}` has no inverse: it is singular or not finite."
+        ) from error
+
+
+def inverse_error(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
+    """Estimates `||I - R W|| / ||I||` (Frobenius norm) from random probes, at O(n D^2); a scalar."""
+    probes = _probes(layer, num_probes, seed)
+    kernel, other = (tf.convert_to_tensor(k) for k in (layer.inverse_kernel, layer.forward_kernel))
+    back = dense.matvec(other, dense.matvec(kernel, probes))
+    return tf.norm(probes - back) / tf.norm(probes)
+
+
+def _assignable(layer):
+    if not hasattr(layer.forward_kernel, "assign"):
+        raise TypeError(
+            f"`forward_kernel` of `{layer.name}` must be a tf.Variable to be updated; "
+            f"got {type(layer.forward_kernel).__name__}."
+        )
+    return layer.forward_kernel
+
+
+def _probes(layer, num_probes, seed):
+    seed = tfp.random.sanitize_seed(seed, salt="tfp_selfnorm_probes")
+    shape = [min(num_probes, layer.event_size), layer.event_size]
+    return tf.random.stateless_normal(shape, seed, dtype=layer.dtype)

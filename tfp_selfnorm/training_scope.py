@@ -1,0 +1,196 @@
+"""Collects what a training step needs from every self-normalizing layer that it passes."""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.reconstruction import Reconstruction
+from tfp_selfnorm.tracking import Tracking
+
+_THREAD = threading.local()
+_LOCK = threading.Lock()
+_open_scopes = 0
+# Control flow builds its own graphs inside the one that the scope was opened in.
+_CONTROL_FLOW_GRAPHS = ("CondBranchFuncGraph", "WhileCondFuncGraph", "WhileBodyFuncGraph")
+
+
+class Record(NamedTuple):
+    """One pass of a layer: what went in, what `kernel @ input` came out, and the error if computed.
+
+    `kernel` is the kernel of the direction that was passed, `other_kernel` that of the way back.
+    """
+
+    layer: Any
+    kernel: tf.Tensor
+    other_kernel: tf.Tensor
+    input: tf.Tensor
+    output: tf.Tensor
+    error: tf.Tensor | None
+
+
+class TrainingScope:
+    """What `training_scope` yields: the layers passed so far, and the losses that come from them."""
+
+    def __init__(self, inverse_learning, log_dets):
+        self.inverse_learning = inverse_learning
+        self.records: list[Record] = []
+        self._log_dets = {layer.key: value for layer, value in (log_dets or {}).items()}
+        self._graph = _current_graph()
+
+    @property
+    def layers(self) -> list:
+        """The layers passed so far, each once, in the order of their first pass."""
+        return list({record.layer.key: record.layer for record in self.records}.values())
+
+    def held_log_det(self, layer):
+        """The value held for `log |det inverse_kernel|` of the layer, in nats; 0 if none is."""
+        return self._log_dets.get(layer.key, 0.0)
+
+    def mixture(self, layer) -> float:
+        """The layer's mixture, or 1 under tracking, where no gradient trains the learned inverse."""
+        return 1.0 if isinstance(self.inverse_learning, Tracking) else layer.mixture
+
+    def record(self, record: Record) -> None:
+        self._check_graph(record.layer)
+        self.records.append(record)
+
+    def reconstruction_error(self, num_examples: int | None = None) -> tf.Tensor:
+        """The mean over the batch of `||x - R W x||^2`, summed over the layers; a figure, not a loss.
+
+        Args:
+          num_examples: take the first so many of the batch, for a cheap estimate; `None` takes all.
+        """
+        return self._sum_over_records(
+            lambda record: tf.stop_gradient(Reconstruction.error(record, num_examples))
+        )
+
+    def reconstruction_loss(self, weight=None) -> tf.Tensor:
+        """The regularizer that `inverse_learning` names, summed over the layers passed so far.
+
+        Args:
+          weight: float or scalar tensor in place of the weight of `inverse_learning`.
+
+        Raises:
+          ValueError: if the scope learns the inverse without a loss, or no layer was passed.
+        """
+        if not isinstance(self.inverse_learning, Reconstruction):
+            raise ValueError(
+                "`reconstruction_loss` needs a scope opened with `inverse_learning=Reconstruction(...)`"
+                f"; got {self.inverse_learning!r}."
+            )
+        weight = self.inverse_learning.weight if weight is None else weight
+        total = self._sum_over_records(self.inverse_learning.loss)
+        return tf.cast(weight, total.dtype) * total
+
+    def exact_log_dets(self) -> list[tf.Tensor]:
+        """Each layer's `log |det W|` in nats, in the order of `layers`, at O(D^3) each."""
+        return [layer.exact_log_det() for layer in self.layers]
+
+    def _sum_over_records(self, function):
+        if not self.records:
+            raise ValueError(
+                "No self-normalizing layer was passed in this `training_scope`. Call `log_prob` on a "
+                "fresh tensor, `tf.identity(x)`, and trace a `tf.function` inside the scope, not before."
+            )
+        graph = _current_graph()
+        for record in self.records:
+            if getattr(record.input, "graph", graph) is not graph:
+                raise ValueError(
+                    f"`{record.layer.name}` was passed inside `tf.map_fn`, `tf.while_loop` or `tf.cond`,"
+                    " where its reconstruction error is out of reach; use `Tracking` there."
+                )
+        return tf.add_n([function(record) for record in self.records])
+
+    def _check_graph(self, layer) -> None:
+        graph = _current_graph()
+        while type(graph).__name__ in _CONTROL_FLOW_GRAPHS and graph is not self._graph:
+            graph = graph.outer_graph
+        if graph is not self._graph:
+            raise ValueError(
+                f"`{layer.name}` was called inside a `tf.function`, and the `training_scope` was opened "
+                "outside of it: the function would keep the surrogate log-det for later calls. Open the "
+                "scope inside the function."
+            )
+
+
+@contextlib.contextmanager
+def training_scope(
+    inverse_learning: Reconstruction | Tracking | None = Reconstruction(),  # noqa: B008
+    log_dets: Mapping[Any, Any] | None = None,
+) -> Iterator[TrainingScope]:
+    """Within it, self-normalizing layers cost O(D^2): true gradients, held values of the log-dets.
+
+    Inside the scope each layer's log-det has the gradient that the layer names and the value held for
+    it: 0, or the one in `log_dets`. So `log_prob` is a surrogate, with the true gradient, and is off by
+    a constant if the held values are stale. Outside, `log_prob` is exact. The scope acts on any TFP
+    object that holds the layers, in eager code, in `tf.function` and under XLA; it belongs to the
+    thread that opened it.
+
+    Args:
+      inverse_learning: how the learned inverse follows: `Reconstruction(...)` (its loss comes from
+        `scope.reconstruction_loss()`), `Tracking(...)` (layers take the plain gradient, mixture 1), or
+        `None`.
+      log_dets: mapping from layers to their `log |det W|` in nats.
+
+    Yields:
+      A `TrainingScope`.
+
+    Raises:
+      RuntimeError: if this thread has a scope open already.
+      TypeError: if `inverse_learning` is of another type.
+
+    Example:
+
+    >>> flow = tfd.TransformedDistribution(
+    ...     tfd.MultivariateNormalDiag(tf.zeros(3)), SelfNormDense.trainable(3, seed=1))
+    >>> with tf.GradientTape() as tape, training_scope() as scope:
+    ...     surrogate = flow.log_prob(tf.identity(tf.ones([5, 3])))
+    ...     loss = -tf.reduce_mean(surrogate) + scope.reconstruction_loss()
+    >>> [gradient.shape.rank for gradient in tape.gradient(loss, flow.trainable_variables)]
+    [1, 2, 2]
+
+    References: Keller et al., "Self Normalizing Flows", ICML 2021, section 3.
+    """
+    if inverse_learning is not None and not isinstance(inverse_learning, (Reconstruction, Tracking)):
+        raise TypeError(
+            f"`inverse_learning` must be a Reconstruction, a Tracking or None; got {inverse_learning!r}."
+        )
+    if current_scope() is not None:
+        raise RuntimeError(
+            "A `training_scope` is already open in this thread; scopes do not nest. "
+            "Use the open one, or leave it first."
+        )
+    scope = TrainingScope(inverse_learning, log_dets)
+    _count_scopes(1)
+    _THREAD.scope = scope
+    try:
+        yield scope
+    finally:
+        _THREAD.scope = None
+        _count_scopes(-1)
+
+
+def current_scope() -> TrainingScope | None:
+    """The scope that this thread has open, or `None`."""
+    return getattr(_THREAD, "scope", None)
+
+
+def _current_graph():
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def _count_scopes(change: int) -> None:
+    """Empties TFP's cache whenever no scope is open, before and after.
+
+    The cache would hand a surrogate log-det of the scope to a later call outside, and an earlier exact
+    one to the scope. While another thread's scope is open its entries must stay.
+    """
+    global _open_scopes
+    with _LOCK:
+        if _open_scopes == 0 or _open_scopes + change == 0:
+            vars(tfp.bijectors.Bijector)["_cache"].clear()
+        _open_scopes += change

@@ -1,0 +1,83 @@
+"""Walks through nested TFP objects: finds the self-normalizing layers in them and replaces them."""
+
+from collections.abc import Callable
+
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.bijectors.self_norm import SelfNorm
+
+
+def exact(distribution_or_bijector):
+    """The same distribution or bijector with exact gradients and an exact `forward` in every layer.
+
+    Shares the variables, so it stays the same model: sampling from it inverts the very map that
+    `log_prob` scores, at O(D^3), where the original takes the learned inverse, at O(D^2). Layers that a
+    Python function makes at each call are out of reach and stay as they are.
+
+    Raises:
+      TypeError: if the argument is neither a distribution nor a bijector of TFP.
+
+    >>> layer = SelfNormDense.trainable(3)
+    >>> exact(layer).inversion, exact(layer).inverse_kernel is layer.inverse_kernel
+    ('exact', True)
+    """
+    _check_object(distribution_or_bijector)
+    return _rebuild(
+        distribution_or_bijector, lambda layer: layer.copy(gradient="exact", inversion="exact"), {}
+    )
+
+
+def self_norm_layers(distribution_or_bijector) -> list[SelfNorm]:
+    """The self-normalizing layers anywhere in it, each once, in the order of the constructors.
+
+    Raises:
+      TypeError: if the argument is neither a distribution nor a bijector of TFP.
+
+    >>> [layer.name for layer in self_norm_layers(tfb.Chain([tfb.Exp(), SelfNormDense.trainable(2)]))]
+    ['self_norm_dense']
+    """
+    _check_object(distribution_or_bijector)
+    found = {}
+
+    def collect(layer):
+        found.setdefault(layer.key, layer)
+        return layer
+
+    _rebuild(distribution_or_bijector, collect, {})
+    return list(found.values())
+
+
+def _check_object(value):
+    if not _is_tfp_object(value):
+        raise TypeError(f"Expected a TFP distribution or bijector; got {type(value).__name__}.")
+
+
+def _is_tfp_object(value):
+    return isinstance(value, (tfp.distributions.Distribution, tfp.bijectors.Bijector))
+
+
+def _rebuild(value, replace: Callable[[SelfNorm], SelfNorm], done: dict):
+    """`value` with `replace` applied to its layers; the very object where nothing changed.
+
+    `done` maps the id of each object seen to it (so that the id stays taken) and its replacement.
+    """
+    if isinstance(value, SelfNorm):
+        if id(value) not in done:
+            done[id(value)] = value, replace(value)
+        return done[id(value)][1]
+    if _is_tfp_object(value):
+        if id(value) not in done:
+            old = dict(value.parameters or {})
+            new = {name: _rebuild(child, replace, done) for name, child in old.items()}
+            changed = {name: child for name, child in new.items() if child is not old[name]}
+            done[id(value)] = value, value.copy(**changed) if changed else value
+        return done[id(value)][1]
+    if isinstance(value, dict):
+        new = {key: _rebuild(child, replace, done) for key, child in value.items()}
+        return type(value)(new) if any(new[key] is not value[key] for key in value) else value
+    if isinstance(value, (list, tuple)):
+        new = [_rebuild(child, replace, done) for child in value]
+        if all(child is old for child, old in zip(new, value, strict=True)):
+            return value
+        return type(value)(*new) if hasattr(value, "_fields") else type(value)(new)
+    return value
