@@ -1,7 +1,5 @@
 """`FlowModel`, a Keras model over any TFP distribution."""
 
-import pathlib
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -9,9 +7,11 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm import images
 from tfp_selfnorm.data_checks import check_events, check_finite, naming_the_batch
+from tfp_selfnorm.export import export_flow
 from tfp_selfnorm.reconstruction import Reconstruction
 from tfp_selfnorm.tracking import (
     Tracking,
+    inverse_error,
     refresh_interval,
     refresh_inverse,
     sketch_and_project,
@@ -30,7 +30,7 @@ class FlowModel(keras.Model):
     Takes any TFP distribution with trainable variables. `fit(x)` minimises the mean negative
     log-likelihood, in nats, plus what `inverse_learning` adds. The progress bar shows `nll`; with
     self-normalizing layers `reconstruction` (the mean of `||x - R W x||^2`, summed over the layers) and,
-    under tracking, `inverse_error` (the largest relative error of a learned inverse, on probes).
+    under tracking, `inverse_error` (the relative error of the learned inverses on random probes).
 
     A training step costs O(D^2): each layer's log-det is held in a variable, and refreshed outside the
     compiled step every `max(20, D / 8)` steps, so `nll` in training is at most so many steps stale, and
@@ -92,7 +92,8 @@ class FlowModel(keras.Model):
         ]
         self._nll = keras.metrics.Mean("nll")
         self._bits_per_dim = keras.metrics.Mean("bits_per_dim") if bits_per_dim else None
-        self._reconstruction = keras.metrics.Mean("reconstruction") if self._self_norm else None
+        uses_inverse = any(layer.needs_inverse for layer in self._self_norm)
+        self._reconstruction = keras.metrics.Mean("reconstruction") if uses_inverse else None
         self._inverse_error = keras.metrics.Mean("inverse_error") if self._tracked_self_norm else None
         self._step = None
         self.built = True
@@ -104,6 +105,14 @@ class FlowModel(keras.Model):
                 raise ValueError(f"`{argument}` must be None: a FlowModel has its own; got {value!r}.")
         super().compile(optimizer=optimizer, **kwargs)
         self._step = None
+
+    @property
+    def base_distribution(self):
+        """The distribution of the latent: what is left once every transformation is taken off."""
+        base = self.distribution
+        while isinstance(base, tfp.distributions.TransformedDistribution):
+            base = base.distribution
+        return base
 
     def log_prob(self, x):
         """The exact log density of each event, in nats; O(D^3) for each self-normalizing layer."""
@@ -132,7 +141,7 @@ class FlowModel(keras.Model):
 
     def decode(self, z, exact=False):
         """Maps latent to data, by the learned inverse or the exact one."""
-        z = check_events(z, self._base_distribution(), name="z")
+        z = check_events(z, self.base_distribution, name="z")
         return self._bijector(self._flow(exact)).forward(tf.identity(z))
 
     def reconstruct(self, x, exact=False):
@@ -161,9 +170,10 @@ class FlowModel(keras.Model):
         if scope is not None and scope.records:
             if isinstance(self.inverse_learning, Reconstruction):
                 self.add_loss(scope.reconstruction_loss())
-            full = scope.records[0].error is not None or not training
-            error = scope.reconstruction_error(None if full else _ERROR_EXAMPLES)
-            self._reconstruction.update_state(error)
+            if self._reconstruction is not None:
+                full = scope.records[0].error is not None or not training
+                error = scope.reconstruction_error(None if full else _ERROR_EXAMPLES)
+                self._reconstruction.update_state(error)
         return log_prob
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -190,7 +200,11 @@ class FlowModel(keras.Model):
 
     def test_step(self, data):
         with self._open_scope():
-            return super().test_step(data)
+            super().test_step(data)
+        for i, layer in enumerate(self._tracked_self_norm):
+            error = inverse_error(layer, self.inverse_learning.num_probes, seed=i)
+            self._inverse_error.update_state(error)
+        return self.get_metrics_result()
 
     def predict_step(self, data):
         with self._open_scope():
@@ -248,24 +262,7 @@ class FlowModel(keras.Model):
         Raises:
           ValueError: if the folder is not empty.
         """
-        folder = pathlib.Path(filepath)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"`filepath` must be an empty or absent folder; {str(folder)!r} is neither.")
-        archive = keras.export.ExportArchive()
-        archive.track(self)
-        data = tf.TensorSpec([None, *self.distribution.event_shape], self.distribution.dtype, "x")
-        archive.add_endpoint("log_prob", self.log_prob, [data])
-        archive.add_endpoint(
-            "sample",
-            lambda n, seed: self.distribution.sample(n, seed=seed),
-            [tf.TensorSpec([], tf.int32, "n"), tf.TensorSpec([2], tf.int32, "seed")],
-        )
-        if isinstance(self.distribution, tfp.distributions.TransformedDistribution):
-            base = self._base_distribution()
-            latent = tf.TensorSpec([None, *base.event_shape], base.dtype, "z")
-            archive.add_endpoint("encode", self.encode, [data])
-            archive.add_endpoint("decode", self.decode, [latent])
-        archive.write_out(str(folder), verbose=False)
+        export_flow(self, filepath)
 
     def _open_scope(self):
         held = (tf.convert_to_tensor(held.value) for held in self._held_log_dets)
@@ -301,12 +298,6 @@ class FlowModel(keras.Model):
 
     def _flow(self, exact):
         return self._exact_distribution if exact else self.distribution
-
-    def _base_distribution(self):
-        base = self.distribution
-        while isinstance(base, tfp.distributions.TransformedDistribution):
-            base = base.distribution
-        return base
 
     def _bijector(self, distribution):
         """The whole map from latent to data."""
