@@ -122,8 +122,10 @@ def draw(panels, num_levels, path):
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 5.4), layout="constrained")
     for axis, (title, images) in zip(axes, panels.items(), strict=True):
         height, width, channels = images.shape[1:]
-        grid = np.asarray(images).reshape(side, side, height, width, channels).transpose(0, 2, 1, 3, 4)
-        grid = np.clip(grid.reshape(side * height, side * width, channels) / num_levels, 0.0, 1.0)
+        shades = np.clip(np.asarray(images, np.float32) / num_levels, 0.0, 1.0)
+        framed = np.pad(shades, [(0, 0), (1, 0), (1, 0), (0, 0)], constant_values=0.5)
+        grid = framed.reshape(side, side, height + 1, width + 1, channels).transpose(0, 2, 1, 3, 4)
+        grid = grid.reshape(side * (height + 1), side * (width + 1), channels)
         axis.imshow(grid.squeeze(), cmap="gray")
         axis.set_title(title)
         axis.axis("off")

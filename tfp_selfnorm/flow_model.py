@@ -9,6 +9,7 @@ from tfp_selfnorm import images
 from tfp_selfnorm.data_checks import check_events, check_finite, naming_the_batch
 from tfp_selfnorm.export import export_flow
 from tfp_selfnorm.reconstruction import Reconstruction
+from tfp_selfnorm.seeds import stateless_seed
 from tfp_selfnorm.tracking import (
     Tracking,
     inverse_error,
@@ -123,7 +124,7 @@ class FlowModel(keras.Model):
 
         Args:
           n: number of samples, or a shape.
-          seed: TFP seed.
+          seed: int or stateless TFP seed; the same seed gives the same latents for both inverses.
           exact: whether to invert what `log_prob` scores, at O(D^3), in place of the learned inverse.
 
         Raises:
@@ -132,7 +133,7 @@ class FlowModel(keras.Model):
         shape = np.atleast_1d(n)
         if shape.dtype.kind not in "iu" or (shape < 0).any():
             raise ValueError(f"`n` must be an integer or a shape, 0 or more; got {n!r}.")
-        return self._flow(exact).sample(n, seed=seed)
+        return self._flow(exact).sample(n, seed=stateless_seed(seed))
 
     def encode(self, x):
         """Maps data to latent."""

@@ -7,6 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import LeakyReLU, SelfNormDense, SmoothLeakyReLU, trainable_spline
+from tfp_selfnorm.seeds import stateless_seed
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -42,7 +43,7 @@ def dense_flow(
       mixture: see `SelfNormDense`.
       inversion: see `SelfNormDense`.
       dtype: floating dtype.
-      seed: TFP seed of the initial values.
+      seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
 
     Returns:
@@ -62,7 +63,7 @@ def dense_flow(
         raise ValueError(f"`num_layers` must be 1 or more; got {num_layers!r}.")
     event_size = math.prod(event_shape)
     make_activation = _activation(activation, dtype)
-    seeds = tfp.random.split_seed(seed, n=num_layers, salt="dense_flow")
+    seeds = tfp.random.split_seed(stateless_seed(seed), n=num_layers, salt="dense_flow")
     bijectors = [] if preprocessing is None else [preprocessing]
     if len(event_shape) != 1:
         bijectors.append(tfb.Reshape(event_shape_out=event_shape, event_shape_in=[event_size]))

@@ -3,9 +3,9 @@
 import dataclasses
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from tfp_selfnorm.math import dense
+from tfp_selfnorm.seeds import stateless_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +133,6 @@ def _assignable(layer):
 
 
 def _probes(layer, num_probes, seed):
-    seed = tfp.random.sanitize_seed(seed, salt="tfp_selfnorm_probes")
+    seed = stateless_seed(seed, salt="tfp_selfnorm_probes")
     shape = [min(num_probes, layer.event_size), layer.event_size]
     return tf.random.stateless_normal(shape, seed, dtype=layer.dtype)

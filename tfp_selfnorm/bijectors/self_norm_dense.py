@@ -6,6 +6,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.self_norm import SelfNorm
 from tfp_selfnorm.math import dense
+from tfp_selfnorm.seeds import stateless_seed
 
 
 class SelfNormDense(SelfNorm):
@@ -109,7 +110,7 @@ class SelfNormDense(SelfNorm):
         Args:
           event_size: D, a positive Python int.
           dtype: floating dtype.
-          seed: TFP seed of the bias.
+          seed: int or stateless TFP seed of the bias.
           use_bias: whether there is a bias.
           bias_stddev: standard deviation of the bias.
           gradient: see the constructor, as for the arguments below.
@@ -128,7 +129,7 @@ class SelfNormDense(SelfNorm):
             raise ValueError(f"`event_size` must be a positive int; got {event_size!r}.")
         bias = None
         if use_bias:
-            seed = tfp.random.sanitize_seed(seed, salt="self_norm_dense")
+            seed = stateless_seed(seed, salt="self_norm_dense")
             noise = tf.random.stateless_normal([event_size], seed, dtype=dtype)
             bias = tf.Variable(bias_stddev * noise, name=f"{name}_bias")
         kernels = [

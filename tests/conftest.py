@@ -1,0 +1,42 @@
+"""Fixtures and helpers that several test files share."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm import SelfNormDense
+
+tfd = tfp.distributions
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20211107)
+
+
+@pytest.fixture
+def make_layer(rng):
+    """Makes a float64 layer of variables with random kernels; R is off the inverse unless asked."""
+
+    def make(size, inverse_is_exact=False, **options):
+        kernel = np.eye(size) + 0.4 * rng.normal(size=[size, size]) / np.sqrt(size)
+        other = np.linalg.inv(kernel)
+        if not inverse_is_exact:
+            other += 0.1 * rng.normal(size=[size, size])
+        bias = tf.Variable(rng.normal(size=[size]))
+        return SelfNormDense(tf.Variable(other), tf.Variable(kernel), bias, **options)
+
+    return make
+
+
+@pytest.fixture
+def make_flow():
+    """Puts a bijector over a standard normal base."""
+
+    def make(bijector, size, dtype=tf.float64):
+        return tfd.TransformedDistribution(
+            tfd.MultivariateNormalDiag(tf.zeros(size, dtype), tf.ones(size, dtype)), bijector
+        )
+
+    return make
