@@ -1,0 +1,111 @@
+"""Sketch-and-project and the exact refresh."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfp_selfnorm as sn
+from tfp_selfnorm.math import dense
+
+
+def test_an_update_never_moves_away_from_the_inverse(rng):
+    cases, shrunk = 0, []
+    for size in (1, 2, 5, 12):
+        for _ in range(250):
+            kernel = rng.normal(size=[size, size]) + rng.uniform(0, 2) * np.eye(size)
+            other = rng.normal(size=[size, size]) * rng.uniform(0.1, 10)
+            probes = rng.normal(size=[rng.integers(1, size + 1), size])
+            inverse = np.linalg.inv(kernel)
+            updated, _ = dense.sketch_and_project(*map(tf.constant, (other, kernel, probes)))
+            before, after = (np.linalg.norm(k - inverse) for k in (other, updated))
+            condition = np.linalg.cond(kernel)
+            assert after <= before * (1 + 1e-12 * condition)
+            shrunk.append(after < before)
+            cases += 1
+    assert cases == 1000
+    assert np.mean(shrunk) > 0.99
+
+
+def test_the_update_is_the_nearest_matrix_that_maps_every_u_to_its_r(rng):
+    size, count = 7, 3
+    kernel, other = np.eye(size) + 0.3 * rng.normal(size=[2, size, size])
+    probes = rng.normal(size=[count, size])
+    updated, error = dense.sketch_and_project(*map(tf.constant, (other, kernel, probes)))
+    r = other @ probes.T
+    u = kernel @ r
+    np.testing.assert_allclose(updated, other + (r - other @ u) @ np.linalg.pinv(u), rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(updated @ u, r, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(error, np.linalg.norm(r - other @ u) / np.linalg.norm(r), rtol=1e-10)
+
+
+def test_repeated_updates_converge(make_layer):
+    layer = make_layer(16)
+    for step in range(200):
+        sn.sketch_and_project(layer, num_probes=4, seed=step)
+    np.testing.assert_allclose(
+        layer.forward_kernel, np.linalg.inv(layer.inverse_kernel.numpy()), rtol=1e-8, atol=1e-8
+    )
+    assert sn.inverse_error(layer) < 1e-8
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+def test_the_update_compiles(make_layer, rng, jit_compile):
+    layer = make_layer(5)
+    arguments = (layer.forward_kernel, layer.inverse_kernel, tf.constant(rng.normal(size=[3, 5])))
+    compiled = tf.function(dense.sketch_and_project, jit_compile=jit_compile)(*arguments)
+    for found, expected in zip(compiled, dense.sketch_and_project(*arguments), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+    # Drawing and assigning too; XLA has random numbers of its own.
+    update = tf.function(lambda: sn.sketch_and_project(layer, 3, seed=4), jit_compile=jit_compile)
+    before = sn.inverse_error(layer, seed=1)
+    assert update() > 0.0
+    assert sn.inverse_error(layer, seed=1) < before
+
+
+def test_more_probes_than_dimensions_find_the_inverse_at_once():
+    layer = sn.SelfNormDense(tf.Variable(tf.eye(3)), tf.constant([[2.0, 1, 0], [0, 1, 0], [1, 0, 3]]))
+    sn.sketch_and_project(layer, num_probes=100, seed=1)
+    np.testing.assert_allclose(
+        layer.forward_kernel, np.linalg.inv(layer.inverse_kernel.numpy()), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_refresh_sets_the_inverse_and_names_a_singular_layer(make_layer):
+    layer = make_layer(6)
+    sn.refresh_inverse(layer)
+    np.testing.assert_allclose(layer.forward_kernel @ layer.inverse_kernel, np.eye(6), atol=1e-12)
+    for bad in (np.ones([6, 6]), np.full([6, 6], np.nan)):
+        layer.inverse_kernel.assign(bad)
+        with pytest.raises(ValueError, match="`self_norm_dense` has no inverse"):
+            sn.refresh_inverse(layer)
+
+
+def test_inverse_error_estimates_the_relative_distance(make_layer):
+    layer = make_layer(12)
+    product = layer.forward_kernel.numpy() @ layer.inverse_kernel.numpy()
+    expected = np.linalg.norm(np.eye(12) - product) / np.sqrt(12)
+    estimates = [sn.inverse_error(layer, num_probes=12, seed=seed) for seed in range(200)]
+    np.testing.assert_allclose(np.mean(estimates), expected, rtol=0.05)
+
+
+def test_the_schedule_of_an_own_loop(make_layer):
+    layers = [make_layer(4), make_layer(4)]
+    tracking = sn.Tracking(num_probes=2, refresh_every=5)
+    assert tracking.update(layers, step=0) == 0.0
+    for layer in layers:
+        assert sn.inverse_error(layer) < 1e-12
+        layer.inverse_kernel.assign_add(0.1 * np.eye(4))
+    assert tracking.update(layers, step=1) > 1e-3
+    tracking.update(layers, step=5)
+    assert max(sn.inverse_error(layer) for layer in layers) < 1e-12
+    assert sn.Tracking().interval(layers) == 20
+    assert sn.Tracking().interval([sn.SelfNormDense.trainable(784)]) == 98
+
+
+def test_tracking_refuses(make_layer):
+    with pytest.raises(ValueError, match="num_probes"):
+        sn.Tracking(num_probes=0)
+    with pytest.raises(ValueError, match="refresh_every"):
+        sn.Tracking(refresh_every=0)
+    with pytest.raises(TypeError, match=r"`forward_kernel`.*tf.Variable"):
+        sn.sketch_and_project(sn.SelfNormDense(tf.eye(2), tf.eye(2)))
