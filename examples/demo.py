@@ -69,13 +69,13 @@ def load_tfds(name, data_dir):
     return arrays, 256
 
 
-def batches(images, batch_size, seed=None):
-    """Dequantised batches: with a seed shuffled, endless and with fresh noise, else in order, fixed."""
+def batches(images, batch_size, seed=0, training=False):
+    """Dequantised batches: for training shuffled, endless, with fresh noise; else in order and fixed."""
     data = tf.data.Dataset.from_tensor_slices(images)
-    if seed is not None:
-        data = data.shuffle(len(images), seed=seed).repeat()
-        return data.batch(batch_size, drop_remainder=True).map(sn.images.dequantize).prefetch(2)
-    return data.batch(batch_size).map(sn.images.dequantize).cache()
+    if training:
+        data = data.shuffle(len(images), seed=seed).repeat().batch(batch_size, drop_remainder=True)
+        return sn.images.dequantize_dataset(data, seed=seed).prefetch(2)
+    return sn.images.dequantize_dataset(data.batch(batch_size), seed=seed).cache()
 
 
 def train(method, splits, num_levels, arguments):
@@ -104,7 +104,7 @@ def train(method, splits, num_levels, arguments):
     )
     start = time.perf_counter()
     model.fit(
-        batches(training, arguments.batch_size, arguments.seed),
+        batches(training, arguments.batch_size, arguments.seed, training=True),
         epochs=arguments.epochs,
         steps_per_epoch=steps,
         validation_data=batches(validation, arguments.batch_size),
@@ -137,7 +137,7 @@ def export_and_reload(model, images, output):
     """Exports, scores the images in a fresh process, and returns the largest difference, in nats."""
     folder = output / f"saved_model_{time.strftime('%Y%m%d_%H%M%S')}"
     model.export(folder)
-    x = sn.images.dequantize(images[:SHOWN]).numpy()
+    x = sn.images.dequantize(images[:SHOWN], seed=0).numpy()
     np.save(output / "x.npy", x)
     subprocess.run(
         [sys.executable, "-c", RELOAD, folder, output / "x.npy", output / "log_prob.npy"], check=True

@@ -81,19 +81,16 @@ def test_sampled_points_keep_the_log_det_of_the_map_that_made_them(make_layer, m
 
 def test_composes_with_the_bijectors_and_distributions_of_tfp(make_layer):
     layer = make_layer(4)
-    scaled = tfb.Chain([tfb.Exp(), layer, tfb.Permute([2, 0, 3, 1]), tfb.Invert(layer)])
+    bijector = tfb.Chain([tfb.Exp(), layer, tfb.Permute([2, 0, 3, 1]), tfb.Invert(layer)])
     base = tfd.Independent(tfd.StudentT(tf.constant([3.0] * 4, tf.float64), 0.0, 1.0), 1)
-    flow = tfd.TransformedDistribution(base, scaled)
-    mixture = tfd.Mixture(tfd.Categorical(probs=tf.constant([0.25, 0.75], tf.float64)), [flow, sn.exact(flow)])
-    x = tf.constant([[0.5, 1.0, 2.0, 3.0]], tf.float64)
-    np.testing.assert_allclose(
-        mixture.log_prob(tf.identity(x)),
-        np.logaddexp(
-            np.log(0.25) + flow.log_prob(tf.identity(x)),
-            np.log(0.75) + sn.exact(flow).log_prob(tf.identity(x)),
-        ),
-        rtol=1e-9,
+    flow = tfd.TransformedDistribution(base, bijector)
+    mixture = tfd.Mixture(
+        tfd.Categorical(probs=tf.constant([0.25, 0.75], tf.float64)), [flow, sn.exact(flow)]
     )
+    x = tf.constant([[0.5, 1.0, 2.0, 3.0]], tf.float64)
+    weighted = ((0.25, flow), (0.75, sn.exact(flow)))
+    parts = [np.log(weight) + part.log_prob(tf.identity(x)) for weight, part in weighted]
+    np.testing.assert_allclose(mixture.log_prob(tf.identity(x)), np.logaddexp(*parts), rtol=1e-9)
 
 
 def test_entropy_and_kl_directions_run(make_layer, make_flow):

@@ -5,16 +5,18 @@ import math
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.seeds import stateless_seed
+
 
 def dequantize(images, dtype=tf.float32, seed=None):
-    """Adds noise from U[0, 1) to integer pixels; a map for `tf.data`, so that each epoch has its own.
+    """Adds noise from U[0, 1) to integer pixels, so that they have a continuous density.
 
-    A continuous density of the result bounds the discrete likelihood of the pixels from below.
+    The density of the result bounds the discrete likelihood of the pixels from below.
 
     Args:
       images: integer tensor of grey levels, any shape.
       dtype: floating dtype of the result.
-      seed: int for TensorFlow's op seed, or `None`.
+      seed: int or stateless TFP seed; `None` for fresh noise.
 
     Returns:
       A tensor of `dtype`, in `[0, levels)` for pixels in `{0, ..., levels - 1}`.
@@ -22,9 +24,8 @@ def dequantize(images, dtype=tf.float32, seed=None):
     Raises:
       TypeError: if the images are not of an integer dtype.
 
-    >>> pixels = tf.data.Dataset.from_tensor_slices(tf.constant([[3, 0]], tf.uint8)).map(dequantize)
-    >>> [x.numpy().astype(int).tolist() for x in pixels]
-    [[3, 0]]
+    >>> dequantize(tf.constant([3, 0], tf.uint8)).numpy().astype(int).tolist()
+    [3, 0]
 
     References: Theis et al., "A note on the evaluation of generative models", ICLR 2016, section 3.1;
     Uria et al., "RNADE", 2013.
@@ -32,11 +33,39 @@ def dequantize(images, dtype=tf.float32, seed=None):
     images = tf.convert_to_tensor(images)
     if not images.dtype.is_integer:
         raise TypeError(f"`images` must have an integer dtype; got {images.dtype.name}.")
-    noise = tf.random.uniform(tf.shape(images), dtype=dtype, seed=seed)
-    dequantized = tf.cast(images, dtype) + noise
-    # In float32 a level of 128 or more and noise just below 1 round up to the next level.
-    below_next = tf.cast(images, dtype) + 1.0 - 2.0**-15
-    return tf.minimum(dequantized, below_next)
+    noise = tf.random.stateless_uniform(tf.shape(images), stateless_seed(seed), dtype=dtype)
+    levels = tf.cast(images, dtype)
+    # In float32, noise just below 1 on a level of 128 or more rounds up to the next level.
+    return tf.minimum(levels + noise, levels + 1.0 - 2.0**-15)
+
+
+def dequantize_dataset(dataset, dtype=tf.float32, seed=None):
+    """Dequantises a `tf.data.Dataset` afresh in each epoch; reproducible with a seed.
+
+    A plain `dataset.map(dequantize)` repeats its noise in every epoch once a global seed is set.
+
+    Args:
+      dataset: of integer images, or of tuples that begin with them, batched or not.
+      dtype: floating dtype of the result.
+      seed: int, or `None`.
+
+    Returns:
+      The data set with its images dequantised.
+
+    >>> pixels = dequantize_dataset(tf.data.Dataset.from_tensors(tf.zeros(3, tf.int32)), seed=1)
+    >>> first, second = next(iter(pixels)), next(iter(pixels))
+    >>> bool(tf.reduce_any(first == second))
+    False
+    """
+    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+
+    def add_noise(element, seed_pair):
+        noise_seed = tf.cast(seed_pair, tf.int32)
+        if isinstance(element, tuple):
+            return (dequantize(element[0], dtype, noise_seed), *element[1:])
+        return dequantize(element, dtype, noise_seed)
+
+    return tf.data.Dataset.zip(dataset, seeds.batch(2, drop_remainder=True)).map(add_noise)
 
 
 def pixel_sigmoid(num_levels=256, alpha=1e-6, dtype=tf.float32, name="pixel_sigmoid"):

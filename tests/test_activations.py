@@ -1,0 +1,133 @@
+"""The activations, at their edges."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tfp_selfnorm import LeakyReLU, SmoothLeakyReLU, trainable_spline
+
+SLOPES = [1.2e-38, 1e-30, 1e-10, 1e-4, 0.01, 0.3, 0.7, 0.999999, 1.0]
+FLOATS32 = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
+
+
+def smooth_leaky_relu(x, alpha):
+    """In float64, and by another route than the package's."""
+    x = np.asarray(x, np.float64)
+    return alpha * x + (1.0 - alpha) * np.logaddexp(0.0, x)
+
+
+@settings(deadline=None, max_examples=150)
+@given(hnp.arrays(np.float32, 16, elements=FLOATS32), st.sampled_from(SLOPES))
+def test_smooth_leaky_relu_inverts_any_float32(y, alpha):
+    x = SmoothLeakyReLU(alpha).inverse(tf.constant(y)).numpy()
+    assert not np.isnan(x).any()
+    representable = np.isfinite(x)
+    assert representable[y >= 0].all()
+    with np.errstate(over="ignore"):
+        assert (np.abs(y[~representable] / np.float32(alpha)) > 1e38).all()
+    back = smooth_leaky_relu(x[representable], np.float64(np.float32(alpha)))
+    # Rounding x by one part in 2^24 moves y by its slope times so much.
+    with np.errstate(over="ignore"):
+        slope = alpha + 1.0 / (1.0 + np.exp(-x[representable].astype(np.float64)))
+    wiggle = 2.0**-22 * (np.abs(y[representable]) + np.abs(x[representable]) * slope)
+    assert (np.abs(back - y[representable]) <= wiggle + 1e-37).all()
+
+
+@pytest.mark.parametrize("alpha", SLOPES)
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
+def test_smooth_leaky_relu_inverts_ordinary_values(alpha, dtype):
+    y = tf.cast(tf.linspace(-30.0, 30.0, 4001), dtype)
+    if alpha < 1e-30:
+        y = tf.abs(y)  # left of 0 the inverse overflows float32
+    activation = SmoothLeakyReLU(tf.constant(alpha, dtype))
+    back = activation.forward(tf.identity(activation.inverse(y)))
+    np.testing.assert_allclose(
+        back, y, rtol=1e-5 if dtype == tf.float32 else 1e-13, atol=1e-5 if dtype == tf.float32 else 1e-13
+    )
+
+
+def test_smooth_leaky_relu_passes_on_what_is_not_finite():
+    found = SmoothLeakyReLU(0.3).inverse([np.nan, np.inf, -np.inf, 1.0])
+    np.testing.assert_array_equal(np.isnan(found), [True, False, False, False])
+    np.testing.assert_array_equal(np.isinf(found), [False, True, True, False])
+
+
+def test_smooth_leaky_relu_inverse_has_the_derivatives_of_the_inverse_function():
+    y, alpha = tf.constant(np.linspace(-4.0, 4.0, 9)), tf.constant(0.2, tf.float64)
+    with tf.GradientTape() as second, tf.GradientTape() as first:
+        first.watch([y, alpha])
+        second.watch([y, alpha])
+        x = SmoothLeakyReLU(alpha).inverse(y)
+        total = tf.reduce_sum(x)
+    d_y, d_alpha = first.gradient(total, [y, alpha])
+    step = 1e-5
+
+    def inverse(y, alpha):
+        return SmoothLeakyReLU(tf.constant(alpha, tf.float64)).inverse(tf.constant(y)).numpy()
+
+    y = y.numpy()
+    np.testing.assert_allclose(d_y, (inverse(y + step, 0.2) - inverse(y - step, 0.2)) / (2 * step), rtol=1e-8)
+    np.testing.assert_allclose(
+        d_alpha, np.sum(inverse(y, 0.2 + step) - inverse(y, 0.2 - step)) / (2 * step), rtol=1e-7
+    )
+
+
+def test_second_derivatives_of_the_smooth_inverse():
+    y = tf.constant(np.linspace(-4.0, 4.0, 9))
+    activation = SmoothLeakyReLU(tf.constant(0.2, tf.float64))
+    with tf.GradientTape() as second:
+        second.watch(y)
+        with tf.GradientTape() as first:
+            first.watch(y)
+            x = activation.inverse(tf.identity(y))
+        slope = first.gradient(x, y)
+    found = second.gradient(slope, y)
+    # Of the inverse function: -f''(x) / f'(x)^3.
+    sigmoid = 1.0 / (1.0 + np.exp(-x.numpy()))
+    expected = -0.8 * sigmoid * (1 - sigmoid) / (0.2 + 0.8 * sigmoid) ** 3
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_slopes_are_learned_in_both_directions():
+    x = tf.constant([-2.0, -0.5, 1.0])
+    for bijector in (LeakyReLU, SmoothLeakyReLU):
+        slope = tfp.util.TransformedVariable(0.3, tfp.bijectors.Sigmoid())
+        activation = bijector(slope, validate_args=True)
+        for function in (activation.forward, activation.inverse):
+            with tf.GradientTape() as tape:
+                total = tf.reduce_sum(function(tf.identity(x)))
+            assert abs(tape.gradient(total, activation.trainable_variables)[0]) > 0.0
+
+
+@pytest.mark.parametrize("bijector", [LeakyReLU, SmoothLeakyReLU])
+def test_slopes_outside_the_interval_are_refused(bijector):
+    for slope in (0.0, -0.5, 1.5, 1e-40):
+        with pytest.raises(ValueError, match=r"`negative_slope` must be in \(0, 1\]"):
+            bijector(slope)
+    with pytest.raises(TypeError, match="floating"):
+        bijector(1)
+    variable = tf.Variable(0.5)
+    activation = bijector(variable, validate_args=True)
+    variable.assign(-1.0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must be in"):
+        activation.forward([1.0])
+
+
+def test_spline_starts_as_the_identity_and_is_per_dimension(rng):
+    spline = trainable_spline((2, 3), dtype=tf.float64)
+    x = tf.constant(rng.uniform(-15.0, 15.0, [50, 2, 3]))
+    np.testing.assert_allclose(spline.forward(x), x, atol=1e-12)
+    np.testing.assert_allclose(spline.forward_log_det_jacobian(tf.identity(x), 2), np.zeros(50), atol=1e-12)
+    spline.trainable_variables[0][0, 1].assign(rng.normal(size=5))
+    moved = np.abs(spline.forward(tf.identity(x)) - x).max(axis=0) > 1e-6
+    np.testing.assert_array_equal(moved, [[False, True, False], [False, False, False]])
+
+
+@pytest.mark.parametrize(("arguments", "message"), [({"num_bins": 1}, "num_bins"), ({"bound": 0.0}, "bound")])
+def test_spline_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        trainable_spline(3, **arguments)
