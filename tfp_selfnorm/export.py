@@ -4,6 +4,7 @@ import pathlib
 
 import keras
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 
 def export_flow(model, filepath) -> None:
@@ -11,7 +12,7 @@ def export_flow(model, filepath) -> None:
     folder = pathlib.Path(filepath)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`filepath` must be an empty or absent folder; {str(folder)!r} is neither.")
-    distribution, base = model.distribution, model.base_distribution
+    distribution = model.distribution
     events = tf.TensorSpec([None, *distribution.event_shape], distribution.dtype, "x")
     endpoints = {
         "log_prob": (model.log_prob, [events]),
@@ -20,7 +21,8 @@ def export_flow(model, filepath) -> None:
             [tf.TensorSpec([], tf.int32, "n"), tf.TensorSpec([2], tf.int32, "seed")],
         ),
     }
-    if base is not distribution:
+    if isinstance(distribution, tfp.distributions.TransformedDistribution):
+        base = distribution.distribution
         latent = tf.TensorSpec([None, *base.event_shape], base.dtype, "z")
         endpoints["encode"] = (model.encode, [events])
         endpoints["decode"] = (model.decode, [latent])

@@ -6,7 +6,13 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm import images
-from tfp_selfnorm.data_checks import check_events, check_finite, naming_the_batch
+from tfp_selfnorm.checks import (
+    check_distribution,
+    check_events,
+    check_finite,
+    check_inverse_learning,
+    naming_the_batch,
+)
 from tfp_selfnorm.export import export_flow
 from tfp_selfnorm.reconstruction import Reconstruction
 from tfp_selfnorm.seeds import stateless_seed
@@ -18,8 +24,8 @@ from tfp_selfnorm.tracking import (
     sketch_and_project,
 )
 from tfp_selfnorm.training_scope import current_scope, training_scope
-from tfp_selfnorm.tree import exact, self_norm_layers
-from tfp_selfnorm.variables import adopt_variables
+from tfp_selfnorm.tree import exact
+from tfp_selfnorm.variables import adopt, reachable
 
 # The reconstruction error on the progress bar is estimated from so many examples where no loss needs it.
 _ERROR_EXAMPLES = 8
@@ -70,17 +76,17 @@ class FlowModel(keras.Model):
           TypeError: if `distribution` is no TFP distribution, or of no floating dtype.
           ValueError: if its event shape is unknown, or it was made under another strategy.
         """
-        _check_distribution(distribution)
+        check_distribution(distribution)
+        check_inverse_learning(inverse_learning)
         super().__init__(name=name, dtype=distribution.dtype.name, autocast=False)
         self.distribution = distribution
         self.inverse_learning = inverse_learning
         self._exact_distribution = exact(distribution)
-        self._self_norm = tuple(self_norm_layers(distribution))
-        self._tracked_self_norm = tuple(layer for layer in self._self_norm if self._is_tracked(layer))
-        frozen = [layer.forward_kernel for layer in self._self_norm if not self._trains_inverse(layer)]
-        self._adopted = adopt_variables(
-            distribution, [kernel for kernel in frozen if isinstance(kernel, tf.Variable)]
-        )
+        layers, variables = reachable(distribution)
+        self._self_norm = tuple(layers)
+        self._tracked_self_norm = tuple(layer for layer in layers if self._is_tracked(layer))
+        frozen = [layer.forward_kernel for layer in layers if not self._trains_inverse(layer)]
+        self._adopted = adopt(variables, [kernel for kernel in frozen if isinstance(kernel, tf.Variable)])
         self._held_log_dets = [
             self.add_weight(
                 shape=layer.inverse_kernel.shape[:-2],
@@ -107,14 +113,6 @@ class FlowModel(keras.Model):
         super().compile(optimizer=optimizer, **kwargs)
         self._step = None
 
-    @property
-    def base_distribution(self):
-        """The distribution of the latent: what is left once every transformation is taken off."""
-        base = self.distribution
-        while isinstance(base, tfp.distributions.TransformedDistribution):
-            base = base.distribution
-        return base
-
     def log_prob(self, x):
         """The exact log density of each event, in nats; O(D^3) for each self-normalizing layer."""
         return self.distribution.log_prob(tf.identity(check_events(x, self.distribution)))
@@ -136,14 +134,16 @@ class FlowModel(keras.Model):
         return self._flow(exact).sample(n, seed=stateless_seed(seed))
 
     def encode(self, x):
-        """Maps data to latent."""
+        """Maps data to latent, by `distribution.bijector.inverse`."""
+        self._check_latent()
         x = check_events(x, self.distribution)
-        return self._bijector(self.distribution).inverse(tf.identity(x))
+        return self.distribution.bijector.inverse(tf.identity(x))
 
     def decode(self, z, exact=False):
         """Maps latent to data, by the learned inverse or the exact one."""
-        z = check_events(z, self.base_distribution, name="z")
-        return self._bijector(self._flow(exact)).forward(tf.identity(z))
+        self._check_latent()
+        z = check_events(z, self.distribution.distribution, name="z")
+        return self._flow(exact).bijector.forward(tf.identity(z))
 
     def reconstruct(self, x, exact=False):
         """Maps data to latent and back: equal to `x` as far as the learned inverse is one."""
@@ -284,11 +284,14 @@ class FlowModel(keras.Model):
         self._step += self.steps_per_execution
 
     def _is_tracked(self, layer):
-        return (
-            isinstance(self.inverse_learning, Tracking)
-            and layer.needs_inverse
-            and isinstance(layer.forward_kernel, tf.Variable)
-        )
+        if not isinstance(self.inverse_learning, Tracking) or not layer.needs_inverse:
+            return False
+        if not isinstance(layer.forward_kernel, tf.Variable):
+            raise ValueError(
+                f"`forward_kernel` of `{layer.name}` must be a tf.Variable for Tracking to move it; got "
+                f"{type(layer.forward_kernel).__name__}. Use Reconstruction or gradient='exact' there."
+            )
+        return True
 
     def _trains_inverse(self, layer):
         """Whether a gradient reaches the layer's forward kernel."""
@@ -300,25 +303,9 @@ class FlowModel(keras.Model):
     def _flow(self, exact):
         return self._exact_distribution if exact else self.distribution
 
-    def _bijector(self, distribution):
-        """The whole map from latent to data."""
-        bijectors = []
-        while isinstance(distribution, tfp.distributions.TransformedDistribution):
-            bijectors.append(distribution.bijector)
-            distribution = distribution.distribution
-        if not bijectors:
+    def _check_latent(self):
+        if not isinstance(self.distribution, tfp.distributions.TransformedDistribution):
             raise TypeError(
                 "Only a tfd.TransformedDistribution has a latent; the distribution is a "
-                f"{type(distribution).__name__}."
+                f"{type(self.distribution).__name__}."
             )
-        return bijectors[0] if len(bijectors) == 1 else tfp.bijectors.Chain(bijectors)
-
-
-def _check_distribution(distribution):
-    if not isinstance(distribution, tfp.distributions.Distribution):
-        raise TypeError(f"`distribution` must be a TFP distribution; got {type(distribution).__name__}.")
-    dtype, shape = distribution.dtype, distribution.event_shape
-    if not (isinstance(dtype, tf.DType) and dtype.is_floating):
-        raise TypeError(f"`distribution` must have one floating dtype; got {dtype}.")
-    if not (isinstance(shape, tf.TensorShape) and shape.is_fully_defined()):
-        raise ValueError(f"`distribution` must have a fully defined event shape; got {shape}.")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.checks import check_inverse_learning
 from tfp_selfnorm.reconstruction import Reconstruction
 from tfp_selfnorm.tracking import Tracking
 
@@ -38,7 +39,9 @@ class TrainingScope:
     def __init__(self, inverse_learning, log_dets):
         self.inverse_learning = inverse_learning
         self.records: list[Record] = []
-        self._log_dets = {layer.key: value for layer, value in (log_dets or {}).items()}
+        self._log_dets = None
+        if log_dets is not None:
+            self._log_dets = {layer.key: value for layer, value in log_dets.items()}
         self._graph = _current_graph()
 
     @property
@@ -47,8 +50,11 @@ class TrainingScope:
         return list({record.layer.key: record.layer for record in self.records}.values())
 
     def held_log_det(self, layer):
-        """The value held for `log |det inverse_kernel|` of the layer, in nats; 0 if none is."""
-        return self._log_dets.get(layer.key, 0.0)
+        """The value held for `log |det W|` of the layer, in nats; exact where others' are held."""
+        if self._log_dets is None:
+            return 0.0
+        held = self._log_dets.get(layer.key)
+        return layer.exact_log_det() if held is None else held
 
     def mixture(self, layer) -> float:
         """The layer's mixture, or 1 under tracking, where no gradient trains the learned inverse."""
@@ -134,7 +140,8 @@ def training_scope(
       inverse_learning: how the learned inverse follows: `Reconstruction(...)` (its loss comes from
         `scope.reconstruction_loss()`), `Tracking(...)` (layers take the plain gradient, mixture 1), or
         `None`.
-      log_dets: mapping from layers to their `log |det W|` in nats.
+      log_dets: mapping from layers to their `log |det W|` in nats. Where it is given, layers that it
+        lacks have exact log-dets, at O(D^3). `None` holds 0 for all.
 
     Yields:
       A `TrainingScope`.
@@ -155,10 +162,7 @@ def training_scope(
 
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 3.
     """
-    if inverse_learning is not None and not isinstance(inverse_learning, (Reconstruction, Tracking)):
-        raise TypeError(
-            f"`inverse_learning` must be a Reconstruction, a Tracking or None; got {inverse_learning!r}."
-        )
+    check_inverse_learning(inverse_learning)
     if current_scope() is not None:
         raise RuntimeError(
             "A `training_scope` is already open in this thread; scopes do not nest. "

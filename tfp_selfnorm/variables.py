@@ -1,30 +1,46 @@
-"""Finds every variable that a distribution depends on, and wraps it for Keras."""
+"""Finds every layer and variable that a distribution depends on, and wraps variables for Keras."""
 
 import keras
 import tensorflow as tf
 
 from tfp_selfnorm.training_scope import training_scope
+from tfp_selfnorm.tree import self_norm_layers
 
 
-def adopt_variables(distribution, frozen=()) -> list[keras.Variable]:
-    """Wraps every `tf.Variable` reachable from the distribution; the wrapper shares its storage.
+def reachable(distribution) -> tuple[list, list]:
+    """The self-normalizing layers and the variables that the distribution depends on, each once.
 
-    Reachable means held by the distribution, or touched by its `log_prob`: networks in closures and
-    templates, which TFP does not see, are found by calling it once.
-
-    Args:
-      distribution: a TFP distribution.
-      frozen: variables that Keras is not to train, although they are trainable.
-
-    Returns:
-      A `keras.Variable` for each, named after the variable, without duplicates.
+    That is what it holds and what its `log_prob` touches: networks in closures and templates, and layers
+    made by them, which TFP does not see, are found by calling it once.
 
     Raises:
-      ValueError: if a variable belongs to another distribution strategy than the current one.
+      ValueError: if a variable belongs to another distribution strategy than the current one, or a layer
+        that only a function knows learns its inverse.
+    """
+    # Networks that make their variables at the first call make them here.
+    sample = distribution.sample(1, seed=0)
+    with tf.GradientTape() as tape, training_scope(None) as scope:
+        distribution.log_prob(tf.identity(sample))
+    held = self_norm_layers(distribution)
+    layers = {layer.key: layer for layer in (*held, *scope.layers)}
+    for layer in layers.values():
+        _check_hidden(layer, is_hidden=all(layer.key != other.key for other in held))
+    variables = {v.ref(): v for v in (*distribution.variables, *tape.watched_variables())}
+    for variable in variables.values():
+        _check_strategy(variable)
+    return list(layers.values()), list(variables.values())
+
+
+def adopt(variables, frozen=()) -> list[keras.Variable]:
+    """Wraps each `tf.Variable` for Keras, sharing its storage, under its own name made unique.
+
+    Args:
+      variables: the variables.
+      frozen: those that Keras is not to train, although they are trainable.
     """
     frozen_references = {variable.ref() for variable in frozen}
     adopted, names = [], set()
-    for variable in _reachable_variables(distribution):
+    for variable in variables:
         name = _unused_name(variable.name.split(":")[0].replace("/", "."), names)
         names.add(name)
         trainable = variable.trainable and variable.ref() not in frozen_references
@@ -32,15 +48,15 @@ def adopt_variables(distribution, frozen=()) -> list[keras.Variable]:
     return adopted
 
 
-def _reachable_variables(distribution):
-    # Networks that make their variables at the first call make them here.
-    sample = distribution.sample(1, seed=0)
-    with tf.GradientTape() as tape, training_scope(None):
-        distribution.log_prob(tf.identity(sample))
-    found = {v.ref(): v for v in (*distribution.variables, *tape.watched_variables())}
-    for variable in found.values():
-        _check_strategy(variable)
-    return found.values()
+def _check_hidden(layer, is_hidden):
+    """Bijectors such as tfb.RealNVP ask for log-dets at new tensors, in the direction from latent to data."""
+    has_one_log_det = layer.inversion == "exact" and (layer.gradient != "self_norm" or layer.mixture == 1.0)
+    if is_hidden and not has_one_log_det:
+        raise ValueError(
+            f"`{layer.name}` is made or held by a function, such as the `bijector_fn` of tfb.RealNVP, which "
+            "may ask for the log-det of its learned inverse in place of its own; make it with "
+            "`inversion='exact', mixture=1.0`."
+        )
 
 
 def _check_strategy(variable):

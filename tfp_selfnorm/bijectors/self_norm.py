@@ -41,9 +41,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         self._gradient = gradient
         self._mixture = float(mixture)
         self._inversion = inversion or ("learned" if gradient == "self_norm" else "exact")
-        # TFP asks for the log-det of a pair at either end; it is that of the map that made the pair.
-        self._made_by_forward = weakref.WeakValueDictionary()
-        self._made_by_inverse = weakref.WeakValueDictionary()
+        self._passes = _Passes()
         super().__init__(
             forward_min_event_ndims=event_ndims,
             is_constant_jacobian=True,
@@ -128,34 +126,46 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
 
     def _inverse(self, y):
         self._check_event(y, "y")
-        x = self._pass_kernel(y, self._inverse_kernel, self._forward_kernel)
+        kernels = self._read_kernels("inverse")
+        x = self._pass_kernel(y, *kernels)
         x = x if self._bias is None else x + self._bias
-        self._made_by_inverse[id(x)] = x
+        self._passes.add("inverse", y, x, kernels)
         return x
 
     def _forward(self, x):
         self._check_event(x, "x")
+        kernels = self._read_kernels("forward")
         centred = x if self._bias is None else x - self._bias
-        if self._inversion == "exact":
-            y = self._solve(centred)
-        else:
-            y = self._pass_kernel(centred, self._forward_kernel, self._inverse_kernel)
-        self._made_by_forward[id(y)] = y
+        y = self._solve(centred) if self._inversion == "exact" else self._pass_kernel(centred, *kernels)
+        self._passes.add("forward", x, y, kernels)
         return y
 
     def _inverse_log_det_jacobian(self, y):
-        if self._made_by_forward.get(id(y)) is y:
-            return -self._forward_map_log_det()
-        return self._inverse_map_log_det()
+        # TFP asks for the log-det of a pair at either end; it is that of the map that made the pair.
+        made_by_forward = self._passes.kernels_by_output("forward", y)
+        if made_by_forward is not None:
+            return -self._forward_map_log_det(made_by_forward)
+        return self._inverse_map_log_det(self._passes.kernels_by_input("inverse", y))
 
     def _forward_log_det_jacobian(self, x):
-        if self._made_by_inverse.get(id(x)) is x:
-            return -self._inverse_map_log_det()
-        return self._forward_map_log_det()
+        made_by_inverse = self._passes.kernels_by_output("inverse", x)
+        if made_by_inverse is not None:
+            return -self._inverse_map_log_det(made_by_inverse)
+        return self._forward_map_log_det(self._passes.kernels_by_input("forward", x))
+
+    def _read_kernels(self, direction):
+        """The kernel of a direction and the one of the way back, as tensors."""
+        kernels = self._inverse_kernel, self._forward_kernel
+        if direction == "forward" and self._inversion == "learned":
+            kernels = kernels[::-1]
+        return tuple(tf.convert_to_tensor(kernel) for kernel in kernels)
 
     def _pass_kernel(self, x, kernel, other_kernel):
+        # Graph optimisation may drop the order between a read and a later assignment where the value read
+        # only enters another variable's gradient. Behind this, every gradient waits for both reads.
+        with tf.control_dependencies([kernel, other_kernel]):
+            x = tf.identity(x)
         scope = current_scope()
-        kernel, other_kernel = tf.convert_to_tensor(kernel), tf.convert_to_tensor(other_kernel)
         if scope is None:
             return self._map(x, kernel, other_kernel, self._mixture, None)[0]
         learning = scope.inverse_learning
@@ -166,35 +176,51 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         scope.record(Record(self, kernel, other_kernel, x, output, error))
         return output
 
-    def _inverse_map_log_det(self):
+    def _inverse_map_log_det(self, kernels):
         scope = current_scope()
         return self._log_det(
-            tf.convert_to_tensor(self._inverse_kernel),
-            tf.convert_to_tensor(self._forward_kernel),
+            *(kernels or self._read_kernels("inverse")),
             self._mixture if scope is None else scope.mixture(self),
             None if scope is None else scope.held_log_det(self),
         )
 
-    def _forward_map_log_det(self):
+    def _forward_map_log_det(self, kernels):
+        kernels = kernels or self._read_kernels("forward")
+        scope = current_scope()
+        held = None if scope is None else scope.held_log_det(self)
         if self._inversion == "exact":
-            return -self._solve_log_det()
-        scope = current_scope()
-        return self._log_det(
-            tf.convert_to_tensor(self._forward_kernel),
-            tf.convert_to_tensor(self._inverse_kernel),
-            self._mixture if scope is None else scope.mixture(self),
-            None if scope is None else -scope.held_log_det(self),
-        )
+            # The solve has the whole gradient, so its log-det has too: mixture 1.
+            return -self._log_det(*kernels, 1.0, held)
+        mixture = self._mixture if scope is None else scope.mixture(self)
+        return self._log_det(*kernels, mixture, None if held is None else -held)
 
-    def _solve_log_det(self):
-        """`log |det W|` for the exact `forward`, whose solve has the whole gradient: mixture 1."""
-        scope = current_scope()
-        return self._log_det(
-            tf.convert_to_tensor(self._inverse_kernel),
-            tf.convert_to_tensor(self._forward_kernel),
-            1.0,
-            None if scope is None else scope.held_log_det(self),
-        )
+
+class _Passes:
+    """Remembers, while their tensors live, which direction made a pair, and with which kernels.
+
+    A direction and its log-det thus share one read of each variable.
+    """
+
+    def __init__(self):
+        self._entries = {}
+
+    def add(self, direction, x, output, kernels):
+        self._put((direction, "input"), x, kernels)
+        self._put((direction, "output"), output, kernels)
+
+    def kernels_by_input(self, direction, x):
+        return self._get((direction, "input"), x)
+
+    def kernels_by_output(self, direction, output):
+        return self._get((direction, "output"), output)
+
+    def _put(self, role, tensor, kernels):
+        key, entries = (role, id(tensor)), self._entries
+        entries[key] = weakref.ref(tensor, lambda _: entries.pop(key, None)), kernels
+
+    def _get(self, role, tensor):
+        reference, kernels = self._entries.get((role, id(tensor)), (lambda: None, None))
+        return kernels if reference() is tensor else None
 
 
 def _check_options(gradient, mixture, inversion):

@@ -20,7 +20,9 @@ class SelfNormDense(SelfNorm):
     `-log |det W|` where `inversion="exact"`. Neither falls back on the other, so nothing here claims
     that R is the inverse of W; but as TFP does, a pair that one direction made keeps the log-det of
     that direction: `log_prob` is the exact density that W induces. Outside a `training_scope` the
-    log-dets are exact and cost O(D^3) (LU); inside they have held values and cost O(D^2).
+    log-dets are exact and cost O(D^3) (LU); inside they have held values and cost O(D^2). A bijector that
+    cuts its input anew for the log-det, such as `tfb.RealNVP` with a `bijector_fn`, hides the pair: give
+    the layers in it `inversion="exact"` and `mixture=1.0`, for which every log-det is W's.
 
     Shapes: kernels `[..., D, D]`, bias `[..., D]`, events `[D]`; kernel and data batches broadcast.
     Dtypes: float32 and float64; one for all. Units: nats.

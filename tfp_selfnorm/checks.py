@@ -1,12 +1,35 @@
-"""Checks of what users feed to a flow, before any work is lost."""
+"""Checks of what users give to a flow, before any work is lost."""
 
 import contextlib
 import re
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.reconstruction import Reconstruction
+from tfp_selfnorm.tracking import Tracking
 
 _NOT_FINITE = "tfp_selfnorm: values that are not finite in batch"
+
+
+def check_inverse_learning(inverse_learning) -> None:
+    """Raises TypeError if it is no way of learning the inverse."""
+    if inverse_learning is not None and not isinstance(inverse_learning, (Tracking, Reconstruction)):
+        raise TypeError(
+            f"`inverse_learning` must be a Tracking, a Reconstruction or None; got {inverse_learning!r}."
+        )
+
+
+def check_distribution(distribution) -> None:
+    """Raises TypeError or ValueError if it is no TFP distribution of floats of a known shape."""
+    if not isinstance(distribution, tfp.distributions.Distribution):
+        raise TypeError(f"`distribution` must be a TFP distribution; got {type(distribution).__name__}.")
+    dtype, shape = distribution.dtype, distribution.event_shape
+    if not (isinstance(dtype, tf.DType) and dtype.is_floating):
+        raise TypeError(f"`distribution` must have one floating dtype; got {dtype}.")
+    if not (isinstance(shape, tf.TensorShape) and shape.is_fully_defined()):
+        raise ValueError(f"`distribution` must have a fully defined event shape; got {shape}.")
 
 
 def check_events(x, distribution, name="x") -> tf.Tensor:
