@@ -1,0 +1,101 @@
+"""The examples run, at a small size."""
+
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+
+
+def run_example(name, arguments, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def test_demo_on_digits(tmp_path, monkeypatch, capfd):
+    run_example("demo.py", ["--epochs", 1, "--output", tmp_path], monkeypatch)
+    printed = capfd.readouterr().out
+    for method in ("self_norm, paper", "self_norm, tracked", "exact gradient"):
+        assert printed.count(method) == 2  # a heading and a row of the table
+    difference = float(printed.split("largest difference:")[1].split()[0])
+    assert difference < 1e-3
+    assert (tmp_path / "samples.png").stat().st_size > 10_000
+
+
+def test_demo_on_a_data_set_of_tfds(tmp_path, monkeypatch, capfd):
+    sizes = {"train": 1560, "test": 70}
+    splits = {
+        name: tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0)
+        for name, size in sizes.items()
+    }
+
+    def random_images(self, split):
+        size = {"train[:-260]": 1300, "train[-260:]": 260, "test": 70}[split]
+        images = np.random.default_rng(0).integers(0, 256, [size, 28, 28, 1], dtype=np.uint8)
+        return tf.data.Dataset.from_tensor_slices({"image": images})
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", lambda self: None)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_dataset", random_images)
+    monkeypatch.setattr(tfds.core.DatasetInfo, "splits", splits)
+    arguments = ["--dataset", "mnist", "--data-dir", tmp_path / "data", "--epochs", 1]
+    methods = ["--methods", "self_norm, tracked", "--output", tmp_path / "out"]
+    run_example("demo.py", [*arguments, *methods], monkeypatch)
+    printed = capfd.readouterr().out
+    assert "images (28, 28, 1), 256 grey levels, 1300 train, 260 validation, 70 test" in printed
+    assert "largest difference:" in printed
+
+
+def test_demo_says_what_to_do_where_tfds_cannot_download(tmp_path, monkeypatch):
+    def offline(self):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
+    with pytest.raises(
+        SystemExit, match=r"could not load or download 'mnist'.*\n.*--data-dir.*--dataset digits"
+    ):
+        run_example(
+            "demo.py", ["--dataset", "mnist", "--data-dir", tmp_path, "--output", tmp_path], monkeypatch
+        )
+
+
+def test_benchmark_step(tmp_path, monkeypatch, capfd):
+    table = tmp_path / "table.csv"
+    arguments = ["--sizes", 16, 32, "--batch", 8, "--repeats", 2, "--csv", table]
+    run_example("benchmark_step.py", arguments, monkeypatch)
+    assert "self_norm, data error" in capfd.readouterr().out
+    assert len(table.read_text().splitlines()) == 1 + 2 * 8
+
+
+def test_the_wheel_works_in_another_folder(tmp_path):
+    """Without the checkout on the path: what is not packaged is missed."""
+    root = EXAMPLES.parent
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", tmp_path]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, root], check=True)
+    (wheel,) = tmp_path.glob("tfp_selfnorm-*.whl")
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            tmp_path / "site",
+            wheel,
+        ],
+        check=True,
+    )
+    check = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import tfp_selfnorm as sn; "
+        f"assert sn.__file__.startswith({str(tmp_path)!r}), sn.__file__; "
+        "print(sn.dense_flow(3, seed=1).log_prob([0.0, 0.0, 0.0]).shape)"
+    )
+    subprocess.run([sys.executable, "-I", "-c", check], check=True, cwd=tmp_path)
+    assert (tmp_path / "site/tfp_selfnorm/py.typed").exists()
