@@ -155,6 +155,11 @@ def test_export_refuses_a_folder_that_is_not_empty(model, tmp_path):
 def test_tracking_needs_a_variable():
     layer = sn.SelfNormDense(tf.eye(2), tf.Variable(tf.eye(2)))
     flow = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), 2), layer)
-    with pytest.raises(ValueError, match="`forward_kernel` of `self_norm_dense` must be a tf.Variable"):
+    with pytest.raises(TypeError, match="`forward_kernel` of `self_norm_dense` must be a tf.Variable"):
         sn.FlowModel(flow)
     sn.FlowModel(flow, sn.Reconstruction())
+
+
+def test_saving_a_bare_distribution_whole_says_what_to_do_instead(model, tmp_path):
+    with pytest.raises(ValueError, match="save its weights with `save_weights`.*or `export` it"):
+        model.save(tmp_path / "model.keras")

@@ -32,6 +32,15 @@ def check_distribution(distribution) -> None:
         raise ValueError(f"`distribution` must have a fully defined event shape; got {shape}.")
 
 
+def check_latent(distribution) -> None:
+    """Raises TypeError if the distribution is not transformed from a latent."""
+    if not isinstance(distribution, tfp.distributions.TransformedDistribution):
+        raise TypeError(
+            "Only a tfd.TransformedDistribution has a latent; the distribution is a "
+            f"{type(distribution).__name__}."
+        )
+
+
 def check_events(x, distribution, name="x") -> tf.Tensor:
     """Returns `x` as a tensor of the distribution's dtype, if it is a batch of its events.
 

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from tfp_selfnorm import images
 from tfp_selfnorm.checks import (
@@ -11,6 +10,7 @@ from tfp_selfnorm.checks import (
     check_events,
     check_finite,
     check_inverse_learning,
+    check_latent,
     naming_the_batch,
 )
 from tfp_selfnorm.export import export_flow
@@ -84,7 +84,8 @@ class FlowModel(keras.Model):
         self._exact_distribution = exact(distribution)
         layers, variables = reachable(distribution)
         self._self_norm = tuple(layers)
-        self._tracked_self_norm = tuple(layer for layer in layers if self._is_tracked(layer))
+        follows = inverse_learning.follows if isinstance(inverse_learning, Tracking) else lambda layer: False
+        self._tracked_self_norm = tuple(filter(follows, layers))
         frozen = [layer.forward_kernel for layer in layers if not self._trains_inverse(layer)]
         self._adopted = adopt(variables, [kernel for kernel in frozen if isinstance(kernel, tf.Variable)])
         self._held_log_dets = [
@@ -135,13 +136,13 @@ class FlowModel(keras.Model):
 
     def encode(self, x):
         """Maps data to latent, by `distribution.bijector.inverse`."""
-        self._check_latent()
+        check_latent(self.distribution)
         x = check_events(x, self.distribution)
         return self.distribution.bijector.inverse(tf.identity(x))
 
     def decode(self, z, exact=False):
         """Maps latent to data, by the learned inverse or the exact one."""
-        self._check_latent()
+        check_latent(self.distribution)
         z = check_events(z, self.distribution.distribution, name="z")
         return self._flow(exact).bijector.forward(tf.identity(z))
 
@@ -179,16 +180,16 @@ class FlowModel(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The mean negative log-likelihood, weighted by `sample_weight`, plus the added losses."""
-        nll = -tf.reduce_mean(y_pred)
-        if sample_weight is not None:
-            weights = tf.cast(sample_weight, y_pred.dtype)
-            nll = -tf.math.divide_no_nan(tf.reduce_sum(weights * y_pred), tf.reduce_sum(weights))
-        count = tf.shape(y_pred)[0]
-        self._nll.update_state(nll, sample_weight=count)
+        weights = tf.ones_like(y_pred) if sample_weight is None else tf.cast(sample_weight, y_pred.dtype)
+        total = tf.reduce_sum(weights)
+        nll = -tf.math.divide_no_nan(tf.reduce_sum(weights * y_pred), total)
+        self._nll.update_state(nll, sample_weight=total)
         if self._bits_per_dim is not None:
             bits = images.bits_per_dim(-nll, self.distribution.event_shape)
-            self._bits_per_dim.update_state(bits, sample_weight=count)
-        return tf.add_n([nll, *(tf.cast(loss, nll.dtype) for loss in self.losses)])
+            self._bits_per_dim.update_state(bits, sample_weight=total)
+        loss = tf.add_n([nll, *(tf.cast(loss, nll.dtype) for loss in self.losses)])
+        # Keras adds the gradients of the replicas up.
+        return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
     def train_step(self, data):
         with self._open_scope():
@@ -265,6 +266,13 @@ class FlowModel(keras.Model):
         """
         export_flow(self, filepath)
 
+    def get_config(self):
+        """A distribution has no config: weights and exports are what can be saved."""
+        raise ValueError(
+            "A FlowModel made from a distribution cannot be saved whole: save its weights with "
+            "`save_weights` (`save_weights_only=True` in ModelCheckpoint), or `export` it."
+        )
+
     def _open_scope(self):
         held = (tf.convert_to_tensor(held.value) for held in self._held_log_dets)
         return training_scope(self.inverse_learning, dict(zip(self._self_norm, held, strict=True)))
@@ -283,16 +291,6 @@ class FlowModel(keras.Model):
             self.refresh_log_dets()
         self._step += self.steps_per_execution
 
-    def _is_tracked(self, layer):
-        if not isinstance(self.inverse_learning, Tracking) or not layer.needs_inverse:
-            return False
-        if not isinstance(layer.forward_kernel, tf.Variable):
-            raise ValueError(
-                f"`forward_kernel` of `{layer.name}` must be a tf.Variable for Tracking to move it; got "
-                f"{type(layer.forward_kernel).__name__}. Use Reconstruction or gradient='exact' there."
-            )
-        return True
-
     def _trains_inverse(self, layer):
         """Whether a gradient reaches the layer's forward kernel."""
         if isinstance(self.inverse_learning, Tracking):
@@ -302,10 +300,3 @@ class FlowModel(keras.Model):
 
     def _flow(self, exact):
         return self._exact_distribution if exact else self.distribution
-
-    def _check_latent(self):
-        if not isinstance(self.distribution, tfp.distributions.TransformedDistribution):
-            raise TypeError(
-                "Only a tfd.TransformedDistribution has a latent; the distribution is a "
-                f"{type(self.distribution).__name__}."
-            )

@@ -40,6 +40,14 @@ class Tracking:
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be 1 or more; got {value!r}.")
 
+    def follows(self, layer) -> bool:
+        """Whether the layer has a learned inverse to follow.
+
+        Raises:
+          TypeError: if it has one that is no `tf.Variable`.
+        """
+        return layer.needs_inverse and _assignable(layer) is not None
+
     def interval(self, layers) -> int:
         """Steps between two refreshes of these layers."""
         return self.refresh_every or refresh_interval(layers)
@@ -126,8 +134,8 @@ def inverse_error(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
 def _assignable(layer):
     if not hasattr(layer.forward_kernel, "assign"):
         raise TypeError(
-            f"`forward_kernel` of `{layer.name}` must be a tf.Variable to be updated; "
-            f"got {type(layer.forward_kernel).__name__}."
+            f"`forward_kernel` of `{layer.name}` must be a tf.Variable for Tracking to update it; got "
+            f"{type(layer.forward_kernel).__name__}. Use Reconstruction or gradient='exact' there."
         )
     return layer.forward_kernel
 

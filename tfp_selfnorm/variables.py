@@ -25,7 +25,11 @@ def reachable(distribution) -> tuple[list, list]:
     layers = {layer.key: layer for layer in (*held, *scope.layers)}
     for layer in layers.values():
         _check_hidden(layer, is_hidden=all(layer.key != other.key for other in held))
-    variables = {v.ref(): v for v in (*distribution.variables, *tape.watched_variables())}
+    variables = {v.ref(): v for v in distribution.variables}
+    # Under a distribution strategy the tape names the copies on the devices.
+    local = tf.distribute.get_strategy().experimental_local_results
+    copies = {copy.ref() for v in variables.values() for copy in local(v)}
+    variables |= {v.ref(): v for v in tape.watched_variables() if v.ref() not in copies}
     for variable in variables.values():
         _check_strategy(variable)
     return list(layers.values()), list(variables.values())
