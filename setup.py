@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "tfp_selfnorm/__init__.py").read_text())[1]
 
 EXAMPLES = [
-    "tensorflow-datasets>=4.9.7",
+    "tensorflow-datasets>=4.9.10",
     # tensorflow-datasets imports it to prepare a data set and does not ask for it.
     "importlib_resources>=6.0",
     "scikit-learn>=1.5",
@@ -38,8 +38,8 @@ setup(
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
-            "ruff>=0.9",
-            "build>=1.2",
+            "ruff>=0.17",
+            "setuptools>=77",
             *EXAMPLES,
         ],
     },

@@ -96,7 +96,7 @@ def test_dense_flow_refuses(arguments, message):
 
 
 def test_exact_replaces_every_layer_and_shares_its_variables(make_layer):
-    layers = [make_layer(2) for _ in range(5)]
+    layers = [make_layer(2, inversion="learned") for _ in range(5)]
     joint = tfb.JointMap({"a": layers[0], "b": tfb.Invert(layers[1])})
     nested = tfd.Mixture(
         tfd.Categorical(probs=tf.constant([0.5, 0.5], tf.float64)),

@@ -15,7 +15,7 @@ tfd, tfb = tfp.distributions, tfp.bijectors
     "wrap", [lambda layer: layer, lambda layer: tfb.Chain([layer])], ids=["bare", "chain"]
 )
 @pytest.mark.parametrize("gradient", ["self_norm", "exact", "relative"])
-@pytest.mark.parametrize("size", [1, 6, 16])
+@pytest.mark.parametrize("size", [1, 6, 16, 520])
 def test_log_prob_is_numpys(make_layer, make_flow, rng, size, gradient, wrap):
     layer = make_layer(size, gradient=gradient)  # R is far from the inverse, and must not count
     x = rng.normal(size=[7, size])
@@ -77,6 +77,18 @@ def test_sampled_points_keep_the_log_det_of_the_map_that_made_them(make_layer, m
     w = layer.inverse_kernel.numpy()
     exact = stats.norm.logpdf(sample @ w.T + bias).sum(axis=-1) + np.linalg.slogdet(w)[1]
     np.testing.assert_allclose(flow.log_prob(tf.identity(sample)), exact, rtol=1e-9)
+
+
+def test_a_pair_has_the_log_det_of_the_direction_that_made_it(make_layer, rng):
+    layer = make_layer(3)
+    log_det_w, log_det_r = (np.linalg.slogdet(k)[1] for k in (layer.inverse_kernel, layer.forward_kernel))
+    x = tf.constant(rng.normal(size=[2, 3]))
+    y = layer.forward(x)
+    np.testing.assert_allclose(layer.inverse_log_det_jacobian(y), -log_det_r, rtol=1e-12)
+    np.testing.assert_allclose(layer.inverse_log_det_jacobian(tf.identity(y)), log_det_w, rtol=1e-12)
+    x = layer.inverse(tf.identity(y))
+    np.testing.assert_allclose(layer.forward_log_det_jacobian(x), -log_det_w, rtol=1e-12)
+    np.testing.assert_allclose(layer.forward_log_det_jacobian(tf.identity(x)), log_det_r, rtol=1e-12)
 
 
 def test_composes_with_the_bijectors_and_distributions_of_tfp(make_layer):

@@ -86,8 +86,8 @@ def pixel_sigmoid(num_levels=256, alpha=1e-6, dtype=tf.float32, name="pixel_sigm
     Raises:
       ValueError: if `num_levels` is less than 2 or `alpha` is outside (0, 0.5).
 
-    >>> pixel_sigmoid(num_levels=16).inverse(tf.constant(8.0)).numpy()
-    np.float32(0.0)
+    >>> float(pixel_sigmoid(num_levels=16).inverse(tf.constant(8.0)))
+    0.0
 
     References: Dinh et al., "Density estimation using Real NVP", ICLR 2017, section 4.1.
     """
