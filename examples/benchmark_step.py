@@ -1,10 +1,10 @@
 """Times a training step of one dense layer against the products that it cannot do without.
 
-    python examples/benchmark_step.py [--sizes 784 2048] [--batch 100] [--repeats 30] [--csv FILE]
+    python examples/benchmark_step.py [--sizes 784 2048] [--batch 100] [--repeats 20] [--csv FILE]
 
 Each step computes the loss of a one-layer flow and the gradients of all its variables, compiled by
-`tf.function`, without an optimizer. All variants are run in turn in one process, after a warm-up; the
-table gives the median and the quartiles of the milliseconds, and the ratio to the six products.
+`tf.function`, without an optimizer. The variants take turns in one process, five steps each, after a
+warm-up; the table gives the median and the quartiles of the milliseconds over the turns.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from tfp_selfnorm import Reconstruction, SelfNormDense, Tracking, training_scope
 from tfp_selfnorm.tracking import refresh_interval, refresh_inverse, sketch_and_project
 
 tfd = tfp.distributions
+_RUN = 5
 
 
 def make_layer(size, gradient):
@@ -110,7 +111,7 @@ def exact_log_prob_step(size):
 
 
 def measure(calls, repeats):
-    """Milliseconds of each call, all of them interleaved, `[repeats]` for each."""
+    """Milliseconds of each call, `[repeats]` for each; in turn, in short runs as a training loop has."""
     for call in calls.values():
         call()
         call()
@@ -118,8 +119,9 @@ def measure(calls, repeats):
     for _ in range(repeats):
         for name, call in calls.items():
             start = time.perf_counter()
-            tf.nest.map_structure(lambda t: t if t is None else t.numpy, call())
-            times[name].append(1e3 * (time.perf_counter() - start))
+            for _ in range(_RUN):
+                call()
+            times[name].append(1e3 * (time.perf_counter() - start) / _RUN)
     return times
 
 
@@ -148,7 +150,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[784, 2048])
     parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--csv", help="file to write the table to")
     arguments = parser.parse_args()
     device = (tf.config.list_physical_devices("GPU") or ["CPU"])[0]

@@ -9,6 +9,7 @@ flow that a fresh process loads and scores.
 """
 
 import argparse
+import csv
 import pathlib
 import subprocess
 import sys
@@ -184,6 +185,8 @@ def main():
     for method, nll, bits, reconstruction, seconds in rows:
         error = "-" if reconstruction is None else f"{reconstruction:.3g}"
         print(f"{method:30}{nll:10.2f}{bits:10.3f}{error:>13}{seconds:9.1f}")
+    with open(arguments.output / "results.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("method", *header[1:]), *rows])
 
     shown = models.get("self_norm, tracked", models[arguments.methods[-1]])
     panels = {

@@ -300,6 +300,17 @@ def test_samples_follow_the_seed_and_the_inverse_that_is_asked_for(make_layer, m
     assert model.sample(0).shape == [0, 3]
 
 
+def test_a_sample_of_the_learned_inverse_is_scored_by_w(make_layer, make_flow):
+    """TFP's cache would return the latent that the sample was made from."""
+    layer = make_layer(3)
+    model = sn.FlowModel(make_flow(layer, 3))
+    sample = model.sample(6, seed=3)
+    w, bias = layer.inverse_kernel.numpy(), layer.bias.numpy()
+    expected = stats.norm.logpdf(sample @ w.T + bias).sum(axis=-1) + np.linalg.slogdet(w)[1]
+    np.testing.assert_allclose(model.log_prob(sample), expected, rtol=1e-9)
+    np.testing.assert_allclose(model.encode(sample), sample @ w.T + bias, rtol=1e-9)
+
+
 def test_a_flow_learns_the_gaussian_that_made_the_data(rng):
     x = (rng.normal(size=[4096, 2]) @ MIXING.T).astype(np.float32)
     flow = sn.dense_flow(2, num_layers=1, seed=1)
