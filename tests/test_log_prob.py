@@ -91,6 +91,15 @@ def test_a_pair_has_the_log_det_of_the_direction_that_made_it(make_layer, rng):
     np.testing.assert_allclose(layer.forward_log_det_jacobian(tf.identity(x)), log_det_r, rtol=1e-12)
 
 
+def test_log_dets_follow_a_variable_that_changed(make_layer, rng):
+    layer = make_layer(3)
+    x = tf.constant(rng.normal(size=[2, 3]))
+    z = layer.inverse(x)
+    layer.inverse_kernel.assign(2.0 * np.eye(3))
+    np.testing.assert_allclose(layer.inverse_log_det_jacobian(x), 3 * np.log(2.0))
+    np.testing.assert_allclose(layer.forward_log_det_jacobian(z), -3 * np.log(2.0))
+
+
 def test_composes_with_the_bijectors_and_distributions_of_tfp(make_layer):
     layer = make_layer(4)
     bijector = tfb.Chain([tfb.Exp(), layer, tfb.Permute([2, 0, 3, 1]), tfb.Invert(layer)])

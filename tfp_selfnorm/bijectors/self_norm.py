@@ -196,31 +196,41 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
 
 
 class _Passes:
-    """Remembers, while their tensors live, which direction made a pair, and with which kernels.
+    """Remembers, while their tensors live, which direction made a pair, and in graphs with which kernels.
 
-    A direction and its log-det thus share one read of each variable.
+    There a direction and its log-det share one read of each variable. In eager mode a variable may have
+    changed since, and is read again. All references are weak.
     """
 
     def __init__(self):
         self._entries = {}
 
     def add(self, direction, x, output, kernels):
-        self._put((direction, "input"), x, kernels)
-        self._put((direction, "output"), output, kernels)
+        kernels = () if tf.executing_eagerly() else tuple(map(weakref.ref, kernels))
+        entries, keys = self._entries, ((direction, "input", id(x)), (direction, "output", id(output)))
+
+        def forget(_):
+            for key in keys:
+                entries.pop(key, None)
+
+        # The pair goes when either end does.
+        for key, tensor in zip(keys, (x, output), strict=True):
+            entries[key] = weakref.ref(tensor, forget), kernels
 
     def kernels_by_input(self, direction, x):
-        return self._get((direction, "input"), x)
+        """The kernels of the pass that took `x`; empty if they must be read, `None` without a pass."""
+        return self._kernels((direction, "input", id(x)), x)
 
     def kernels_by_output(self, direction, output):
-        return self._get((direction, "output"), output)
+        """The same for the pass that returned `output`."""
+        return self._kernels((direction, "output", id(output)), output)
 
-    def _put(self, role, tensor, kernels):
-        key, entries = (role, id(tensor)), self._entries
-        entries[key] = weakref.ref(tensor, lambda _: entries.pop(key, None)), kernels
-
-    def _get(self, role, tensor):
-        reference, kernels = self._entries.get((role, id(tensor)), (lambda: None, None))
-        return kernels if reference() is tensor else None
+    def _kernels(self, key, tensor):
+        reference, kernels = self._entries.get(key, (lambda: None, ()))
+        if reference() is not tensor:
+            return None
+        kernels = tuple(kernel() for kernel in kernels)
+        return () if any(kernel is None for kernel in kernels) else kernels
 
 
 def _check_options(gradient, mixture, inversion):
