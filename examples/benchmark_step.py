@@ -2,9 +2,10 @@
 
     python examples/benchmark_step.py [--sizes 784 2048] [--batch 100] [--repeats 20] [--csv FILE]
 
-Each step computes the loss of a one-layer flow and the gradients of all its variables, compiled by
-`tf.function`, without an optimizer. The variants take turns in one process, five steps each, after a
-warm-up; the table gives the median and the quartiles of the milliseconds over the turns.
+Each step computes the loss of a one-layer flow and the gradients of its variables and its input (as a
+layer below would need), compiled by `tf.function`, without an optimizer. The variants take turns in one
+process, five steps each, after a warm-up; the table gives the median and the quartiles of the
+milliseconds over the turns.
 """
 
 import argparse
@@ -48,10 +49,11 @@ def flow_step(size, gradient, inverse_learning):
     @tf.function
     def step(x):
         with tf.GradientTape() as tape, training_scope(inverse_learning) as scope:
+            tape.watch(x)
             loss = -tf.reduce_mean(flow.log_prob(tf.identity(x)))
             if isinstance(inverse_learning, Reconstruction):
                 loss += scope.reconstruction_loss()
-        gradients = tape.gradient(loss, variables)
+        gradients = tape.gradient(loss, [x, *variables])
         if isinstance(inverse_learning, Tracking):
             sketch_and_project(layer, inverse_learning.num_probes)
         return loss, gradients
@@ -104,8 +106,9 @@ def exact_log_prob_step(size):
     @tf.function
     def step(x):
         with tf.GradientTape() as tape:
+            tape.watch(x)
             loss = -tf.reduce_mean(flow.log_prob(tf.identity(x)))
-        return loss, tape.gradient(loss, [layer.inverse_kernel, layer.bias])
+        return loss, tape.gradient(loss, [x, layer.inverse_kernel, layer.bias])
 
     return step, layer
 

@@ -127,7 +127,10 @@ def test_spline_starts_as_the_identity_and_is_per_dimension(rng):
     np.testing.assert_array_equal(moved, [[False, True, False], [False, False, False]])
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"num_bins": 1}, "num_bins"), ({"bound": 0.0}, "bound")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"num_bins": 1}, "num_bins"), ({"num_bins": 1500}, "num_bins"), ({"bound": 0.0}, "bound")],
+)
 def test_spline_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         trainable_spline(3, **arguments)

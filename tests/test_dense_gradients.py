@@ -145,8 +145,9 @@ def test_forward_direction_has_the_same_gradients_with_the_roles_exchanged(make_
     np.testing.assert_allclose(found[3], d_x / 5, **TOLERANCE)
 
 
-def test_exact_inversion_has_the_gradients_of_the_solve(make_layer, rng):
-    layer = make_layer(4, gradient="exact", inversion="exact")
+@pytest.mark.parametrize("gradient", ["exact", "relative"])
+def test_exact_inversion_has_the_gradients_of_the_solve(make_layer, rng, gradient):
+    layer = make_layer(4, gradient=gradient, inversion="exact")
     x = tf.constant(rng.normal(size=[3, 4]))
     kernel = tf.Variable(layer.inverse_kernel)
     with tf.GradientTape() as tape:
@@ -224,6 +225,15 @@ def test_reconstruction_gradients_are_finite_differences(make_layer, rng, kind, 
                 slope = (numpy_error(kind, *up, *fixed) - numpy_error(kind, *down, *fixed)) / (2 * step)
                 np.testing.assert_allclose(gradient[i, j], 3.0 * slope, rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(found[2], 0.0)
+
+
+def test_probes_follow_the_event_and_not_the_batch(make_layer):
+    layer = make_layer(4)
+    layer.forward_kernel.assign(np.zeros([4, 4]))
+    for batch in ([], [3], [2, 3]):
+        with training_scope(Reconstruction("probes", num_probes=50_000)) as scope:
+            layer.inverse(tf.zeros([*batch, 4], tf.float64))
+            np.testing.assert_allclose(scope.reconstruction_loss(), 4.0, rtol=0.03)
 
 
 def test_probe_loss_is_the_mean_over_many_probes(make_layer):

@@ -78,6 +78,23 @@ def test_nan_in_a_data_set_is_reported_with_its_batch(data, options, labels):
     assert all(np.isfinite(weights).all() for weights in weights_of(model))
 
 
+def test_nan_in_a_validation_data_set_is_reported_as_such(model, data):
+    clean = data.copy()
+    data[41, 2] = np.nan
+    validation = tf.data.Dataset.from_tensor_slices(data).batch(10)
+    with pytest.raises(ValueError, match="`validation_data` has values that are not finite in batch 4"):
+        model.fit(clean, validation_data=validation, verbose=0)
+
+
+def test_a_layer_that_scores_its_learned_inverse_is_refused():
+    layer = sn.SelfNormDense.trainable(2, name="turned")
+    base = tfd.Sample(tfd.Normal(0.0, 1.0), 2)
+    inverted = tfd.TransformedDistribution(base, tfp.bijectors.Invert(layer))
+    with pytest.raises(ValueError, match="`turned` maps data to latent by its learned inverse.*Exchange"):
+        sn.FlowModel(inverted)
+    sn.FlowModel(sn.exact(inverted))
+
+
 def test_a_broken_kernel_is_named(model, data):
     layer = sn.self_norm_layers(model.distribution)[1]
     for bad in (np.zeros([3, 3]), np.full([3, 3], np.nan)):

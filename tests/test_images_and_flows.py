@@ -20,6 +20,15 @@ def test_dequantize_adds_uniform_noise_below_the_next_level():
     np.testing.assert_array_equal(pixels, sn.images.dequantize(levels, seed=7))
     with pytest.raises(TypeError, match="`images` must have an integer dtype; got float32"):
         sn.images.dequantize([0.5])
+    with pytest.raises(TypeError, match="`dtype` must be float32 or float64"):
+        sn.images.dequantize([1], dtype=tf.float16)
+
+
+@pytest.mark.parametrize("level", [0, 3, 255, 512, 60_000])
+def test_dequantize_stays_below_the_next_level(level):
+    pixels = sn.images.dequantize(np.full(200_000, level), seed=1).numpy()
+    assert pixels.min() >= level
+    assert pixels.max() < level + 1
 
 
 @pytest.mark.parametrize("labels", [False, True])

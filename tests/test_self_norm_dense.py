@@ -72,6 +72,7 @@ def test_deferred_parameters_stay_deferred():
         ),
         ((EYE, np.ones(3, np.float32)), ValueError, "`inverse_kernel` must have square shape"),
         ((EYE, np.eye(4, dtype=np.float32)), ValueError, "event sizes of the parameters differ"),
+        ((EYE, np.tile(EYE, [2, 1, 1])), ValueError, "The kernels must have the same batch shape"),
         ((EYE, EYE, np.zeros(4, np.float32)), ValueError, "event sizes of the parameters differ"),
         ((EYE, EYE, np.float32(0.0)), ValueError, "`bias`"),
         ((EYE, EYE.astype(int)), TypeError, "`inverse_kernel` must be floating; got dtype int64"),
@@ -114,6 +115,15 @@ def test_wrong_events_are_refused():
             method(tf.zeros([]))
         with pytest.raises((TypeError, ValueError), match=r"float32.*int32|int32.*float32"):
             method(tf.zeros([5, 3], tf.int32))
+
+
+def test_validate_args_follows_a_deferred_kernel():
+    scale = tf.Variable(1.0)
+    kernel = tfp.util.DeferredTensor(scale, lambda s: s * tf.eye(3), shape=[3, 3])
+    layer = SelfNormDense(EYE, kernel, validate_args=True)
+    scale.assign(0.0)
+    with pytest.raises(ValueError, match="singular to working precision"):
+        layer.inverse(tf.zeros([1, 3]))
 
 
 def test_validate_args_catches_a_singular_kernel():

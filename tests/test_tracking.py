@@ -102,6 +102,23 @@ def test_the_schedule_of_an_own_loop(make_layer):
     assert sn.Tracking().interval([sn.SelfNormDense.trainable(784)]) == 98
 
 
+def test_the_schedule_passes_by_layers_without_a_learned_inverse():
+    exact = sn.SelfNormDense(tf.eye(2), tf.Variable(tf.eye(2)), gradient="exact")
+    for layers in ([], [exact]):
+        assert sn.Tracking().update(layers, step=1) == 0.0
+
+
+def test_each_kernel_of_a_batch_is_tracked(rng):
+    kernels = np.eye(3) + 0.3 * rng.normal(size=[4, 3, 3])
+    layer = sn.SelfNormDense(tf.Variable(np.zeros_like(kernels)), tf.Variable(kernels))
+    np.testing.assert_allclose(sn.inverse_error(layer, seed=1), 1.0)
+    layer.forward_kernel.assign(np.linalg.inv(kernels) + [[[0.0]], [[0.0]], [[0.1]], [[0.0]]])
+    assert sn.inverse_error(layer, seed=1) > 0.01
+    for step in range(30):
+        sn.sketch_and_project(layer, 2, seed=step)
+    np.testing.assert_allclose(layer.forward_kernel, np.linalg.inv(kernels), atol=1e-6)
+
+
 def test_tracking_refuses(make_layer):
     with pytest.raises(ValueError, match="num_probes"):
         sn.Tracking(num_probes=0)

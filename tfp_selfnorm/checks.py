@@ -77,7 +77,7 @@ def check_finite(data, name="x"):
       ValueError: if an array, or the first array of a tuple, has values that are not finite.
     """
     if isinstance(data, tf.data.Dataset):
-        return data.enumerate().map(_assert_finite_batch)
+        return data.enumerate().map(lambda i, element: _assert_finite_batch(i, element, name))
     if isinstance(data, (tuple, list)) and data and _is_float_array(data[0]):
         return type(data)([check_finite(data[0], name), *data[1:]])
     if _is_float_array(data):
@@ -92,18 +92,33 @@ def check_finite(data, name="x"):
 
 
 @contextlib.contextmanager
-def naming_the_batch(name="x"):
+def naming_the_batch():
     """Turns the failure of a data set from `check_finite` into a ValueError that names the batch."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        found = re.search(rf"{_NOT_FINITE}\W+(\d+)", str(error))
+        found = re.search(rf"{_NOT_FINITE}\W+(\w+)\W+(\d+)", str(error))
         if found is None:
             raise
         raise ValueError(
-            f"`{name}` has values that are not finite in batch {found[1]} of the data set (the first "
+            f"`{found[1]}` has values that are not finite in batch {found[2]} of the data set (the first "
             "is batch 0)."
         ) from None
+
+
+def weighted(x, arguments: dict) -> dict:
+    """Adds targets to Keras arguments that have sample weights: Keras drops the weights without them."""
+    if arguments.get("sample_weight") is None or arguments.get("y") is not None:
+        return arguments
+    return arguments | {"y": np.zeros(len(x), np.float32)}
+
+
+def with_dummy_targets(validation_data):
+    """The same for validation data, `(x, None, sample_weight)`."""
+    if isinstance(validation_data, tuple) and len(validation_data) == 3 and validation_data[1] is None:
+        x, _, sample_weight = validation_data
+        return x, np.zeros(len(x), np.float32), sample_weight
+    return validation_data
 
 
 def _is_float_array(data):
@@ -111,10 +126,10 @@ def _is_float_array(data):
     return isinstance(data, (np.ndarray, tf.Tensor)) and tf.as_dtype(dtype).is_floating
 
 
-def _assert_finite_batch(index, element):
+def _assert_finite_batch(index, element, name):
     x = element[0] if isinstance(element, tuple) else element
     if not (tf.is_tensor(x) and x.dtype.is_floating):
         return element
-    check = tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(x)), [_NOT_FINITE, index])
+    check = tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(x)), [_NOT_FINITE, name, index])
     with tf.control_dependencies([check]):
         return tf.nest.map_structure(tf.identity, element)

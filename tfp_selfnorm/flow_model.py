@@ -12,6 +12,8 @@ from tfp_selfnorm.checks import (
     check_inverse_learning,
     check_latent,
     naming_the_batch,
+    weighted,
+    with_dummy_targets,
 )
 from tfp_selfnorm.export import export_flow
 from tfp_selfnorm.reconstruction import Reconstruction
@@ -36,12 +38,13 @@ class FlowModel(keras.Model):
 
     Takes any TFP distribution with trainable variables. `fit(x)` minimises the mean negative
     log-likelihood, in nats, plus what `inverse_learning` adds. The progress bar shows `nll`; with
-    self-normalizing layers `reconstruction` (the mean of `||x - R W x||^2`, summed over the layers) and,
-    under tracking, `inverse_error` (the relative error of the learned inverses on random probes).
+    self-normalizing layers `reconstruction` (the mean of `||x - R W x||^2`, summed over the layers; in
+    training, where no loss needs it, over the first 8 examples of a batch) and, under tracking,
+    `inverse_error` (the relative error of the learned inverses on random probes).
 
-    A training step costs O(D^2): each layer's log-det is held in a variable, and refreshed outside the
-    compiled step every `max(20, D / 8)` steps, so `nll` in training is at most so many steps stale, and
-    at the start of `evaluate` and `predict`, so `val_nll` is exact.
+    A training step costs O(D^2), or an O(D^3) inverse a layer with `gradient="exact"`. Each layer's
+    log-det is held in a variable, and refreshed outside the compiled step: every `max(20, D / 8)` steps, by
+    so much `nll` in training lags, and at the start of `evaluate` and `predict`, so `val_nll` is exact.
 
     Events go in as `(batch, *event_shape)`, in a floating dtype; they are cast to the distribution's.
 
@@ -63,7 +66,8 @@ class FlowModel(keras.Model):
         bits_per_dim: bool = False,
         name: str | None = None,
     ):
-        """Makes the model; it adopts every variable that the distribution depends on.
+        """Makes the model; it adopts the variables that the distribution holds, and every trainable
+        variable that its `log_prob` touches, as those of a network in a closure.
 
         Args:
           distribution: a TFP distribution with a floating dtype and a fully defined event shape.
@@ -74,7 +78,8 @@ class FlowModel(keras.Model):
 
         Raises:
           TypeError: if `distribution` is no TFP distribution, or of no floating dtype.
-          ValueError: if its event shape is unknown, or it was made under another strategy.
+          ValueError: if its event shape is unknown, it was made under another strategy, or a layer in it
+            maps data to latent by its learned inverse.
         """
         check_distribution(distribution)
         check_inverse_learning(inverse_learning)
@@ -115,7 +120,15 @@ class FlowModel(keras.Model):
         self._step = None
 
     def log_prob(self, x):
-        """The exact log density of each event, in nats; O(D^3) for each self-normalizing layer."""
+        """The exact log density of each event, in nats; O(D^3) for each self-normalizing layer.
+
+        Args:
+          x: events `(..., *event_shape)`, floating; cast to the distribution's dtype.
+
+        Raises:
+          TypeError: if `x` is not floating.
+          ValueError: if its last dimensions are not the event shape.
+        """
         return self.distribution.log_prob(tf.identity(check_events(x, self.distribution)))
 
     def sample(self, n, seed=None, exact=False):
@@ -129,19 +142,21 @@ class FlowModel(keras.Model):
         Raises:
           ValueError: if `n` is negative or no integer.
         """
-        shape = np.atleast_1d(n)
+        shape = np.atleast_1d(np.asarray(n, dtype=int if np.size(n) == 0 else None))
         if shape.dtype.kind not in "iu" or (shape < 0).any():
             raise ValueError(f"`n` must be an integer or a shape, 0 or more; got {n!r}.")
         return self._flow(exact).sample(n, seed=stateless_seed(seed))
 
     def encode(self, x):
-        """Maps data to latent, by `distribution.bijector.inverse`."""
+        """Maps data to latent, by `distribution.bijector.inverse`; raises as `log_prob` does, and
+        TypeError if the distribution has no latent.
+        """
         check_latent(self.distribution)
         x = check_events(x, self.distribution)
         return self.distribution.bijector.inverse(tf.identity(x))
 
     def decode(self, z, exact=False):
-        """Maps latent to data, by the learned inverse or the exact one."""
+        """Maps latent to data, by the learned inverse or the exact one; raises as `encode` does."""
         check_latent(self.distribution)
         z = check_events(z, self.distribution.distribution, name="z")
         return self._flow(exact).bijector.forward(tf.identity(z))
@@ -169,18 +184,23 @@ class FlowModel(keras.Model):
         """The log density of each event: exact, or the surrogate of the training scope that is open."""
         log_prob = self.distribution.log_prob(tf.identity(check_events(x, self.distribution)))
         scope = current_scope()
-        if scope is not None and scope.records:
-            if isinstance(self.inverse_learning, Reconstruction):
-                self.add_loss(scope.reconstruction_loss())
-            if self._reconstruction is not None:
-                full = scope.records[0].error is not None or not training
-                error = scope.reconstruction_error(None if full else _ERROR_EXAMPLES)
-                self._reconstruction.update_state(error)
+        if scope is None or not scope.records:
+            return log_prob
+        if isinstance(self.inverse_learning, Reconstruction):
+            self.add_loss(scope.reconstruction_loss())
+        if self._reconstruction is not None and scope.sees_records:
+            full = scope.records[0].error is not None or not training
+            error = scope.reconstruction_error(None if full else _ERROR_EXAMPLES)
+            self._reconstruction.update_state(error, sample_weight=tf.shape(x)[0])
         return log_prob
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The mean negative log-likelihood, weighted by `sample_weight`, plus the added losses."""
-        weights = tf.ones_like(y_pred) if sample_weight is None else tf.cast(sample_weight, y_pred.dtype)
+        weights = tf.ones_like(y_pred)
+        if sample_weight is not None:
+            # One weight an example, whatever the batch shape of the distribution.
+            shape = [-1] + [1] * (y_pred.shape.rank - 1)
+            weights *= tf.reshape(tf.cast(sample_weight, y_pred.dtype), shape)
         total = tf.reduce_sum(weights)
         nll = -tf.math.divide_no_nan(tf.reduce_sum(weights * y_pred), total)
         self._nll.update_state(nll, sample_weight=total)
@@ -192,6 +212,7 @@ class FlowModel(keras.Model):
         return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
     def train_step(self, data):
+        """One step of the optimizer, and under tracking one update of each learned inverse."""
         with self._open_scope():
             super().train_step(data)
         for i, layer in enumerate(self._tracked_self_norm):
@@ -201,6 +222,7 @@ class FlowModel(keras.Model):
         return self.get_metrics_result()
 
     def test_step(self, data):
+        """The figures of one batch, from the held log-dets."""
         with self._open_scope():
             super().test_step(data)
         for i, layer in enumerate(self._tracked_self_norm):
@@ -209,6 +231,7 @@ class FlowModel(keras.Model):
         return self.get_metrics_result()
 
     def predict_step(self, data):
+        """The log densities of one batch, from the held log-dets."""
         with self._open_scope():
             return super().predict_step(data)
 
@@ -225,20 +248,33 @@ class FlowModel(keras.Model):
         self.train_function = train_function
 
     def fit(self, x=None, *args, **kwargs):
-        """Keras's `fit`; values that are not finite raise a ValueError that says where."""
-        if kwargs.get("validation_data") is not None:
-            kwargs["validation_data"] = check_finite(kwargs["validation_data"], "validation_data")
+        """Keras's `fit`, without targets.
+
+        Args:
+          x: events: an array, a `tf.data.Dataset`, or what else Keras takes. Labels are ignored.
+          *args: as Keras's.
+          **kwargs: as Keras's; `sample_weight` weighs the likelihoods of examples, not the regularizer.
+
+        Raises:
+          ValueError: if an array or a `tf.data.Dataset` has values that are not finite, saying where; if
+            a kernel becomes singular or not finite, naming the layer.
+        """
+        validation = kwargs.get("validation_data")
+        if validation is not None:
+            validation = check_finite(validation, "validation_data")
+            kwargs["validation_data"] = with_dummy_targets(validation)
         self._step = None
         with naming_the_batch():
-            return super().fit(check_finite(x), *args, **kwargs)
+            return super().fit(check_finite(x), *args, **weighted(x, kwargs))
 
     def evaluate(self, x=None, *args, **kwargs):
         """Keras's `evaluate`, with exact likelihoods: the log-dets are computed once, at its start."""
         self.refresh_log_dets()
         with naming_the_batch():
-            return super().evaluate(check_finite(x), *args, **kwargs)
+            return super().evaluate(check_finite(x), *args, **weighted(x, kwargs))
 
     def test_on_batch(self, *args, **kwargs):
+        """Keras's `test_on_batch`, with exact likelihoods."""
         self.refresh_log_dets()
         return super().test_on_batch(*args, **kwargs)
 
@@ -249,6 +285,7 @@ class FlowModel(keras.Model):
             return super().predict(check_finite(x), *args, **kwargs)
 
     def predict_on_batch(self, x):
+        """The exact log density of each event of one batch."""
         self.refresh_log_dets()
         return super().predict_on_batch(x)
 

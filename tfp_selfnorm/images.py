@@ -15,14 +15,14 @@ def dequantize(images, dtype=tf.float32, seed=None):
 
     Args:
       images: integer tensor of grey levels, any shape.
-      dtype: floating dtype of the result.
+      dtype: float32 or float64, the dtype of the result.
       seed: int or stateless TFP seed; `None` for fresh noise.
 
     Returns:
       A tensor of `dtype`, in `[0, levels)` for pixels in `{0, ..., levels - 1}`.
 
     Raises:
-      TypeError: if the images are not of an integer dtype.
+      TypeError: if the images are not of an integer dtype, or `dtype` is another.
 
     >>> dequantize(tf.constant([3, 0], tf.uint8)).numpy().astype(int).tolist()
     [3, 0]
@@ -33,10 +33,12 @@ def dequantize(images, dtype=tf.float32, seed=None):
     images = tf.convert_to_tensor(images)
     if not images.dtype.is_integer:
         raise TypeError(f"`images` must have an integer dtype; got {images.dtype.name}.")
+    if dtype not in (tf.float32, tf.float64):
+        raise TypeError(f"`dtype` must be float32 or float64; got {dtype}.")
     noise = tf.random.stateless_uniform(tf.shape(images), stateless_seed(seed), dtype=dtype)
     levels = tf.cast(images, dtype)
-    # In float32, noise just below 1 on a level of 128 or more rounds up to the next level.
-    return tf.minimum(levels + noise, levels + 1.0 - 2.0**-15)
+    # Rounding may take noise just below 1 up to the next level.
+    return tf.minimum(levels + noise, tf.math.nextafter(levels + 1.0, tf.zeros([], dtype)))
 
 
 def dequantize_dataset(dataset, dtype=tf.float32, seed=None):

@@ -73,7 +73,9 @@ class Reconstruction:
         return 0.5 * data + 0.5 * tf.reduce_mean(record.layer.squared_norm(z - back))
 
     def _probe_loss(self, record):
-        shape = tf.concat([[self.num_probes], tf.shape(record.output)[1:]], axis=0)
+        layer = record.layer
+        ndims = layer.forward_min_event_ndims + layer.experimental_batch_shape().rank
+        shape = tf.concat([[self.num_probes], tf.shape(record.output)[-ndims:]], axis=0)
         probes = tf.random.normal(shape, dtype=record.output.dtype)
         back = record.layer.apply_kernel(
             record.kernel, record.layer.apply_kernel(record.other_kernel, probes)

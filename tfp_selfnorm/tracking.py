@@ -63,6 +63,9 @@ class Tracking:
         Returns:
           The largest relative error of a layer before the update, a scalar; 0 where R was refreshed.
         """
+        layers = [layer for layer in layers if self.follows(layer)]
+        if not layers:
+            return tf.zeros([])
         if step % self.interval(layers) == 0:
             for layer in layers:
                 refresh_inverse(layer)
@@ -111,7 +114,11 @@ def sketch_and_project(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
 def refresh_inverse(layer) -> None:
     """Sets the layer's forward kernel to the inverse of its inverse kernel, in place, at O(D^3).
 
+    Args:
+      layer: a `SelfNormDense` whose forward kernel is a `tf.Variable`.
+
     Raises:
+      TypeError: if the forward kernel is no `tf.Variable`.
       ValueError: in eager mode, if the inverse kernel is singular or not finite.
     """
     kernel = _assignable(layer)
@@ -124,11 +131,20 @@ def refresh_inverse(layer) -> None:
 
 
 def inverse_error(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
-    """Estimates `||I - R W|| / ||I||` (Frobenius norm) from random probes, at O(n D^2); a scalar."""
+    """Estimates `||I - R W|| / ||I||` (Frobenius norm) from random probes, at O(n D^2).
+
+    Args:
+      layer: a `SelfNormDense`.
+      num_probes: Python int, number of probes; at most D are used.
+      seed: int or stateless TFP seed.
+
+    Returns:
+      A scalar, the largest of a batch of kernels.
+    """
     probes = _probes(layer, num_probes, seed)
     kernel, other = (tf.convert_to_tensor(k) for k in (layer.inverse_kernel, layer.forward_kernel))
-    back = dense.matvec(other, dense.matvec(kernel, probes))
-    return tf.norm(probes - back) / tf.norm(probes)
+    back = dense.map_rows(other, dense.map_rows(kernel, probes))
+    return tf.reduce_max(tf.norm(probes - back, axis=[-2, -1])) / tf.norm(probes)
 
 
 def _assignable(layer):

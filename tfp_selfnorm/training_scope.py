@@ -26,6 +26,7 @@ class Record(NamedTuple):
     """
 
     layer: Any
+    direction: str
     kernel: tf.Tensor
     other_kernel: tf.Tensor
     input: tf.Tensor
@@ -48,6 +49,12 @@ class TrainingScope:
     def layers(self) -> list:
         """The layers passed so far, each once, in the order of their first pass."""
         return list({record.layer.key: record.layer for record in self.records}.values())
+
+    @property
+    def sees_records(self) -> bool:
+        """Whether what the layers were passed is within reach here, and not in inner control flow."""
+        graph = _current_graph()
+        return all(getattr(record.input, "graph", graph) is graph for record in self.records)
 
     def held_log_det(self, layer):
         """The value held for `log |det W|` of the layer, in nats; exact where others' are held."""
@@ -99,16 +106,15 @@ class TrainingScope:
     def _sum_over_records(self, function):
         if not self.records:
             raise ValueError(
-                "No self-normalizing layer was passed in this `training_scope`. Call `log_prob` on a "
-                "fresh tensor, `tf.identity(x)`, and trace a `tf.function` inside the scope, not before."
+                "No self-normalizing layer was passed in this `training_scope` by a product with a kernel. "
+                "Call `log_prob` on a fresh tensor, `tf.identity(x)`, and trace a `tf.function` inside the "
+                "scope, not before; an exact `forward` has no reconstruction error."
             )
-        graph = _current_graph()
-        for record in self.records:
-            if getattr(record.input, "graph", graph) is not graph:
-                raise ValueError(
-                    f"`{record.layer.name}` was passed inside `tf.map_fn`, `tf.while_loop` or `tf.cond`,"
-                    " where its reconstruction error is out of reach; use `Tracking` there."
-                )
+        if not self.sees_records:
+            raise ValueError(
+                "A layer was passed inside `tf.map_fn`, `tf.while_loop` or `tf.cond`, where its "
+                "reconstruction error is out of reach; use `Tracking` there."
+            )
         return tf.add_n([function(record) for record in self.records])
 
     def _check_graph(self, layer) -> None:

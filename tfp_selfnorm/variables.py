@@ -21,6 +21,8 @@ def reachable(distribution) -> tuple[list, list]:
     sample = distribution.sample(1, seed=0)
     with tf.GradientTape() as tape, training_scope(None) as scope:
         distribution.log_prob(tf.identity(sample))
+    for record in scope.records:
+        _check_direction(record)
     held = self_norm_layers(distribution)
     layers = {layer.key: layer for layer in (*held, *scope.layers)}
     for layer in layers.values():
@@ -50,6 +52,15 @@ def adopt(variables, frozen=()) -> list[keras.Variable]:
         trainable = variable.trainable and variable.ref() not in frozen_references
         adopted.append(keras.Variable(variable, trainable=trainable, name=name))
     return adopted
+
+
+def _check_direction(record):
+    """Inside tfb.Invert the roles are exchanged: R would be scored, and W the one that learns to follow."""
+    if record.direction == "forward":
+        raise ValueError(
+            f"`{record.layer.name}` maps data to latent by its learned inverse, `forward_kernel`, as it does "
+            "inside tfb.Invert. Exchange its two kernels instead, or make it with `inversion='exact'`."
+        )
 
 
 def _check_hidden(layer, is_hidden):

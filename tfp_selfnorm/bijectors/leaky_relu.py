@@ -12,7 +12,7 @@ class LeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
     directions cost O(1) an element. The slope may be learned: give a `tf.Variable` or, to keep it in
     (0, 1), `tfp.util.TransformedVariable(0.3, tfb.Sigmoid())`.
 
-    Shapes: any; `negative_slope` broadcasts. Dtypes: float32 and float64. Units: nats.
+    Shapes: any; `negative_slope` broadcasts. Dtypes: float32 and float64, as the slope. Units: nats.
 
     >>> LeakyReLU(0.5).forward(tf.constant([-2.0, 3.0])).numpy()
     array([-1.,  3.], dtype=float32)

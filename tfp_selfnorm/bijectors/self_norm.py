@@ -117,8 +117,8 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         """The exact inverse of the product with W."""
 
     @abc.abstractmethod
-    def _log_det(self, kernel, other_kernel, mixture, value):
-        """`log |det kernel|` with the layer's gradient; `value=None` computes the value."""
+    def _log_det(self, kernel, other_kernel, gradient, mixture, value):
+        """`log |det kernel|` with the gradient named; `value=None` computes the value."""
 
     @abc.abstractmethod
     def _log_det_value(self, kernel):
@@ -127,7 +127,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
     def _inverse(self, y):
         self._check_event(y, "y")
         kernels = self._read_kernels("inverse")
-        x = self._pass_kernel(y, *kernels)
+        x = self._pass_kernel(y, *kernels, "inverse")
         x = x if self._bias is None else x + self._bias
         self._passes.add("inverse", y, x, kernels)
         return x
@@ -136,7 +136,10 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         self._check_event(x, "x")
         kernels = self._read_kernels("forward")
         centred = x if self._bias is None else x - self._bias
-        y = self._solve(centred) if self._inversion == "exact" else self._pass_kernel(centred, *kernels)
+        if self._inversion == "exact":
+            y = self._solve(centred)
+        else:
+            y = self._pass_kernel(centred, *kernels, "forward")
         self._passes.add("forward", x, y, kernels)
         return y
 
@@ -160,7 +163,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
             kernels = kernels[::-1]
         return tuple(tf.convert_to_tensor(kernel) for kernel in kernels)
 
-    def _pass_kernel(self, x, kernel, other_kernel):
+    def _pass_kernel(self, x, kernel, other_kernel, direction):
         # Graph optimisation may drop the order between a read and a later assignment where the value read
         # only enters another variable's gradient. Behind this, every gradient waits for both reads.
         with tf.control_dependencies([kernel, other_kernel]):
@@ -173,13 +176,14 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         output, error = self._map(
             x, kernel, other_kernel, scope.mixture(self), learning if wants_error else None
         )
-        scope.record(Record(self, kernel, other_kernel, x, output, error))
+        scope.record(Record(self, direction, kernel, other_kernel, x, output, error))
         return output
 
     def _inverse_map_log_det(self, kernels):
         scope = current_scope()
         return self._log_det(
             *(kernels or self._read_kernels("inverse")),
+            self._gradient,
             self._mixture if scope is None else scope.mixture(self),
             None if scope is None else scope.held_log_det(self),
         )
@@ -189,10 +193,11 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         scope = current_scope()
         held = None if scope is None else scope.held_log_det(self)
         if self._inversion == "exact":
-            # The solve has the whole gradient, so its log-det has too: mixture 1.
-            return -self._log_det(*kernels, 1.0, held)
+            # The solve has the whole and ordinary gradient, so its log-det has too.
+            gradient = "exact" if self._gradient == "relative" else self._gradient
+            return -self._log_det(*kernels, gradient, 1.0, held)
         mixture = self._mixture if scope is None else scope.mixture(self)
-        return self._log_det(*kernels, mixture, None if held is None else -held)
+        return self._log_det(*kernels, self._gradient, mixture, None if held is None else -held)
 
 
 class _Passes:

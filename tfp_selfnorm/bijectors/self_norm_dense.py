@@ -24,7 +24,8 @@ class SelfNormDense(SelfNorm):
     cuts its input anew for the log-det, such as `tfb.RealNVP` with a `bijector_fn`, hides the pair: give
     the layers in it `inversion="exact"` and `mixture=1.0`, for which every log-det is W's.
 
-    Shapes: kernels `[..., D, D]`, bias `[..., D]`, events `[D]`; kernel and data batches broadcast.
+    Shapes: kernels `[..., D, D]` (both of one shape), bias `[..., D]`, events `[D]`; the batches of kernels
+    and data broadcast.
     Dtypes: float32 and float64; one for all. Units: nats.
 
     >>> layer = SelfNormDense(forward_kernel=tf.eye(2) / 2.0, inverse_kernel=2.0 * tf.eye(2))
@@ -56,7 +57,7 @@ class SelfNormDense(SelfNorm):
           bias: float `[..., D]`, or `None`.
           gradient: of the likelihood with respect to the kernels: "self_norm" (the learned inverse in
             place of the inverse transpose), "exact" (one inverse a step), or "relative" (the exact one
-            times `W^T W`, with no inverse).
+            times `W^T W`, with no inverse; where `forward` solves with W, its gradients are exact).
           mixture: weight in [0, 1], for "self_norm", of the density of the direction that is computed,
             against that of the other: for `inverse`, of p_f against p_g. 0.5 is the paper's. 1 gives W
             the plain gradient, and R none but that of a regularizer.
@@ -192,15 +193,15 @@ class SelfNormDense(SelfNorm):
         x = tf.broadcast_to(x, tf.concat([batch, tf.shape(x)[-1:]], axis=0))
         return tf.linalg.solve(kernel, x[..., tf.newaxis])[..., 0]
 
-    def _log_det(self, kernel, other_kernel, mixture, value):
-        return dense.log_det(kernel, other_kernel, self._gradient, mixture, value)
+    def _log_det(self, kernel, other_kernel, gradient, mixture, value):
+        return dense.log_det(kernel, other_kernel, gradient, mixture, value)
 
     def _log_det_value(self, kernel):
         return tf.linalg.slogdet(kernel).log_abs_determinant
 
     def _parameter_control_dependencies(self, is_init):
-        is_variable = hasattr(self._inverse_kernel, "assign")
-        if not self.validate_args or is_init == is_variable:
+        is_mutable = isinstance(self._inverse_kernel, (tf.Variable, tfp.util.DeferredTensor))
+        if not self.validate_args or is_init == is_mutable:
             return []
         singular_values = tf.linalg.svd(tf.convert_to_tensor(self._inverse_kernel), compute_uv=False)
         smallest = self.event_size * np.finfo(self.dtype.as_numpy_dtype).eps * singular_values[..., :1]
@@ -245,5 +246,10 @@ def _check_shapes(forward_kernel, inverse_kernel, bias):
         if bias.shape.rank < 1:
             raise ValueError("`bias` must have shape [..., D]; got a scalar.")
         sizes["bias"] = bias.shape[-1]
+    if forward_kernel.shape[:-2] != inverse_kernel.shape[:-2]:
+        raise ValueError(
+            "The kernels must have the same batch shape; got `forward_kernel` "
+            f"{tuple(forward_kernel.shape)}, `inverse_kernel` {tuple(inverse_kernel.shape)}."
+        )
     if len(set(sizes.values())) > 1:
         raise ValueError(f"The event sizes of the parameters differ: {sizes}.")

@@ -22,7 +22,7 @@ class SmoothLeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
     Gradients pass through it by the implicit function theorem. In a flow that trains from data to
     latent put it in `tfb.Invert`, so that training takes the closed form.
 
-    Shapes: any; `negative_slope` broadcasts. Dtypes: float32 and float64. Units: nats.
+    Shapes: any; `negative_slope` broadcasts. Dtypes: float32 and float64, as the slope. Units: nats.
 
     >>> activation = SmoothLeakyReLU(0.3)
     >>> y = activation.forward(tf.constant([-10.0, 0.0, 10.0]))
@@ -41,7 +41,8 @@ class SmoothLeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
           name: name of the ops.
 
         Raises:
-          ValueError: if a Python or numpy `negative_slope` is outside (0, 1].
+          TypeError: if the slope is not floating.
+          ValueError: if a slope known now is outside (0, 1].
         """
         parameters = dict(locals())
         with tf.name_scope(name):

@@ -17,7 +17,7 @@ def trainable_spline(event_shape, num_bins=5, bound=10.0, dtype=tf.float32, name
 
     Args:
       event_shape: int or tuple of ints; one spline for each element of such an event.
-      num_bins: number of bins, 2 or more.
+      num_bins: number of bins, from 2 to 999.
       bound: positive float, half the width of the interval.
       dtype: floating dtype.
       name: name of the bijector and its variables.
@@ -26,7 +26,7 @@ def trainable_spline(event_shape, num_bins=5, bound=10.0, dtype=tf.float32, name
       A `tfb.RationalQuadraticSpline` with trainable variables.
 
     Raises:
-      ValueError: if `num_bins` is less than 2 or `bound` is not positive.
+      ValueError: if `num_bins` is out of range or `bound` is not positive.
 
     >>> spline = trainable_spline(4)
     >>> spline.forward(tf.constant([-20.0, -1.0, 0.5, 3.0])).numpy().round(4)
@@ -34,8 +34,8 @@ def trainable_spline(event_shape, num_bins=5, bound=10.0, dtype=tf.float32, name
 
     References: Durkan et al., "Neural Spline Flows", NeurIPS 2019.
     """
-    if num_bins < 2:
-        raise ValueError(f"`num_bins` must be 2 or more; got {num_bins!r}.")
+    if not 2 <= num_bins < 1.0 / _MIN_BIN_FRACTION:
+        raise ValueError(f"`num_bins` must be 2 or more, and less than 1000; got {num_bins!r}.")
     if not bound > 0.0:
         raise ValueError(f"`bound` must be positive; got {bound!r}.")
     event_shape = list(np.atleast_1d(event_shape))

@@ -1,7 +1,7 @@
 """The linear map of a self-normalizing layer and its log-determinant, as pure functions.
 
 Both take the kernel of the map, `[..., D, D]`, and the other kernel, which approximates its inverse.
-Vectors are `[..., D]`; the leading dimensions of vectors and kernels broadcast.
+Vectors are `[..., D]`; the two kernels have one shape, whose batch broadcasts with that of the vectors.
 """
 
 import numpy as np
@@ -21,7 +21,8 @@ def matvec(kernel, x, adjoint=False):
     return tf.reshape(_rows_product(kernel, _as_rows(x), adjoint), tf.shape(x))
 
 
-def _map_rows(kernel, rows):
+def map_rows(kernel, rows):
+    """Returns `kernel @ row` for rows `[..., n, D]`, the same for each kernel `[..., D, D]` of a batch."""
     if kernel.shape.rank == 2:
         return _rows_product(kernel, rows, adjoint=False)
     return tf.matmul(rows, kernel, transpose_b=True)
@@ -154,9 +155,9 @@ def sketch_and_project(forward_kernel, inverse_kernel, probes):
     Returns:
       The new forward kernel, and the error before the step, `||r - forward_kernel u|| / ||r||`.
     """
-    r = _map_rows(forward_kernel, probes)
-    u = _map_rows(inverse_kernel, r)
-    residual = r - _map_rows(forward_kernel, u)
+    r = map_rows(forward_kernel, probes)
+    u = map_rows(inverse_kernel, r)
+    residual = r - map_rows(forward_kernel, u)
     gram = tf.matmul(u, u, transpose_b=True)
     # A ridge of rounding size keeps Cholesky safe, and the step a contraction.
     epsilon = 10.0 * np.finfo(gram.dtype.as_numpy_dtype).eps
