@@ -21,12 +21,12 @@ def reachable(distribution) -> tuple[list, list]:
     sample = distribution.sample(1, seed=0)
     with tf.GradientTape() as tape, training_scope(None) as scope:
         distribution.log_prob(tf.identity(sample))
-    for record in scope.records:
-        _check_direction(record)
     held = self_norm_layers(distribution)
     layers = {layer.key: layer for layer in (*held, *scope.layers)}
     for layer in layers.values():
         _check_hidden(layer, is_hidden=all(layer.key != other.key for other in held))
+    for record in scope.records:
+        _check_direction(record)
     variables = {v.ref(): v for v in distribution.variables}
     # Under a distribution strategy the tape names the copies on the devices.
     local = tf.distribute.get_strategy().experimental_local_results
