@@ -108,7 +108,7 @@ def naming_the_batch():
 
 def weighted(x, arguments: dict) -> dict:
     """Adds targets to Keras arguments that have sample weights: Keras drops the weights without them."""
-    if arguments.get("sample_weight") is None or arguments.get("y") is not None:
+    if arguments.get("sample_weight") is None or arguments.get("y") is not None or not _is_float_array(x):
         return arguments
     return arguments | {"y": np.zeros(len(x), np.float32)}
 

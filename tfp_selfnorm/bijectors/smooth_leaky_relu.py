@@ -4,6 +4,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.leaky_relu import slope_assertions, slope_parameter, slope_properties
+from tfp_selfnorm.math.dense import sum_to_shape
 
 # Newton from above moves at least one unit a step where the curve is exponential, and the way is at
 # most -log(alpha); 800 covers the smallest float64.
@@ -101,7 +102,7 @@ def _inverse_smooth_leaky_relu(y, alpha):
         x = _inverse_smooth_leaky_relu(y, alpha)
         d_y = upstream / _slope(x, alpha)
         d_alpha = -d_y * (x - tf.math.softplus(x))
-        return _sum_like(d_y, y), _sum_like(d_alpha, alpha)
+        return sum_to_shape(d_y, y), sum_to_shape(d_alpha, alpha)
 
     return root, gradients
 
@@ -133,8 +134,3 @@ def _find_root(y, alpha):
 
 def _newton_step(x, y, alpha):
     return x - (_smooth_leaky_relu(x, alpha) - y) / _slope(x, alpha)
-
-
-def _sum_like(x, like):
-    _, axes = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(x), s1=tf.shape(like))
-    return tf.reshape(tf.reduce_sum(x, axes), tf.shape(like))

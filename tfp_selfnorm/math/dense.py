@@ -90,7 +90,7 @@ def _linear_map(x, kernel, other_kernel, gradient, mixture, error):
             if at_z is not None:
                 d_kernel += _outer_sum(at_z, x, tf.shape(kernel))
             d_other = None if at_x is None else _outer_sum(at_x, z, tf.shape(other_kernel))
-            return _sum_to_shape(d_x, x), d_kernel, d_other
+            return sum_to_shape(d_x, x), d_kernel, d_other
 
         if error is None:
             return z, gradients
@@ -192,10 +192,10 @@ def _outer_sum(left, right, kernel_shape):
         return tf.transpose(tf.reshape(full, shape), order)
 
     product = tf.matmul(grouped(left), grouped(right), transpose_a=True)
-    return _sum_to_shape(product, shape=kernel_shape)
+    return sum_to_shape(product, shape=kernel_shape)
 
 
-def _sum_to_shape(x, like=None, shape=None):
+def sum_to_shape(x, like=None, shape=None):
     """Undoes broadcasting: sums `x` over the dimensions in which the target shape is smaller."""
     if like is not None and x.shape.is_fully_defined() and x.shape == like.shape:
         return x
