@@ -5,6 +5,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm import images
+from tfp_selfnorm.adaptation import adapt, check_adapted, first_events
+from tfp_selfnorm.bijectors import AffineCoupling
 from tfp_selfnorm.checks import (
     check_distribution,
     check_events,
@@ -26,7 +28,7 @@ from tfp_selfnorm.tracking import (
     sketch_and_project,
 )
 from tfp_selfnorm.training_scope import current_scope, training_scope
-from tfp_selfnorm.tree import exact
+from tfp_selfnorm.tree import bijectors_of, exact
 from tfp_selfnorm.variables import adopt, reachable
 
 # The reconstruction error on the progress bar is estimated from so many examples where no loss needs it.
@@ -92,10 +94,13 @@ class FlowModel(keras.Model):
         follows = inverse_learning.follows if isinstance(inverse_learning, Tracking) else lambda layer: False
         self._tracked_self_norm = tuple(filter(follows, layers))
         frozen = [layer.forward_kernel for layer in layers if not self._trains_inverse(layer)]
-        self._adopted = adopt(variables, [kernel for kernel in frozen if isinstance(kernel, tf.Variable)])
+        frozen = [kernel for kernel in frozen if isinstance(kernel, tf.Variable)]
+        for coupling in bijectors_of(AffineCoupling, distribution):
+            frozen += coupling.frozen_variables
+        self._adopted = adopt(variables, frozen)
         self._held_log_dets = [
             self.add_weight(
-                shape=layer.inverse_kernel.shape[:-2],
+                shape=layer.inverse_kernel.shape[: -layer.operations.kernel_ndims],
                 initializer="zeros",
                 dtype=layer.dtype.name,
                 trainable=False,
@@ -118,6 +123,20 @@ class FlowModel(keras.Model):
                 raise ValueError(f"`{argument}` must be None: a FlowModel has its own; got {value!r}.")
         super().compile(optimizer=optimizer, **kwargs)
         self._step = None
+
+    def adapt(self, data, num_examples=512):
+        """Gives each `ActNorm` of the flow its start from data, once, before `fit`; see `tfp_selfnorm.adapt`.
+
+        Args:
+          data: events: an array or a batched `tf.data.Dataset`, of which labels are ignored.
+          num_examples: how many events to take, from the beginning; they pass the flow at once.
+
+        Raises:
+          TypeError: if the events are not floating.
+          ValueError: if the flow is adapted already, `data` does not consist of events, or a channel does not
+            vary.
+        """
+        adapt(self.distribution, first_events(data, num_examples))
 
     def log_prob(self, x):
         """The exact log density of each event, in nats; O(D^3) for each self-normalizing layer.
@@ -259,6 +278,7 @@ class FlowModel(keras.Model):
           ValueError: if an array or a `tf.data.Dataset` has values that are not finite, saying where; if
             a kernel becomes singular or not finite, naming the layer.
         """
+        check_adapted(self.distribution)
         validation = kwargs.get("validation_data")
         if validation is not None:
             validation = check_finite(validation, "validation_data")
@@ -269,6 +289,7 @@ class FlowModel(keras.Model):
 
     def evaluate(self, x=None, *args, **kwargs):
         """Keras's `evaluate`, with exact likelihoods: the log-dets are computed once, at its start."""
+        check_adapted(self.distribution)
         self.refresh_log_dets()
         with naming_the_batch():
             return super().evaluate(check_finite(x), *args, **weighted(x, kwargs))
@@ -280,6 +301,7 @@ class FlowModel(keras.Model):
 
     def predict(self, x, *args, **kwargs):
         """The exact log density of each event, batch by batch; the log-dets are computed once."""
+        check_adapted(self.distribution)
         self.refresh_log_dets()
         with naming_the_batch():
             return super().predict(check_finite(x), *args, **kwargs)

@@ -69,26 +69,27 @@ class Reconstruction:
         if self.kind != "symmetric":
             return data
         z = tf.stop_gradient(record.output)
-        back = record.layer.apply_kernel(record.kernel, record.layer.apply_kernel(record.other_kernel, z))
-        return 0.5 * data + 0.5 * tf.reduce_mean(record.layer.squared_norm(z - back))
+        return 0.5 * data + 0.5 * tf.reduce_mean(_distance(z, record, record.other_kernel, record.kernel))
 
     def _probe_loss(self, record):
         layer = record.layer
         ndims = layer.forward_min_event_ndims + layer.experimental_batch_shape().rank
         shape = tf.concat([[self.num_probes], tf.shape(record.output)[-ndims:]], axis=0)
         probes = tf.random.normal(shape, dtype=record.output.dtype)
-        back = record.layer.apply_kernel(
-            record.kernel, record.layer.apply_kernel(record.other_kernel, probes)
-        )
-        return tf.reduce_mean(record.layer.squared_norm(probes - back))
+        return tf.reduce_mean(_distance(probes, record, record.other_kernel, record.kernel))
 
     @staticmethod
     def error(record, num_examples: int | None = None) -> tf.Tensor:
         """The data error of one pass of a layer, a mean over its first `num_examples` examples."""
         if record.error is not None and num_examples is None:
             return tf.reduce_mean(record.error)
-        x, z = record.input, record.output
-        if x.shape.rank > 1 and num_examples is not None:
+        operations, x, z = record.layer.operations, record.input, record.output
+        if x.shape.rank > operations.event_ndims and num_examples is not None:
             x, z = x[:num_examples], z[:num_examples]
-        back = record.layer.apply_kernel(record.other_kernel, z)
-        return tf.reduce_mean(record.layer.squared_norm(x - back))
+        return tf.reduce_mean(operations.squared_norm(x - operations.apply(record.other_kernel, z)))
+
+
+def _distance(x, record, first_kernel, second_kernel):
+    """The squared distance of each event from its image under the two maps."""
+    operations = record.layer.operations
+    return operations.squared_norm(x - operations.apply(second_kernel, operations.apply(first_kernel, x)))

@@ -7,6 +7,9 @@ import tensorflow as tf
 from tfp_selfnorm.math import dense
 from tfp_selfnorm.seeds import stateless_seed
 
+# Probes of a convolution: few, since each already averages over its pixels.
+_NUM_IMAGES = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Tracking:
@@ -81,8 +84,8 @@ class Tracking:
 
 
 def refresh_interval(layers) -> int:
-    """Steps between two O(D^3) refreshes that leave them well under a tenth of the steps between."""
-    return max([20, *(layer.event_size // 8 for layer in layers)])
+    """Steps between two exact refreshes that leave them well under a tenth of the steps between."""
+    return max(layer.refresh_interval for layer in layers)
 
 
 def sketch_and_project(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
@@ -102,12 +105,14 @@ def sketch_and_project(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
     >>> float(inverse_error(layer)) < 1e-3
     True
     """
-    kernel = _assignable(layer)
-    probes = _probes(layer, num_probes, seed)
+    kernel, to_matrix = _assignable(layer), layer.operations.to_matrix
+    if to_matrix is None:
+        return inverse_error(layer, num_probes, seed)
     updated, error = dense.sketch_and_project(
-        tf.convert_to_tensor(kernel), tf.convert_to_tensor(layer.inverse_kernel), probes
+        *(to_matrix(tf.convert_to_tensor(kernel)) for kernel in (kernel, layer.inverse_kernel)),
+        _probes(layer, num_probes, seed),
     )
-    kernel.assign(updated)
+    kernel.assign(layer.operations.from_matrix(updated))
     return tf.reduce_max(error)
 
 
@@ -123,7 +128,7 @@ def refresh_inverse(layer) -> None:
     """
     kernel = _assignable(layer)
     try:
-        kernel.assign(tf.linalg.inv(tf.convert_to_tensor(layer.inverse_kernel)))
+        kernel.assign(layer.operations.nearest_inverse(tf.convert_to_tensor(layer.inverse_kernel)))
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(
             f"`inverse_kernel` of `{layer.name}` has no inverse: it is singular or not finite."
@@ -141,8 +146,11 @@ def inverse_error(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
     Returns:
       A scalar, the largest of a batch of kernels.
     """
-    probes = _probes(layer, num_probes, seed)
+    operations, probes = layer.operations, _probes(layer, num_probes, seed)
     kernel, other = (tf.convert_to_tensor(k) for k in (layer.inverse_kernel, layer.forward_kernel))
+    if operations.to_matrix is None:
+        return tf.norm(probes - operations.apply(other, operations.apply(kernel, probes))) / tf.norm(probes)
+    kernel, other = operations.to_matrix(kernel), operations.to_matrix(other)
     back = dense.map_rows(other, dense.map_rows(kernel, probes))
     return tf.reduce_max(tf.norm(probes - back, axis=[-2, -1])) / tf.norm(probes)
 
@@ -157,6 +165,11 @@ def _assignable(layer):
 
 
 def _probes(layer, num_probes, seed):
+    """Rows for a layer whose kernels are matrices, and a few images for one whose kernels are not."""
     seed = stateless_seed(seed, salt="tfp_selfnorm_probes")
-    shape = [min(num_probes, layer.event_size), layer.event_size]
+    event = layer.event_sizes
+    if layer.operations.to_matrix is not None:
+        shape = [min(num_probes, event[-1]), event[-1]]
+    else:
+        shape = [min(num_probes, _NUM_IMAGES), *event]
     return tf.random.stateless_normal(shape, seed, dtype=layer.dtype)

@@ -27,6 +27,23 @@ def exact(distribution_or_bijector):
     )
 
 
+def bijectors_of(kind: type, distribution_or_bijector) -> list:
+    """The bijectors of a class anywhere in it, each object once, in the order of the constructors.
+
+    Raises:
+      TypeError: if the argument is neither a distribution nor a bijector of TFP.
+    """
+    _check_object(distribution_or_bijector)
+    found = []
+
+    def collect(bijector):
+        found.append(bijector)
+        return bijector
+
+    _rebuild(distribution_or_bijector, collect, {}, kind)
+    return found
+
+
 def self_norm_layers(distribution_or_bijector) -> list[SelfNorm]:
     """The self-normalizing layers anywhere in it, each once, in the order of the constructors.
 
@@ -36,15 +53,11 @@ def self_norm_layers(distribution_or_bijector) -> list[SelfNorm]:
     >>> [layer.name for layer in self_norm_layers(tfb.Chain([tfb.Exp(), SelfNormDense.trainable(2)]))]
     ['self_norm_dense']
     """
-    _check_object(distribution_or_bijector)
-    found = {}
-
-    def collect(layer):
-        found.setdefault(layer.key, layer)
-        return layer
-
-    _rebuild(distribution_or_bijector, collect, {})
-    return list(found.values())
+    layers = {}
+    for layer in bijectors_of(SelfNorm, distribution_or_bijector):
+        # Copies of a layer share its variables, and count once.
+        layers.setdefault(layer.key, layer)
+    return list(layers.values())
 
 
 def _check_object(value):
@@ -56,27 +69,27 @@ def _is_tfp_object(value):
     return isinstance(value, (tfp.distributions.Distribution, tfp.bijectors.Bijector))
 
 
-def _rebuild(value, replace: Callable[[SelfNorm], SelfNorm], done: dict):
-    """`value` with `replace` applied to its layers; the very object where nothing changed.
+def _rebuild(value, replace: Callable, done: dict, kind: type = SelfNorm):
+    """`value` with `replace` applied to its bijectors of a kind; the very object where nothing changed.
 
     `done` maps the id of each object seen to it (so that the id stays taken) and its replacement.
     """
-    if isinstance(value, SelfNorm):
+    if isinstance(value, kind):
         if id(value) not in done:
             done[id(value)] = value, replace(value)
         return done[id(value)][1]
     if _is_tfp_object(value):
         if id(value) not in done:
             old = dict(value.parameters or {})
-            new = {name: _rebuild(child, replace, done) for name, child in old.items()}
+            new = {name: _rebuild(child, replace, done, kind) for name, child in old.items()}
             changed = {name: child for name, child in new.items() if child is not old[name]}
             done[id(value)] = value, value.copy(**changed) if changed else value
         return done[id(value)][1]
     if isinstance(value, dict):
-        new = {key: _rebuild(child, replace, done) for key, child in value.items()}
+        new = {key: _rebuild(child, replace, done, kind) for key, child in value.items()}
         return type(value)(new) if any(new[key] is not value[key] for key in value) else value
     if isinstance(value, (list, tuple)):
-        new = [_rebuild(child, replace, done) for child in value]
+        new = [_rebuild(child, replace, done, kind) for child in value]
         if all(child is old for child, old in zip(new, value, strict=True)):
             return value
         return type(value)(*new) if hasattr(value, "_fields") else type(value)(new)

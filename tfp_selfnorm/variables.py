@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tfp_selfnorm.bijectors.act_norm import act_norm_mode
 from tfp_selfnorm.training_scope import training_scope
 from tfp_selfnorm.tree import self_norm_layers
 
@@ -17,10 +18,11 @@ def reachable(distribution) -> tuple[list, list]:
       ValueError: if a variable belongs to another distribution strategy than the current one, or a layer
         that only a function knows learns its inverse.
     """
-    # Networks that make their variables at the first call make them here.
-    sample = distribution.sample(1, seed=0)
-    with tf.GradientTape() as tape, training_scope(None) as scope:
-        distribution.log_prob(tf.identity(sample))
+    with act_norm_mode("ignore"):
+        # Networks that make their variables at the first call make them here.
+        sample = distribution.sample(1, seed=0)
+        with tf.GradientTape() as tape, training_scope(None) as scope:
+            distribution.log_prob(tf.identity(sample))
     held = self_norm_layers(distribution)
     layers = {layer.key: layer for layer in (*held, *scope.layers)}
     for layer in layers.values():

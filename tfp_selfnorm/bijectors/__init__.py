@@ -1,9 +1,26 @@
 """Bijectors, one a file."""
 
+from tfp_selfnorm.bijectors.act_norm import ActNorm
+from tfp_selfnorm.bijectors.affine_coupling import AffineCoupling
+from tfp_selfnorm.bijectors.channel_split import ChannelSplit
 from tfp_selfnorm.bijectors.leaky_relu import LeakyReLU
 from tfp_selfnorm.bijectors.self_norm import SelfNorm
+from tfp_selfnorm.bijectors.self_norm_conv import SelfNormConv1D, SelfNormConv2D
 from tfp_selfnorm.bijectors.self_norm_dense import SelfNormDense
 from tfp_selfnorm.bijectors.smooth_leaky_relu import SmoothLeakyReLU
 from tfp_selfnorm.bijectors.spline import trainable_spline
+from tfp_selfnorm.bijectors.squeeze import Squeeze
 
-__all__ = ["LeakyReLU", "SelfNorm", "SelfNormDense", "SmoothLeakyReLU", "trainable_spline"]
+__all__ = [
+    "ActNorm",
+    "AffineCoupling",
+    "ChannelSplit",
+    "LeakyReLU",
+    "SelfNorm",
+    "SelfNormConv1D",
+    "SelfNormConv2D",
+    "SelfNormDense",
+    "SmoothLeakyReLU",
+    "Squeeze",
+    "trainable_spline",
+]

@@ -1,12 +1,12 @@
 """What the self-normalizing layers share: two kernels, two directions, and the training scope."""
 
 import abc
-import weakref
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.math.dense import GRADIENTS
+from tfp_selfnorm.bijectors.passes import Passes
+from tfp_selfnorm.math import linear
 from tfp_selfnorm.reconstruction import Reconstruction
 from tfp_selfnorm.training_scope import Record, current_scope
 
@@ -20,6 +20,8 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
     `R = forward_kernel`, or the solve with W where `inversion="exact"`.
     """
 
+    _GRADIENTS = linear.GRADIENTS
+
     def __init__(
         self,
         forward_kernel,
@@ -28,22 +30,23 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         gradient,
         mixture,
         inversion,
-        event_ndims,
+        operations,
         dtype,
         parameters,
         validate_args,
         name,
     ):
-        _check_options(gradient, mixture, inversion)
+        _check_options(gradient, self._GRADIENTS, mixture, inversion)
         self._forward_kernel = forward_kernel
         self._inverse_kernel = inverse_kernel
         self._bias = bias
         self._gradient = gradient
         self._mixture = float(mixture)
+        self._operations = operations
         self._inversion = inversion or ("learned" if gradient == "self_norm" else "exact")
-        self._passes = _Passes()
+        self._passes = Passes()
         super().__init__(
-            forward_min_event_ndims=event_ndims,
+            forward_min_event_ndims=operations.event_ndims,
             is_constant_jacobian=True,
             dtype=dtype,
             parameters=parameters,
@@ -92,69 +95,66 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         """Whether the gradient or `forward` depends on R being close to the inverse of W."""
         return self._gradient == "self_norm" or self._inversion == "learned"
 
+    @property
+    def operations(self) -> linear.Operations:
+        """What can be computed with the kernels."""
+        return self._operations
+
     def exact_log_det(self):
-        """`log |det W|` in nats, exact; O(D^3)."""
-        return self._log_det_value(tf.convert_to_tensor(self._inverse_kernel))
+        """`log |det W|` in nats, exact."""
+        return self._operations.log_det(tf.convert_to_tensor(self._inverse_kernel))
 
+    @property
     @abc.abstractmethod
-    def apply_kernel(self, kernel, x):
-        """The plain map `kernel @ x`, with its ordinary gradient."""
+    def refresh_interval(self) -> int:
+        """Steps between two exact refreshes of R that cost little beside the steps."""
 
+    @property
     @abc.abstractmethod
-    def squared_norm(self, x):
-        """The squared norm of each event."""
-
-    @abc.abstractmethod
-    def _check_event(self, x, name):
-        """Raises ValueError if `x` does not have the event shape of the layer."""
-
-    @abc.abstractmethod
-    def _map(self, x, kernel, other_kernel, mixture, reconstruction):
-        """Returns `kernel @ x` and, with a reconstruction, its error; with the layer's gradient."""
-
-    @abc.abstractmethod
-    def _solve(self, x):
-        """The exact inverse of the product with W."""
-
-    @abc.abstractmethod
-    def _log_det(self, kernel, other_kernel, gradient, mixture, value):
-        """`log |det kernel|` with the gradient named; `value=None` computes the value."""
-
-    @abc.abstractmethod
-    def _log_det_value(self, kernel):
-        """`log |det kernel|`, exact."""
+    def event_sizes(self) -> tuple:
+        """The sizes of an event."""
 
     def _inverse(self, y):
-        self._check_event(y, "y")
+        y = self._check_event(y, "y")
         kernels = self._read_kernels("inverse")
         x = self._pass_kernel(y, *kernels, "inverse")
         x = x if self._bias is None else x + self._bias
-        self._passes.add("inverse", y, x, kernels)
+        self._passes.add("inverse", y, x, _lasting(kernels))
         return x
 
     def _forward(self, x):
-        self._check_event(x, "x")
+        x = self._check_event(x, "x")
         kernels = self._read_kernels("forward")
         centred = x if self._bias is None else x - self._bias
         if self._inversion == "exact":
-            y = self._solve(centred)
+            y = self._operations.solve(kernels[0], centred)
         else:
             y = self._pass_kernel(centred, *kernels, "forward")
-        self._passes.add("forward", x, y, kernels)
+        self._passes.add("forward", x, y, _lasting(kernels))
         return y
 
     def _inverse_log_det_jacobian(self, y):
-        # TFP asks for the log-det of a pair at either end; it is that of the map that made the pair.
-        made_by_forward = self._passes.kernels_by_output("forward", y)
+        made_by_forward = self._passes.values_by_output("forward", y)
         if made_by_forward is not None:
             return -self._forward_map_log_det(made_by_forward)
-        return self._inverse_map_log_det(self._passes.kernels_by_input("inverse", y))
+        return self._inverse_map_log_det(self._passes.values_by_input("inverse", y))
 
     def _forward_log_det_jacobian(self, x):
-        made_by_inverse = self._passes.kernels_by_output("inverse", x)
+        made_by_inverse = self._passes.values_by_output("inverse", x)
         if made_by_inverse is not None:
             return -self._inverse_map_log_det(made_by_inverse)
-        return self._forward_map_log_det(self._passes.kernels_by_input("forward", x))
+        return self._forward_map_log_det(self._passes.values_by_input("forward", x))
+
+    def _check_event(self, x, name):
+        ndims = len(self.event_sizes)
+        if x.shape.rank is None:
+            return x
+        if x.shape.rank < ndims or not x.shape[x.shape.rank - ndims :].is_compatible_with(self.event_sizes):
+            raise ValueError(
+                f"`{name}` of `{self.name}` has shape {tuple(x.shape)}; expected "
+                f"(..., {', '.join(map(str, self.event_sizes))}): that is the shape of its events."
+            )
+        return x
 
     def _read_kernels(self, direction):
         """The kernel of a direction and the one of the way back, as tensors."""
@@ -170,18 +170,21 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
             x = tf.identity(x)
         scope = current_scope()
         if scope is None:
-            return self._map(x, kernel, other_kernel, self._mixture, None)[0]
+            return linear.linear_map(self._operations, x, kernel, other_kernel, self._gradient, self._mixture)
         learning = scope.inverse_learning
         wants_error = isinstance(learning, Reconstruction) and learning.needs_error
-        output, error = self._map(
-            x, kernel, other_kernel, scope.mixture(self), learning if wants_error else None
-        )
+        arguments = (self._operations, x, kernel, other_kernel, self._gradient, scope.mixture(self))
+        if wants_error:
+            output, error = linear.linear_map_with_error(*arguments, learning.trains_kernel)
+        else:
+            output, error = linear.linear_map(*arguments), None
         scope.record(Record(self, direction, kernel, other_kernel, x, output, error))
         return output
 
     def _inverse_map_log_det(self, kernels):
         scope = current_scope()
-        return self._log_det(
+        return linear.log_det(
+            self._operations,
             *(kernels or self._read_kernels("inverse")),
             self._gradient,
             self._mixture if scope is None else scope.mixture(self),
@@ -195,52 +198,52 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         if self._inversion == "exact":
             # The solve has the whole and ordinary gradient, so its log-det has too.
             gradient = "exact" if self._gradient == "relative" else self._gradient
-            return -self._log_det(*kernels, gradient, 1.0, held)
+            return -linear.log_det(self._operations, *kernels, gradient, 1.0, held)
         mixture = self._mixture if scope is None else scope.mixture(self)
-        return self._log_det(*kernels, self._gradient, mixture, None if held is None else -held)
+        held = None if held is None else -held
+        return linear.log_det(self._operations, *kernels, self._gradient, mixture, held)
 
 
-class _Passes:
-    """Remembers, while their tensors live, which direction made a pair, and in graphs with which kernels.
-
-    There a direction and its log-det share one read of each variable. In eager mode a variable may have
-    changed since, and is read again. All references are weak.
-    """
-
-    def __init__(self):
-        self._entries = {}
-
-    def add(self, direction, x, output, kernels):
-        kernels = () if tf.executing_eagerly() else tuple(map(weakref.ref, kernels))
-        entries, keys = self._entries, ((direction, "input", id(x)), (direction, "output", id(output)))
-
-        def forget(_):
-            for key in keys:
-                entries.pop(key, None)
-
-        # The pair goes when either end does.
-        for key, tensor in zip(keys, (x, output), strict=True):
-            entries[key] = weakref.ref(tensor, forget), kernels
-
-    def kernels_by_input(self, direction, x):
-        """The kernels of the pass that took `x`; empty if they must be read, `None` without a pass."""
-        return self._kernels((direction, "input", id(x)), x)
-
-    def kernels_by_output(self, direction, output):
-        """The same for the pass that returned `output`."""
-        return self._kernels((direction, "output", id(output)), output)
-
-    def _kernels(self, key, tensor):
-        reference, kernels = self._entries.get(key, (lambda: None, ()))
-        if reference() is not tensor:
-            return None
-        kernels = tuple(kernel() for kernel in kernels)
-        return () if any(kernel is None for kernel in kernels) else kernels
+def kernel_variables(forward_kernel, inverse_kernel, name):
+    """The two kernels as variables, named after the layer."""
+    # A replica of a distributed step assigns R too; all of them assign the same.
+    return [
+        tf.Variable(value, name=f"{name}_{direction}_kernel", aggregation=tf.VariableAggregation.MEAN)
+        for direction, value in (("forward", forward_kernel), ("inverse", inverse_kernel))
+    ]
 
 
-def _check_options(gradient, mixture, inversion):
-    if gradient not in GRADIENTS:
-        raise ValueError(f"`gradient` must be one of {GRADIENTS}; got {gradient!r}.")
+def common_dtype(**parameters):
+    """The one floating dtype of the parameters; Python numbers count as float32."""
+    dtypes = {}
+    for name, value in parameters.items():
+        if value is None:
+            continue
+        dtype = getattr(value, "dtype", None) or tf.convert_to_tensor(value).dtype
+        dtypes[name] = tf.as_dtype(dtype)
+        if not dtypes[name].is_floating:
+            raise TypeError(f"`{name}` must be floating; got dtype {dtypes[name].name}.")
+    if len(set(dtypes.values())) > 1:
+        listed = ", ".join(f"`{name}` {dtype.name}" for name, dtype in dtypes.items())
+        raise TypeError(f"The parameters must have one dtype; got {listed}.")
+    return next(iter(dtypes.values()))
+
+
+def parameter(value, dtype, name):
+    """Leaves what may change, a variable or a `tfp.util.DeferredTensor`, as it is."""
+    if isinstance(value, (tf.Variable, tfp.util.DeferredTensor)):
+        return value
+    return tf.convert_to_tensor(value, dtype, name=name)
+
+
+def _lasting(kernels):
+    """In a graph a direction and its log-det share one read; eagerly a variable may change in between."""
+    return () if tf.executing_eagerly() else kernels
+
+
+def _check_options(gradient, gradients, mixture, inversion):
+    if gradient not in gradients:
+        raise ValueError(f"`gradient` must be one of {gradients}; got {gradient!r}.")
     if inversion is not None and inversion not in INVERSIONS:
         raise ValueError(f"`inversion` must be None or one of {INVERSIONS}; got {inversion!r}.")
     if not 0.0 <= mixture <= 1.0:

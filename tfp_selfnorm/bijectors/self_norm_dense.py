@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.self_norm import SelfNorm
+from tfp_selfnorm.bijectors.self_norm import SelfNorm, common_dtype, kernel_variables, parameter
 from tfp_selfnorm.math import dense
 from tfp_selfnorm.seeds import stateless_seed
 
@@ -73,10 +73,10 @@ class SelfNormDense(SelfNorm):
         """
         parameters = dict(locals())
         with tf.name_scope(name):
-            dtype = _common_dtype(forward_kernel=forward_kernel, inverse_kernel=inverse_kernel, bias=bias)
-            forward_kernel = _parameter(forward_kernel, dtype, "forward_kernel")
-            inverse_kernel = _parameter(inverse_kernel, dtype, "inverse_kernel")
-            bias = None if bias is None else _parameter(bias, dtype, "bias")
+            dtype = common_dtype(forward_kernel=forward_kernel, inverse_kernel=inverse_kernel, bias=bias)
+            forward_kernel = parameter(forward_kernel, dtype, "forward_kernel")
+            inverse_kernel = parameter(inverse_kernel, dtype, "inverse_kernel")
+            bias = None if bias is None else parameter(bias, dtype, "bias")
             _check_shapes(forward_kernel, inverse_kernel, bias)
             super().__init__(
                 forward_kernel,
@@ -85,7 +85,7 @@ class SelfNormDense(SelfNorm):
                 gradient,
                 mixture,
                 inversion,
-                event_ndims=1,
+                dense.OPERATIONS,
                 dtype=dtype,
                 parameters=parameters,
                 validate_args=validate_args,
@@ -135,15 +135,8 @@ class SelfNormDense(SelfNorm):
             seed = stateless_seed(seed, salt="self_norm_dense")
             noise = tf.random.stateless_normal([event_size], seed, dtype=dtype)
             bias = tf.Variable(bias_stddev * noise, name=f"{name}_bias")
-        kernels = [
-            # A replica of a distributed step assigns R too; all of them assign the same.
-            tf.Variable(
-                tf.eye(event_size, dtype=dtype),
-                name=f"{name}_{direction}_kernel",
-                aggregation=tf.VariableAggregation.MEAN,
-            )
-            for direction in ("forward", "inverse")
-        ]
+        identity = tf.eye(event_size, dtype=dtype)
+        kernels = kernel_variables(identity, identity, name)
         return cls(*kernels, bias, gradient, mixture, inversion, validate_args, name)
 
     @classmethod
@@ -163,41 +156,14 @@ class SelfNormDense(SelfNorm):
         """D, the size of an event."""
         return self._inverse_kernel.shape[-1]
 
-    def apply_kernel(self, kernel, x):
-        return dense.matvec(kernel, x)
+    @property
+    def refresh_interval(self) -> int:
+        """Steps after which an inverse in O(D^3) is well under a tenth of the O(D^2) steps since the last."""
+        return max(20, self.event_size // 8)
 
-    def squared_norm(self, x):
-        return tf.reduce_sum(tf.square(x), axis=-1)
-
-    def _check_event(self, x, name):
-        if x.shape.rank is not None and (x.shape.rank < 1 or x.shape[-1] not in (None, self.event_size)):
-            raise ValueError(
-                f"`{name}` of `{self.name}` has shape {tuple(x.shape)}; expected "
-                f"(..., {self.event_size}): the event size is {self.event_size}."
-            )
-
-    def _map(self, x, kernel, other_kernel, mixture, reconstruction):
-        if reconstruction is None:
-            return dense.linear_map(x, kernel, other_kernel, self._gradient, mixture), None
-        return dense.linear_map_with_error(
-            x, kernel, other_kernel, self._gradient, mixture, reconstruction.trains_kernel
-        )
-
-    def _solve(self, x):
-        kernel = tf.convert_to_tensor(self._inverse_kernel)
-        if kernel.shape.rank == 2:
-            rows = tf.reshape(x, [-1, self.event_size])
-            return tf.reshape(tf.transpose(tf.linalg.solve(kernel, tf.transpose(rows))), tf.shape(x))
-        batch = tf.broadcast_dynamic_shape(tf.shape(kernel)[:-2], tf.shape(x)[:-1])
-        kernel = tf.broadcast_to(kernel, tf.concat([batch, tf.shape(kernel)[-2:]], axis=0))
-        x = tf.broadcast_to(x, tf.concat([batch, tf.shape(x)[-1:]], axis=0))
-        return tf.linalg.solve(kernel, x[..., tf.newaxis])[..., 0]
-
-    def _log_det(self, kernel, other_kernel, gradient, mixture, value):
-        return dense.log_det(kernel, other_kernel, gradient, mixture, value)
-
-    def _log_det_value(self, kernel):
-        return tf.linalg.slogdet(kernel).log_abs_determinant
+    @property
+    def event_sizes(self):
+        return (self.event_size,)
 
     def _parameter_control_dependencies(self, is_init):
         is_mutable = isinstance(self._inverse_kernel, (tf.Variable, tfp.util.DeferredTensor))
@@ -210,29 +176,6 @@ class SelfNormDense(SelfNorm):
         if tf.executing_eagerly() and not regular:
             raise ValueError(message)
         return [tf.debugging.Assert(regular, [message])]
-
-
-def _common_dtype(**parameters):
-    """The one floating dtype of the parameters; Python numbers count as float32."""
-    dtypes = {}
-    for name, value in parameters.items():
-        if value is None:
-            continue
-        dtype = getattr(value, "dtype", None) or tf.convert_to_tensor(value).dtype
-        dtypes[name] = tf.as_dtype(dtype)
-        if not dtypes[name].is_floating:
-            raise TypeError(f"`{name}` must be floating; got dtype {dtypes[name].name}.")
-    if len(set(dtypes.values())) > 1:
-        listed = ", ".join(f"`{name}` {dtype.name}" for name, dtype in dtypes.items())
-        raise TypeError(f"The parameters must have one dtype; got {listed}.")
-    return next(iter(dtypes.values()))
-
-
-def _parameter(value, dtype, name):
-    """Leaves what may change, a variable or a `tfp.util.DeferredTensor`, as it is."""
-    if isinstance(value, (tf.Variable, tfp.util.DeferredTensor)):
-        return value
-    return tf.convert_to_tensor(value, dtype, name=name)
 
 
 def _check_shapes(forward_kernel, inverse_kernel, bias):

@@ -4,7 +4,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.leaky_relu import slope_assertions, slope_parameter, slope_properties
-from tfp_selfnorm.math.dense import sum_to_shape
+from tfp_selfnorm.math.linear import sum_to_shape
 
 # Newton from above moves at least one unit a step where the curve is exponential, and the way is at
 # most -log(alpha); 800 covers the smallest float64.

@@ -1,13 +1,10 @@
-"""The linear map of a self-normalizing layer and its log-determinant, as pure functions.
-
-Both take the kernel of the map, `[..., D, D]`, and the other kernel, which approximates its inverse.
-Vectors are `[..., D]`; the two kernels have one shape, whose batch broadcasts with that of the vectors.
-"""
+"""The dense map of vectors `[..., D]` by kernels `[..., D, D]`, whose batches broadcast."""
 
 import numpy as np
 import tensorflow as tf
 
-GRADIENTS = ("self_norm", "exact", "relative")
+from tfp_selfnorm.math.linear import Operations, sum_to_shape
+
 # From this size on, transposing the rows beats a product with the transposed kernel: 3 times at 2048.
 _LARGE = 512
 
@@ -35,108 +32,6 @@ def _rows_product(kernel, rows, adjoint):
     if size >= _LARGE and (count is None or count <= size):
         return tf.transpose(tf.matmul(kernel, rows, transpose_b=True))
     return tf.matmul(rows, kernel, transpose_b=True)
-
-
-def linear_map(x, kernel, other_kernel, gradient="self_norm", mixture=0.5):
-    """The map `z = kernel @ x` with the gradient that `gradient` names.
-
-    With `d` the gradient that arrives at `z`, summed over the batch:
-
-    - "self_norm": `mixture d x^T` for the kernel and `-(1 - mixture) (kernel^T d) z^T` for the other
-      kernel, the likelihood terms of Keller et al. (2021), section 3, for `mixture = 1/2`;
-    - "exact": `d x^T` for the kernel and nothing for the other;
-    - "relative": `d z^T kernel`, which is the exact one times `kernel^T kernel` (Gresele et al., 2020).
-
-    The gradient of `x` is `kernel^T d` in all three. Cost: O(D^2) a vector.
-    """
-    if gradient == "exact":
-        return matvec(kernel, x)
-    return _linear_map(x, kernel, other_kernel, gradient, mixture, error=None)
-
-
-def linear_map_with_error(x, kernel, other_kernel, gradient="self_norm", mixture=0.5, train_kernel=True):
-    """`linear_map` and the reconstruction error `||x - other_kernel kernel x||^2` of each vector.
-
-    The error trains the two kernels (with `train_kernel=False` the other kernel alone) and never `x`.
-    Computed together, the two share their weight gradients: six products of a batch with a kernel for
-    a training step, where two separate terms would take eight.
-    """
-    error = "both" if train_kernel else "other"
-    return _linear_map(x, kernel, other_kernel, gradient, mixture, error)
-
-
-def _linear_map(x, kernel, other_kernel, gradient, mixture, error):
-    likelihood_weight = mixture if gradient == "self_norm" else 1.0
-
-    @tf.custom_gradient
-    def apply(x, kernel, other_kernel):
-        z = matvec(kernel, x)
-        residual = None if error is None else x - matvec(other_kernel, z)
-
-        def gradients(d_z, d_error=None):
-            d_x = matvec(kernel, d_z, adjoint=True)
-            at_z = _scaled(d_z, likelihood_weight)
-            at_x = _scaled(d_x, likelihood_weight - 1.0) if likelihood_weight < 1.0 else None
-            d_kernel = 0.0
-            if gradient == "relative":
-                d_kernel = _outer_sum(d_z, matvec(kernel, z, adjoint=True), tf.shape(kernel))
-                at_z = None
-            if error is not None:
-                pull = -2.0 * d_error[..., tf.newaxis] * residual
-                at_x = pull if at_x is None else at_x + pull
-                if error == "both":
-                    back = matvec(other_kernel, pull, adjoint=True)
-                    at_z = back if at_z is None else at_z + back
-            if at_z is not None:
-                d_kernel += _outer_sum(at_z, x, tf.shape(kernel))
-            d_other = None if at_x is None else _outer_sum(at_x, z, tf.shape(other_kernel))
-            return sum_to_shape(d_x, x), d_kernel, d_other
-
-        if error is None:
-            return z, gradients
-        return (z, tf.reduce_sum(tf.square(residual), axis=-1)), gradients
-
-    return apply(x, kernel, other_kernel)
-
-
-def log_det(kernel, other_kernel, gradient="self_norm", mixture=0.5, value=None):
-    """`log |det kernel|` in nats, shape `[...]`, with the gradient that `gradient` names.
-
-    The term is multiplied by the gradient that arrives, so scaled losses, sums and micro-batches are
-    right. For an arriving gradient of one:
-
-    - "self_norm": `mixture other_kernel^T` for the kernel, `-(1 - mixture) kernel^T` for the other;
-    - "exact": `kernel^-T`, by one inverse in the backward pass;
-    - "relative": `kernel`.
-
-    Args:
-      kernel: float tensor `[..., D, D]`.
-      other_kernel: float tensor `[..., D, D]`, close to the inverse of `kernel`.
-      gradient: one of "self_norm", "exact", "relative".
-      mixture: Python float in [0, 1], used by "self_norm" alone.
-      value: what to return for the value, at no cost; `None` computes it, in O(D^3).
-    """
-    if value is None:
-        value = tf.linalg.slogdet(kernel).log_abs_determinant
-    value = tf.broadcast_to(tf.cast(value, kernel.dtype), tf.shape(kernel)[:-2])
-
-    @tf.custom_gradient
-    def apply(value, kernel, other_kernel):
-        def gradients(upstream):
-            scale = upstream[..., tf.newaxis, tf.newaxis]
-            if gradient == "exact":
-                return None, scale * tf.linalg.inv(kernel, adjoint=True), None
-            if gradient == "relative":
-                return None, scale * kernel, None
-            d_kernel = (mixture * scale) * tf.linalg.matrix_transpose(other_kernel)
-            d_other = None
-            if mixture < 1.0:
-                d_other = ((mixture - 1.0) * scale) * tf.linalg.matrix_transpose(kernel)
-            return None, d_kernel, d_other
-
-        return tf.identity(value), gradients
-
-    return apply(tf.stop_gradient(value), kernel, other_kernel)
 
 
 def sketch_and_project(forward_kernel, inverse_kernel, probes):
@@ -195,10 +90,30 @@ def _outer_sum(left, right, kernel_shape):
     return sum_to_shape(product, shape=kernel_shape)
 
 
-def sum_to_shape(x, like=None, shape=None):
-    """Undoes broadcasting: sums `x` over the dimensions in which the target shape is smaller."""
-    if like is not None and x.shape.is_fully_defined() and x.shape == like.shape:
-        return x
-    shape = tf.shape(like) if shape is None else shape
-    _, axes = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(x), s1=shape)
-    return tf.reshape(tf.reduce_sum(x, axes), shape)
+def _log_det(kernel):
+    return tf.linalg.slogdet(kernel).log_abs_determinant
+
+
+def _solve(kernel, z):
+    if kernel.shape.rank == 2:
+        return tf.reshape(tf.transpose(tf.linalg.solve(kernel, tf.transpose(_as_rows(z)))), tf.shape(z))
+    batch = tf.broadcast_dynamic_shape(tf.shape(kernel)[:-2], tf.shape(z)[:-1])
+    kernel = tf.broadcast_to(kernel, tf.concat([batch, tf.shape(kernel)[-2:]], axis=0))
+    z = tf.broadcast_to(z, tf.concat([batch, tf.shape(z)[-1:]], axis=0))
+    return tf.linalg.solve(kernel, z[..., tf.newaxis])[..., 0]
+
+
+OPERATIONS = Operations(
+    event_ndims=1,
+    kernel_ndims=2,
+    apply=matvec,
+    adjoint=lambda kernel, z: matvec(kernel, z, adjoint=True),
+    kernel_gradient=lambda x, d_z, kernel: _outer_sum(d_z, x, tf.shape(kernel)),
+    inverse_to_gradient=tf.linalg.matrix_transpose,
+    nearest_inverse=tf.linalg.inv,
+    log_det=_log_det,
+    log_det_gradient=lambda kernel: tf.linalg.inv(kernel, adjoint=True),
+    solve=_solve,
+    to_matrix=tf.convert_to_tensor,
+    from_matrix=tf.convert_to_tensor,
+)

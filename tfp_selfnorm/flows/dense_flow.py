@@ -1,18 +1,20 @@
-"""Builders of flows; each returns a plain `tfd.TransformedDistribution`."""
+"""`dense_flow`, the paper's dense flow."""
 
 import math
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors import LeakyReLU, SelfNormDense, SmoothLeakyReLU, trainable_spline
-from tfp_selfnorm.seeds import stateless_seed
+from tfp_selfnorm.bijectors import SelfNormDense
+from tfp_selfnorm.flows.building import (
+    activation_maker,
+    check_event_shape,
+    check_positive,
+    split_seeds,
+    standard_normal_flow,
+)
 
 tfb = tfp.bijectors
-tfd = tfp.distributions
-
-ACTIVATIONS = ("smooth_leaky_relu", "leaky_relu", "spline")
 
 
 def dense_flow(
@@ -58,12 +60,11 @@ def dense_flow(
 
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 5.
     """
-    event_shape = _static_shape(event_shape)
-    if num_layers < 1:
-        raise ValueError(f"`num_layers` must be 1 or more; got {num_layers!r}.")
+    event_shape = check_event_shape(event_shape)
+    check_positive(num_layers, "num_layers")
     event_size = math.prod(event_shape)
-    make_activation = _activation(activation, dtype)
-    seeds = tfp.random.split_seed(stateless_seed(seed), n=num_layers, salt="dense_flow")
+    make_activation = activation_maker(activation, dtype)
+    seeds = split_seeds(seed, num_layers, "dense_flow")
     bijectors = [] if preprocessing is None else [preprocessing]
     if len(event_shape) != 1:
         bijectors.append(tfb.Reshape(event_shape_out=event_shape, event_shape_in=[event_size]))
@@ -81,34 +82,4 @@ def dense_flow(
                 name=f"dense_{i}",
             )
         )
-    return tfd.TransformedDistribution(
-        tfd.Sample(tfd.Normal(tf.zeros([], dtype), tf.ones([], dtype)), [event_size]),
-        tfb.Chain(bijectors),
-        name=name,
-    )
-
-
-def _static_shape(event_shape):
-    shape = tf.TensorShape([event_shape] if isinstance(event_shape, (int, np.integer)) else event_shape)
-    if not shape.is_fully_defined() or shape.num_elements() < 1 or shape.rank < 1:
-        raise ValueError(
-            f"`event_shape` must be fully defined, of positive sizes and at least one dimension; got {shape}."
-        )
-    return shape.as_list()
-
-
-def _activation(activation, dtype):
-    """A function from the event size to the bijector, data to latent."""
-    if activation is None or callable(activation):
-        return activation
-    slope = tf.constant(0.3, dtype)
-    makers = {
-        "smooth_leaky_relu": lambda event_size: SmoothLeakyReLU(slope),
-        "leaky_relu": lambda event_size: LeakyReLU(slope),
-        "spline": lambda event_size: trainable_spline(event_size, dtype=dtype),
-    }
-    if activation not in makers:
-        raise ValueError(
-            f"`activation` must be one of {ACTIVATIONS}, None or a callable; got {activation!r}."
-        )
-    return makers[activation]
+    return standard_normal_flow([event_size], bijectors, dtype, name)

@@ -1,0 +1,75 @@
+"""Gives the `ActNorm` bijectors of a flow their start, from data."""
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.bijectors.act_norm import ActNorm, act_norm_mode
+from tfp_selfnorm.checks import check_events
+from tfp_selfnorm.tree import bijectors_of
+
+
+def adapt(distribution, x) -> None:
+    """Sets each `ActNorm` so that on these data it gives channels of mean 0 and variance 1, in place.
+
+    One pass of the data, eagerly and all at once: each `ActNorm` takes its start from what it is passed.
+    A flow without any stays as it is.
+
+    Args:
+      distribution: a TFP distribution, such as those of `glow_flow`.
+      x: events `(batch, *event_shape)`, floating; some hundreds will do.
+
+    Raises:
+      TypeError: if `distribution` is no TFP distribution or `x` is not floating.
+      ValueError: if the flow is adapted already, `x` does not consist of events, there are less than two, or
+        a channel does not vary.
+
+    >>> flow = tfd.TransformedDistribution(
+    ...     tfd.Sample(tfd.Normal(0.0, 1.0), [3]), ActNorm.trainable(3))
+    >>> adapt(flow, [[1.0, 2.0, 0.0], [3.0, 8.0, 1.0]])
+    >>> flow.bijector.shift.numpy()
+    array([2. , 5. , 0.5], dtype=float32)
+
+    References: Kingma & Dhariwal, "Glow", NeurIPS 2018, section 3.1.
+    """
+    if not isinstance(distribution, tfp.distributions.Distribution):
+        raise TypeError(f"`distribution` must be a TFP distribution; got {type(distribution).__name__}.")
+    if not bijectors_of(ActNorm, distribution):
+        return
+    if is_adapted(distribution):
+        raise ValueError("The flow is adapted already: another start would undo its training.")
+    x = check_events(x, distribution)
+    if x.shape.rank == distribution.event_shape.rank or x.shape[0] < 2:
+        raise ValueError(f"`x` must have two events or more to adapt to; got shape {tuple(x.shape)}.")
+    with act_norm_mode("adapt"):
+        distribution.log_prob(tf.identity(x))
+
+
+def is_adapted(distribution) -> bool:
+    """Whether every `ActNorm` of a distribution or bijector has its start."""
+    return all(bool(norm.is_adapted) for norm in bijectors_of(ActNorm, distribution))
+
+
+def check_adapted(distribution) -> None:
+    """Raises ValueError if an `ActNorm` has no start."""
+    if not is_adapted(distribution):
+        raise ValueError(
+            "The flow has an `ActNorm` without a start: call `adapt` with some training data before the "
+            "model is fitted or evaluated."
+        )
+
+
+def first_events(data, num_examples: int):
+    """The first examples of an array or of a batched `tf.data.Dataset`, without labels, as one array."""
+    if isinstance(num_examples, bool) or not isinstance(num_examples, int) or num_examples < 2:
+        raise ValueError(f"`num_examples` must be an int, 2 or more; got {num_examples!r}.")
+    if not isinstance(data, tf.data.Dataset):
+        return data[:num_examples]
+    batches, count = [], 0
+    for element in data:
+        batches.append(element[0] if isinstance(element, tuple) else element)
+        count += batches[-1].shape[0]
+        if count >= num_examples:
+            break
+    if not batches:
+        raise ValueError("`data` has no batch to adapt to.")
+    return tf.concat(batches, axis=0)[:num_examples]

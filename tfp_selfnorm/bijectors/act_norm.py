@@ -1,0 +1,180 @@
+"""`ActNorm`: a scale and a shift for each channel, which start from data."""
+
+import contextlib
+import threading
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.bijectors.self_norm import common_dtype, parameter
+
+_THREAD = threading.local()
+
+
+class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
+    """A scale and a shift for each channel: `forward(x) = exp(log_scale) x + shift`.
+
+    `trainable` makes variables that are to start from data: `adapt` (or `FlowModel.adapt`) sets them so that
+    on these data the map from data to latent gives each channel mean 0 and variance 1. Until then every
+    call is refused: ValueError, inside a graph `tf.errors.InvalidArgumentError`.
+
+    `forward_log_det_jacobian` is the sum of `log_scale`, for each pixel. Shapes: parameters `[C]`, events
+    `[C]`, or images and other arrays with the channels last. Dtypes: float32 and float64.
+
+    >>> norm = ActNorm(shift=[1.0, 0.0], log_scale=[0.0, 1.0])
+    >>> norm.forward([1.0, 1.0]).numpy().round(4)
+    array([2.    , 2.7183], dtype=float32)
+
+    References: Kingma & Dhariwal, "Glow", NeurIPS 2018, section 3.1.
+    """
+
+    def __init__(self, shift, log_scale, is_adapted=True, validate_args=False, name="act_norm"):
+        """Makes the bijector from its parameters; `trainable` makes the parameters too.
+
+        Args:
+          shift: float `[C]`: tensor or `tf.Variable`.
+          log_scale: float `[C]`: tensor or `tf.Variable`.
+          is_adapted: bool, or a `tf.Variable` of one: whether the parameters have their start.
+          validate_args: has no effect.
+          name: name of the ops.
+
+        Raises:
+          TypeError: if a parameter is not floating or the dtypes differ.
+          ValueError: if the parameters are not of one shape `[C]`.
+        """
+        parameters = dict(locals())
+        with tf.name_scope(name):
+            dtype = common_dtype(shift=shift, log_scale=log_scale)
+            self._shift = parameter(shift, dtype, "shift")
+            self._log_scale = parameter(log_scale, dtype, "log_scale")
+            self._is_adapted = is_adapted
+            shapes = self._shift.shape, self._log_scale.shape
+            if shapes[0].rank != 1 or shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"`shift` and `log_scale` must have one shape (C,); got {tuple(shapes[0])} and "
+                    f"{tuple(shapes[1])}."
+                )
+            super().__init__(
+                forward_min_event_ndims=1,
+                is_constant_jacobian=True,
+                dtype=dtype,
+                parameters=parameters,
+                validate_args=validate_args,
+                name=name,
+            )
+
+    @classmethod
+    def trainable(cls, channels, dtype=tf.float32, name="act_norm"):
+        """Makes the bijector with variables that `adapt` is to set.
+
+        Args:
+          channels: C, a positive int.
+          dtype: floating dtype.
+          name: name of the bijector; its variables are named after it.
+
+        Raises:
+          ValueError: if `channels` is no positive int.
+
+        >>> norm = ActNorm.trainable(3)
+        >>> norm.forward(tf.zeros(3))
+        Traceback (most recent call last):
+        ValueError: `act_norm` has no start yet: call `adapt` on the flow with some training data first.
+        """
+        if isinstance(channels, bool) or not isinstance(channels, (int, np.integer)) or channels < 1:
+            raise ValueError(f"`channels` must be a positive int; got {channels!r}.")
+        shift, log_scale = (
+            tf.Variable(tf.zeros([channels], dtype), name=f"{name}_{part}") for part in ("shift", "log_scale")
+        )
+        is_adapted = tf.Variable(False, trainable=False, name=f"{name}_is_adapted")
+        return cls(shift, log_scale, is_adapted, name=name)
+
+    @classmethod
+    def _parameter_properties(cls, dtype):
+        return {
+            "shift": tfp.util.ParameterProperties(event_ndims=1),
+            "log_scale": tfp.util.ParameterProperties(event_ndims=1),
+            "is_adapted": tfp.util.ParameterProperties(event_ndims=None),
+        }
+
+    @property
+    def shift(self):
+        """What `forward` adds; after `adapt` the mean of the data of the channel."""
+        return self._shift
+
+    @property
+    def log_scale(self):
+        """The log of what `forward` multiplies by; after `adapt` of the data's standard deviation."""
+        return self._log_scale
+
+    @property
+    def is_adapted(self):
+        """Whether the parameters have their start: a bool, or a `tf.Variable` of one."""
+        return self._is_adapted
+
+    def _forward(self, x):
+        self._start(x, is_inverse=False)
+        with self._started():
+            return tf.exp(self._log_scale) * x + self._shift
+
+    def _inverse(self, y):
+        self._start(y, is_inverse=True)
+        with self._started():
+            return (y - self._shift) * tf.exp(-self._log_scale)
+
+    def _forward_log_det_jacobian(self, x):
+        with self._started():
+            return tf.reduce_sum(self._log_scale)
+
+    def _inverse_log_det_jacobian(self, y):
+        return -self._forward_log_det_jacobian(y)
+
+    def _start(self, data, is_inverse):
+        """Inside `adapting`, the first pass sets the parameters from what it is given."""
+        if _mode() != "adapt" or self._is_adapted is True or self._is_adapted:
+            return
+        values = tf.reshape(tf.cast(data, tf.float64), [-1, data.shape[-1]])
+        mean, variance = tf.nn.moments(values, axes=[0])
+        stddev = tf.sqrt(variance)
+        bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(stddev) & (stddev > 0)))
+        if bad.size:
+            raise ValueError(
+                f"`{self.name}` cannot start from data of mean {mean[bad[0]]:.3g} and standard deviation "
+                f"{stddev[bad[0]]:.3g} in channel {bad[0]}: they must be finite, and must vary."
+            )
+        log_stddev = tf.math.log(stddev)
+        self._shift.assign(tf.cast(mean if is_inverse else -mean / stddev, self.dtype))
+        self._log_scale.assign(tf.cast(log_stddev if is_inverse else -log_stddev, self.dtype))
+        self._is_adapted.assign(True)
+
+    @contextlib.contextmanager
+    def _started(self):
+        """Refuses to compute before the start."""
+        if self._is_adapted is True or _mode() == "ignore":
+            yield
+            return
+        message = f"`{self.name}` has no start yet: call `adapt` on the flow with some training data first."
+        with tf.init_scope():
+            is_adapted = tf.executing_eagerly() and bool(self._is_adapted)
+        if is_adapted:
+            yield
+        elif tf.executing_eagerly():
+            raise ValueError(message)
+        else:
+            # A function traced before the start is asked again when it runs.
+            with tf.control_dependencies([tf.debugging.Assert(self._is_adapted, [message])]):
+                yield
+
+
+@contextlib.contextmanager
+def act_norm_mode(mode):
+    """Within it, in this thread, an `ActNorm` without a start takes it ("adapt") or not ("ignore")."""
+    previous, _THREAD.mode = _mode(), mode
+    try:
+        yield
+    finally:
+        _THREAD.mode = previous
+
+
+def _mode():
+    return getattr(_THREAD, "mode", None)

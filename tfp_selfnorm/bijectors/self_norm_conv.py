@@ -1,0 +1,273 @@
+"""`SelfNormConv2D` and `SelfNormConv1D`, the convolutional self-normalizing layers."""
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.bijectors.self_norm import SelfNorm, common_dtype, kernel_variables, parameter
+from tfp_selfnorm.math import conv
+from tfp_selfnorm.seeds import stateless_seed
+
+# Standard deviation of the noise around the identity, relative to Glorot's.
+_NOISE_GAIN = 0.01
+# Measured, at batches of 100: the square of the blocks' order over this is the number of steps whose
+# convolutions cost ten times one refresh.
+_ORDER_SQUARED_PER_STEP = 250
+
+
+class SelfNormConv(SelfNorm):
+    """What the convolutions of one and of two spatial dimensions share."""
+
+    _GRADIENTS = ("self_norm", "exact")
+    _SPATIAL_NDIMS: int
+    _DEFAULT_NAME: str
+
+    def __init__(
+        self,
+        forward_kernel,
+        inverse_kernel,
+        spatial_shape,
+        bias=None,
+        gradient="self_norm",
+        mixture=0.5,
+        inversion=None,
+        validate_args=False,
+        name=None,
+    ):
+        """Makes the layer from its parameters; `trainable` makes the parameters too.
+
+        Args:
+          forward_kernel: R, float `[*kernel_size, C, C]`, sizes odd: tensor or `tf.Variable`.
+          inverse_kernel: W, of the same shape: tensor or `tf.Variable`.
+          spatial_shape: sizes of an image without its channels, positive ints.
+          bias: float `[C]`, or `None`.
+          gradient: of the likelihood with respect to the kernels: "self_norm" (the learned inverse in
+            place of the inverse transpose) or "exact" (block elimination each step).
+          mixture: weight in [0, 1], for "self_norm", of the density of the direction that is computed,
+            against that of the other: for `inverse`, of p_f against p_g. 0.5 is the paper's. 1 gives W
+            the plain gradient, and R none but that of a regularizer.
+          inversion: what `forward` computes: "learned" (the convolution with R) or "exact" (the solve
+            with W). `None` is "learned" for "self_norm" and "exact" for "exact", which does not train R.
+          validate_args: whether to check at each call that W is not singular to working precision.
+          name: name of the ops.
+
+        Raises:
+          TypeError: if a parameter is not floating or the dtypes differ.
+          ValueError: if a kernel has an even size, other shapes or as many outputs as inputs not, a size
+            of `spatial_shape` is unknown, or an option is not one of those above.
+        """
+        parameters = dict(locals())
+        name = name or self._DEFAULT_NAME
+        with tf.name_scope(name):
+            dtype = common_dtype(forward_kernel=forward_kernel, inverse_kernel=inverse_kernel, bias=bias)
+            forward_kernel = parameter(forward_kernel, dtype, "forward_kernel")
+            inverse_kernel = parameter(inverse_kernel, dtype, "inverse_kernel")
+            bias = None if bias is None else parameter(bias, dtype, "bias")
+            self._spatial_shape = check_spatial_shape(spatial_shape, self._SPATIAL_NDIMS)
+            _check_shapes(self._SPATIAL_NDIMS, forward_kernel, inverse_kernel, bias)
+            super().__init__(
+                forward_kernel,
+                inverse_kernel,
+                bias,
+                gradient,
+                mixture,
+                inversion,
+                conv.operations(inverse_kernel.shape[:-2], self._spatial_shape, f"inverse_kernel of {name}"),
+                dtype=dtype,
+                parameters=parameters,
+                validate_args=validate_args,
+                name=name,
+            )
+
+    @classmethod
+    def trainable(
+        cls,
+        spatial_shape,
+        channels,
+        kernel_size=3,
+        dtype=tf.float32,
+        seed=None,
+        use_bias=True,
+        gradient="self_norm",
+        mixture=0.5,
+        inversion=None,
+        validate_args=False,
+        name=None,
+    ):
+        """Makes a layer of `tf.Variable`s with the paper's initial values.
+
+        W starts as the identity plus a hundredth of Glorot's normal noise, or for a kernel of size 1 as a
+        random rotation; R as its transpose, the flipped kernel; the bias at 0.
+
+        Args:
+          spatial_shape: sizes of an image without its channels, positive ints.
+          channels: C, a positive int.
+          kernel_size: an odd int, or one for each spatial dimension.
+          dtype: floating dtype.
+          seed: int or stateless TFP seed of the kernel.
+          use_bias: whether there is a bias.
+          gradient: see the constructor, as for the arguments below.
+          mixture: see the constructor.
+          inversion: see the constructor.
+          validate_args: see the constructor.
+          name: name of the layer; its variables are named after it.
+
+        Raises:
+          ValueError: if a size is not a positive int, or one of the kernel is even.
+        """
+        name = name or cls._DEFAULT_NAME
+        spatial_shape = check_spatial_shape(spatial_shape, cls._SPATIAL_NDIMS)
+        sizes = [kernel_size] * cls._SPATIAL_NDIMS if np.ndim(kernel_size) == 0 else list(kernel_size)
+        if len(sizes) != cls._SPATIAL_NDIMS or not all(_is_positive(size) and size % 2 for size in sizes):
+            raise ValueError(
+                f"`kernel_size` must be an odd positive int, or {cls._SPATIAL_NDIMS} of them; got "
+                f"{kernel_size!r}."
+            )
+        if not _is_positive(channels):
+            raise ValueError(f"`channels` must be a positive int; got {channels!r}.")
+        kernel = _initial_kernel(sizes, channels, dtype, stateless_seed(seed, salt="self_norm_conv"))
+        kernels = kernel_variables(conv.flip(kernel), kernel, name)
+        bias = tf.Variable(tf.zeros([channels], dtype), name=f"{name}_bias") if use_bias else None
+        return cls(*kernels, spatial_shape, bias, gradient, mixture, inversion, validate_args, name)
+
+    @classmethod
+    def _parameter_properties(cls, dtype):
+        kernel = tfp.util.ParameterProperties(event_ndims=cls._SPATIAL_NDIMS + 2)
+        return {
+            "forward_kernel": kernel,
+            "inverse_kernel": kernel,
+            "bias": tfp.util.ParameterProperties(event_ndims=1),
+        }
+
+    @property
+    def spatial_shape(self) -> tuple:
+        """The sizes of an image without its channels."""
+        return self._spatial_shape
+
+    @property
+    def refresh_interval(self) -> int:
+        """Steps after which an exact gradient is about a tenth of the convolutions since the last."""
+        order = conv.block_order(self._inverse_kernel.shape, self._spatial_shape)
+        return max(20, order**2 // _ORDER_SQUARED_PER_STEP)
+
+    @property
+    def event_sizes(self):
+        return (*self._spatial_shape, self._inverse_kernel.shape[-1])
+
+    def _check_event(self, x, name):
+        x = super()._check_event(x, name)
+        if x.shape.rank is None:
+            return x
+        # Sizes known only at run time are checked there: a reshape would take any of the right product.
+        batch = [None] * (x.shape.rank - len(self.event_sizes))
+        return tf.ensure_shape(x, [*batch, *self.event_sizes])
+
+    def _parameter_control_dependencies(self, is_init):
+        is_mutable = isinstance(self._inverse_kernel, (tf.Variable, tfp.util.DeferredTensor))
+        if not self.validate_args or is_init == is_mutable:
+            return []
+        # It reports a singular kernel itself.
+        return [self.exact_log_det()]
+
+
+class SelfNormConv2D(SelfNormConv):
+    """A convolution that learns its inverse: `inverse(y) = W * y + bias`, `forward(x) = R * (x - bias)`.
+
+    The convolutions have stride 1, zero padding that keeps the size ("SAME"), odd kernels in the layout
+    height, width, input channels, output channels, and as many channels out as in; as everywhere in deep
+    learning they do not mirror the kernel. `W = inverse_kernel` maps data to latent, `R = forward_kernel`
+    latent to data. Training keeps the map of R close to the inverse of that of W, which is no convolution
+    in general, and puts `m * flip(R)` where the gradient of `log |det W|` has sums over the inverse
+    transpose: `flip` exchanges channels and mirrors space, `m` counts how often an element of a kernel stands
+    in the matrix. A training step costs a few convolutions.
+
+    `inverse_log_det_jacobian` is `log |det W|` of the whole map, exact, by block elimination in float64:
+    O(((k - 1) / 2 W C)^3 log H) for H x W images, once and not for each example, and O(C^3) for a 1x1 kernel;
+    inside a `training_scope` it has a held value at no cost. So is the solve of `inversion="exact"` exact.
+    The log-dets of `forward`, and of pairs, are as in `SelfNormDense`.
+
+    Shapes: kernels `[kh, kw, C, C]`, bias `[C]`, events `[H, W, C]`. Dtypes: float32 and float64; one for
+    all. Units: nats. A log-det or a solve that meets a W singular to working precision raises ValueError,
+    and inside a graph `tf.errors.InvalidArgumentError`.
+
+    >>> layer = SelfNormConv2D.trainable(spatial_shape=(8, 8), channels=3, kernel_size=(3, 5), seed=1)
+    >>> layer.inverse(tf.ones([2, 8, 8, 3])).shape, layer.inverse_kernel.shape
+    (TensorShape([2, 8, 8, 3]), TensorShape([3, 5, 3, 3]))
+    >>> two = tf.fill([1, 1, 1, 1], 2.0)
+    >>> scaled = SelfNormConv2D(1.0 / two, two, spatial_shape=(4, 4))
+    >>> round(float(scaled.inverse_log_det_jacobian(tf.ones([4, 4, 1]))), 4)    # 16 log 2
+    11.0904
+
+    References: Keller et al., "Self Normalizing Flows", ICML 2021, section 4 and appendix.
+    """
+
+    _SPATIAL_NDIMS = 2
+    _DEFAULT_NAME = "self_norm_conv2d"
+
+
+class SelfNormConv1D(SelfNormConv):
+    """The convolution of sequences that learns its inverse: `SelfNormConv2D` in one dimension.
+
+    Shapes: kernels `[k, C, C]` (length, input channels, output channels), bias `[C]`, events `[L, C]`.
+    The exact log-det costs O(((k - 1) / 2 C)^3 log L). All else is as in `SelfNormConv2D`.
+
+    >>> layer = SelfNormConv1D.trainable(spatial_shape=17, channels=2, kernel_size=5, seed=1)
+    >>> layer.inverse(tf.ones([4, 17, 2])).shape, layer.inverse_kernel.shape
+    (TensorShape([4, 17, 2]), TensorShape([5, 2, 2]))
+
+    References: Keller et al., "Self Normalizing Flows", ICML 2021, section 4.
+    """
+
+    _SPATIAL_NDIMS = 1
+    _DEFAULT_NAME = "self_norm_conv1d"
+
+
+def check_spatial_shape(spatial_shape, ndims):
+    """Returns it as a tuple of ints.
+
+    Raises:
+      ValueError: if it is not of that many sizes, all known and positive.
+    """
+    sizes = [spatial_shape] if _is_positive(spatial_shape) else spatial_shape
+    sizes = sizes.as_list() if isinstance(sizes, tf.TensorShape) and sizes.rank is not None else sizes
+    is_known = isinstance(sizes, (tuple, list)) and all(map(_is_positive, sizes))
+    if not is_known or len(sizes) != ndims:
+        raise ValueError(
+            f"`spatial_shape` must be {ndims} positive int{'s' * (ndims > 1)}, known when the layer is made; "
+            f"got {spatial_shape!r}."
+        )
+    return tuple(map(int, sizes))
+
+
+def _is_positive(value):
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value > 0
+
+
+def _initial_kernel(sizes, channels, dtype, seed):
+    noise = tf.random.stateless_normal([*sizes, channels, channels], seed, dtype=dtype)
+    if all(size == 1 for size in sizes):
+        return tf.linalg.qr(noise).q
+    stddev = _NOISE_GAIN / np.sqrt(np.prod(sizes) * channels)
+    centre = np.zeros([*sizes, 1, 1])
+    centre[tuple(size // 2 for size in sizes)] = 1.0
+    return tf.constant(centre, dtype) * tf.eye(channels, dtype=dtype) + tf.cast(stddev, dtype) * noise
+
+
+def _check_shapes(ndims, forward_kernel, inverse_kernel, bias):
+    layout = "[kh, kw, C, C]" if ndims == 2 else "[k, C, C]"
+    for name, kernel in (("forward_kernel", forward_kernel), ("inverse_kernel", inverse_kernel)):
+        shape = kernel.shape
+        if shape.rank != ndims + 2 or not shape.is_fully_defined() or shape[-1] != shape[-2]:
+            raise ValueError(f"`{name}` must have a known shape {layout}; got {tuple(shape)}.")
+        if not all(size % 2 for size in shape[:-2]):
+            raise ValueError(f"`{name}` must have odd sizes {layout}; got {tuple(shape)}.")
+    if forward_kernel.shape != inverse_kernel.shape:
+        raise ValueError(
+            "The kernels must have the same shape; got `forward_kernel` "
+            f"{tuple(forward_kernel.shape)}, `inverse_kernel` {tuple(inverse_kernel.shape)}."
+        )
+    channels = inverse_kernel.shape[-1]
+    if bias is not None and bias.shape != [channels]:
+        raise ValueError(
+            f"`bias` must have shape ({channels},), one for each channel; got {tuple(bias.shape)}."
+        )

@@ -1,0 +1,116 @@
+"""`Squeeze`: space to depth and back."""
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+
+class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
+    """Moves blocks of pixels into channels: `[H, W, C]` to `[H / b, W / b, b b C]`, and back by `inverse`.
+
+    A permutation, with log-det 0. The channel of pixel (i, j) and channel c of a block is `(i b + j) C + c`.
+    Shapes: events of rank 3. Any dtype.
+
+    >>> Squeeze().forward(tf.reshape(tf.range(4.0), [2, 2, 1])).numpy().tolist()
+    [[[0.0, 1.0, 2.0, 3.0]]]
+    >>> Squeeze(2).forward_event_shape([28, 28, 1])
+    TensorShape([14, 14, 4])
+
+    References: Dinh et al., "Density estimation using Real NVP", ICLR 2017, section 3.6.
+    """
+
+    def __init__(self, block_size=2, validate_args=False, name="squeeze"):
+        """Makes the bijector.
+
+        Args:
+          block_size: b, a Python int, 1 or more.
+          validate_args: has no effect; wrong sizes are always refused.
+          name: name of the ops.
+
+        Raises:
+          ValueError: if `block_size` is no positive int.
+        """
+        parameters = dict(locals())
+        if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
+            raise ValueError(f"`block_size` must be a positive int; got {block_size!r}.")
+        self._block_size = block_size
+        super().__init__(
+            forward_min_event_ndims=3,
+            is_constant_jacobian=True,
+            parameters=parameters,
+            validate_args=validate_args,
+            name=name,
+        )
+
+    @classmethod
+    def _parameter_properties(cls, dtype):
+        return {}
+
+    @property
+    def block_size(self) -> int:
+        """b, the side of a block of pixels."""
+        return self._block_size
+
+    def _forward(self, x):
+        height, width, channels = self._squeezed(x.shape)
+        b = self._block_size
+        batch = tf.shape(x)[:-3]
+        blocks = tf.reshape(x, [-1, height, b, width, b, channels // b**2])
+        squeezed = tf.einsum("nhiwjc->nhwijc", blocks)
+        return tf.reshape(squeezed, tf.concat([batch, [height, width, channels]], axis=0))
+
+    def _inverse(self, y):
+        height, width, channels = self._unsqueezed(y.shape)
+        b = self._block_size
+        batch = tf.shape(y)[:-3]
+        pixels = tf.reshape(y, [-1, height // b, width // b, b, b, channels])
+        image = tf.einsum("nhwijc->nhiwjc", pixels)
+        return tf.reshape(image, tf.concat([batch, [height, width, channels]], axis=0))
+
+    def _forward_log_det_jacobian(self, x):
+        return tf.zeros([], x.dtype)
+
+    def _inverse_log_det_jacobian(self, y):
+        return tf.zeros([], y.dtype)
+
+    def _forward_event_shape(self, input_shape):
+        return input_shape[:-3].concatenate(self._squeezed(input_shape))
+
+    def _inverse_event_shape(self, output_shape):
+        return output_shape[:-3].concatenate(self._unsqueezed(output_shape))
+
+    def _forward_event_shape_tensor(self, input_shape):
+        b = self._block_size
+        height, width, channels = tf.unstack(input_shape[-3:])
+        return tf.concat([input_shape[:-3], [height // b, width // b, channels * b * b]], axis=0)
+
+    def _inverse_event_shape_tensor(self, output_shape):
+        b = self._block_size
+        height, width, channels = tf.unstack(output_shape[-3:])
+        return tf.concat([output_shape[:-3], [height * b, width * b, channels // (b * b)]], axis=0)
+
+    def _squeezed(self, shape):
+        height, width, channels = self._known(shape)
+        b = self._block_size
+        if height % b or width % b:
+            raise ValueError(
+                f"`{self.name}` needs a height and a width divisible by its block size, {b}; got an image of "
+                f"shape {(height, width, channels)}."
+            )
+        return height // b, width // b, channels * b * b
+
+    def _unsqueezed(self, shape):
+        height, width, channels = self._known(shape)
+        b = self._block_size
+        if channels % (b * b):
+            raise ValueError(
+                f"`{self.name}` needs a number of channels divisible by the square of its block size, "
+                f"{b * b}, for its inverse; got an image of shape {(height, width, channels)}."
+            )
+        return height * b, width * b, channels // (b * b)
+
+    def _known(self, shape):
+        if shape.rank is None or shape.rank < 3 or not shape[-3:].is_fully_defined():
+            raise ValueError(
+                f"`{self.name}` needs images of a known shape (..., height, width, channels); got {shape}."
+            )
+        return tuple(shape[-3:].as_list())

@@ -1,0 +1,7 @@
+"""Builders of flows; each returns a plain `tfd.TransformedDistribution`."""
+
+from tfp_selfnorm.flows.conv_flow import conv_flow
+from tfp_selfnorm.flows.dense_flow import dense_flow
+from tfp_selfnorm.flows.glow_flow import glow_flow
+
+__all__ = ["conv_flow", "dense_flow", "glow_flow"]

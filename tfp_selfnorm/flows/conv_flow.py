@@ -1,0 +1,91 @@
+"""`conv_flow`, the paper's convolutional flow."""
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.bijectors import SelfNormConv2D, Squeeze
+from tfp_selfnorm.flows.building import (
+    activation_maker,
+    check_image_shape,
+    check_positive,
+    split_seeds,
+    squeezed,
+    standard_normal_flow,
+)
+
+tfb = tfp.bijectors
+
+
+def conv_flow(
+    image_shape,
+    num_blocks=3,
+    layers_per_block=3,
+    kernel_size=3,
+    activation="smooth_leaky_relu",
+    preprocessing=None,
+    gradient="self_norm",
+    mixture=0.5,
+    inversion=None,
+    dtype=tf.float32,
+    seed=None,
+    name="conv_flow",
+):
+    """The paper's convolutional flow: blocks of self-normalizing convolutions with a squeeze between.
+
+    From data to latent: preprocessing, then blocks of `SelfNormConv2D`, an activation after each layer of
+    the flow but the last, and a `Squeeze` between blocks, which halves the image and takes four times the
+    channels. The base is standard normal, of the shape of the last block's images.
+
+    Args:
+      image_shape: (height, width, channels), known; the sides divisible by `2**(num_blocks - 1)`.
+      num_blocks: number of blocks, 1 or more.
+      layers_per_block: convolutions in a block, 1 or more.
+      kernel_size: an odd int, or two.
+      activation: as in `dense_flow`; a callable gets the shape of the images.
+      preprocessing: bijector that ends the way from latent to data, such as `images.pixel_sigmoid()`.
+      gradient: see `SelfNormConv2D`, as for the two arguments below.
+      mixture: see `SelfNormConv2D`.
+      inversion: see `SelfNormConv2D`.
+      dtype: floating dtype.
+      seed: int or stateless TFP seed of the initial values.
+      name: name of the distribution.
+
+    Returns:
+      A `tfd.TransformedDistribution`. `log_prob` is in nats.
+
+    Raises:
+      ValueError: for an unknown activation or option, a shape that is unknown or not divisible, or a number
+        that is not positive.
+
+    >>> flow = conv_flow((8, 8, 1), num_blocks=2, layers_per_block=2, seed=1)
+    >>> flow.log_prob(tf.zeros([5, 8, 8, 1])).shape, flow.distribution.event_shape
+    (TensorShape([5]), TensorShape([4, 4, 4]))
+
+    References: Keller et al., "Self Normalizing Flows", ICML 2021, section 5.
+    """
+    shape = check_image_shape(image_shape, divisor=2 ** (check_positive(num_blocks, "num_blocks") - 1))
+    check_positive(layers_per_block, "layers_per_block")
+    make_activation = activation_maker(activation, dtype)
+    seeds = iter(split_seeds(seed, num_blocks * layers_per_block, "conv_flow"))
+    bijectors = [] if preprocessing is None else [preprocessing]
+    for block in range(num_blocks):
+        if block > 0:
+            bijectors.append(tfb.Invert(Squeeze()))
+            shape = squeezed(shape)
+        for i in range(layers_per_block):
+            layer = SelfNormConv2D.trainable(
+                shape[:2],
+                shape[2],
+                kernel_size,
+                dtype=dtype,
+                seed=next(seeds),
+                gradient=gradient,
+                mixture=mixture,
+                inversion=inversion,
+                name=f"block_{block}_conv_{i}",
+            )
+            bijectors.append(layer)
+            is_last = block == num_blocks - 1 and i == layers_per_block - 1
+            if make_activation is not None and not is_last:
+                bijectors.append(tfb.Invert(make_activation(shape)))
+    return standard_normal_flow(shape, bijectors, dtype, name)

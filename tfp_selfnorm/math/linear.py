@@ -1,0 +1,168 @@
+"""A linear map with a learned inverse and its log-determinant, with the gradients of the paper.
+
+What the dense and the convolutional layer share. Both functions take the operations of the kind of map, the
+kernel of the map and the other kernel, whose map approximates the inverse. Keller et al. (2021), section 3.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+GRADIENTS = ("self_norm", "exact", "relative")
+
+
+class Operations(NamedTuple):
+    """What can be computed with the kernels of one kind of linear map.
+
+    `apply(kernel, x)` is the map and `adjoint(kernel, z)` its transpose; `kernel_gradient(x, d_z, kernel)`
+    sums the gradient of the kernel over a batch. `log_det(kernel)` is exact, and `log_det_gradient(kernel)`
+    its gradient; `inverse_to_gradient(inverse_kernel)` is what stands for that gradient where a kernel for
+    the inverse map is known, and `nearest_inverse(kernel)` the kernel whose map is nearest to the inverse.
+    `solve(kernel, z)` is the exact inverse. Where a kernel is a matrix on the last dimension of an event,
+    `to_matrix` and `from_matrix` turn one into the other.
+    """
+
+    event_ndims: int
+    kernel_ndims: int
+    apply: Callable
+    adjoint: Callable
+    kernel_gradient: Callable
+    inverse_to_gradient: Callable
+    nearest_inverse: Callable
+    log_det: Callable
+    log_det_gradient: Callable
+    solve: Callable
+    to_matrix: Callable | None
+    from_matrix: Callable
+
+    def squared_norm(self, x):
+        """The squared norm of each event."""
+        return tf.reduce_sum(tf.square(x), axis=list(range(-self.event_ndims, 0)))
+
+
+def linear_map(operations, x, kernel, other_kernel, gradient="self_norm", mixture=0.5):
+    """The map `z = kernel x` with the gradient that `gradient` names.
+
+    With `d` the gradient that arrives at `z`, summed over the batch (for the dense map):
+
+    - "self_norm": `mixture d x^T` for the kernel and `-(1 - mixture) (kernel^T d) z^T` for the other
+      kernel, the likelihood terms of the paper for `mixture = 1/2`;
+    - "exact": `d x^T` for the kernel and nothing for the other;
+    - "relative": `d z^T kernel`, which is the exact one times `kernel^T kernel` (Gresele et al., 2020).
+
+    The gradient of `x` is `kernel^T d` in all three. Cost: one product, and two or three more backwards.
+    """
+    if gradient == "exact":
+        return operations.apply(kernel, x)
+    return _linear_map(operations, x, kernel, other_kernel, gradient, mixture, error=None)
+
+
+def linear_map_with_error(
+    operations, x, kernel, other_kernel, gradient="self_norm", mixture=0.5, train_kernel=True
+):
+    """`linear_map` and the reconstruction error `||x - other_kernel kernel x||^2` of each event.
+
+    The error trains the two kernels (with `train_kernel=False` the other kernel alone) and never `x`.
+    Computed together, the two share their weight gradients: six products of a batch with a kernel for
+    a training step, where two separate terms would take eight.
+    """
+    error = "both" if train_kernel else "other"
+    return _linear_map(operations, x, kernel, other_kernel, gradient, mixture, error)
+
+
+def _linear_map(operations, x, kernel, other_kernel, gradient, mixture, error):
+    likelihood_weight = mixture if gradient == "self_norm" else 1.0
+
+    @tf.custom_gradient
+    def apply(x, kernel, other_kernel):
+        z = operations.apply(kernel, x)
+        residual = None if error is None else x - operations.apply(other_kernel, z)
+
+        def gradients(d_z, d_error=None):
+            d_x = operations.adjoint(kernel, d_z)
+            at_z = _scaled(d_z, likelihood_weight)
+            at_x = _scaled(d_x, likelihood_weight - 1.0) if likelihood_weight < 1.0 else None
+            d_kernel = 0.0
+            if gradient == "relative":
+                d_kernel = operations.kernel_gradient(operations.adjoint(kernel, z), d_z, kernel)
+                at_z = None
+            if error is not None:
+                pull = -2.0 * _with_dimensions(d_error, operations.event_ndims) * residual
+                at_x = pull if at_x is None else at_x + pull
+                if error == "both":
+                    back = operations.adjoint(other_kernel, pull)
+                    at_z = back if at_z is None else at_z + back
+            if at_z is not None:
+                d_kernel += operations.kernel_gradient(x, at_z, kernel)
+            d_other = None if at_x is None else operations.kernel_gradient(z, at_x, other_kernel)
+            return sum_to_shape(d_x, x), d_kernel, d_other
+
+        if error is None:
+            return z, gradients
+        return (z, operations.squared_norm(residual)), gradients
+
+    return apply(x, kernel, other_kernel)
+
+
+def log_det(operations, kernel, other_kernel, gradient="self_norm", mixture=0.5, value=None):
+    """`log |det|` of the map in nats, one for each kernel of a batch, with the gradient that is named.
+
+    The term is multiplied by the gradient that arrives, so scaled losses, sums and micro-batches are
+    right. For an arriving gradient of one, with T the operation `inverse_to_gradient` (of a dense kernel
+    the transpose; of a convolution's flipped and counted):
+
+    - "self_norm": `mixture T(other_kernel)` for the kernel, `-(1 - mixture) T(kernel)` for the other;
+    - "exact": `log_det_gradient(kernel)`, the inverse transpose;
+    - "relative": `kernel`.
+
+    Args:
+      operations: those of the kind of map.
+      kernel: float tensor.
+      other_kernel: float tensor of the same shape; its map is close to the inverse.
+      gradient: one of "self_norm", "exact", "relative".
+      mixture: Python float in [0, 1], used by "self_norm" alone.
+      value: what to return for the value, at no cost; `None` computes it.
+    """
+    if value is None:
+        value = operations.log_det(kernel)
+        if gradient == "exact":
+            return value
+    ndims = operations.kernel_ndims
+    value = tf.broadcast_to(tf.cast(value, kernel.dtype), tf.shape(kernel)[:-ndims])
+
+    @tf.custom_gradient
+    def apply(value, kernel, other_kernel):
+        def gradients(upstream):
+            scale = _with_dimensions(upstream, ndims)
+            if gradient == "exact":
+                return None, scale * operations.log_det_gradient(kernel), None
+            if gradient == "relative":
+                return None, scale * kernel, None
+            d_kernel = (mixture * scale) * operations.inverse_to_gradient(other_kernel)
+            d_other = None
+            if mixture < 1.0:
+                d_other = ((mixture - 1.0) * scale) * operations.inverse_to_gradient(kernel)
+            return None, d_kernel, d_other
+
+        return tf.identity(value), gradients
+
+    return apply(tf.stop_gradient(value), kernel, other_kernel)
+
+
+def _with_dimensions(x, count):
+    """Appends dimensions of size 1."""
+    return x[(..., *[tf.newaxis] * count)]
+
+
+def _scaled(x, weight):
+    return x if weight == 1.0 else weight * x
+
+
+def sum_to_shape(x, like=None, shape=None):
+    """Undoes broadcasting: sums `x` over the dimensions in which the target shape is smaller."""
+    if like is not None and x.shape.is_fully_defined() and x.shape == like.shape:
+        return x
+    shape = tf.shape(like) if shape is None else shape
+    _, axes = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(x), s1=shape)
+    return tf.reshape(tf.reduce_sum(x, axes), shape)
