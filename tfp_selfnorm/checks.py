@@ -32,9 +32,14 @@ def check_distribution(distribution) -> None:
         raise ValueError(f"`distribution` must have a fully defined event shape; got {shape}.")
 
 
+def has_latent(distribution) -> bool:
+    """Whether it is a transformed distribution; TFP has two classes of them, one that is not public."""
+    return hasattr(distribution, "bijector") and hasattr(distribution, "distribution")
+
+
 def check_latent(distribution) -> None:
     """Raises TypeError if the distribution is not transformed from a latent."""
-    if not isinstance(distribution, tfp.distributions.TransformedDistribution):
+    if not has_latent(distribution):
         raise TypeError(
             "Only a tfd.TransformedDistribution has a latent; the distribution is a "
             f"{type(distribution).__name__}."

@@ -4,7 +4,8 @@ import pathlib
 
 import keras
 import tensorflow as tf
-import tensorflow_probability as tfp
+
+from tfp_selfnorm.checks import has_latent
 
 
 def export_flow(model, filepath) -> None:
@@ -21,7 +22,7 @@ def export_flow(model, filepath) -> None:
             [tf.TensorSpec([], tf.int32, "n"), tf.TensorSpec([2], tf.int32, "seed")],
         ),
     }
-    if isinstance(distribution, tfp.distributions.TransformedDistribution):
+    if has_latent(distribution):
         base = distribution.distribution
         latent = tf.TensorSpec([None, *base.event_shape], base.dtype, "z")
         endpoints["encode"] = (model.encode, [events])

@@ -18,15 +18,10 @@ from tfp_selfnorm.checks import (
     with_dummy_targets,
 )
 from tfp_selfnorm.export import export_flow
+from tfp_selfnorm.held_log_dets import HeldLogDets
 from tfp_selfnorm.reconstruction import Reconstruction
 from tfp_selfnorm.seeds import stateless_seed
-from tfp_selfnorm.tracking import (
-    Tracking,
-    inverse_error,
-    refresh_interval,
-    refresh_inverse,
-    sketch_and_project,
-)
+from tfp_selfnorm.tracking import Tracking, inverse_error, refresh_inverse, sketch_and_project
 from tfp_selfnorm.training_scope import current_scope, training_scope
 from tfp_selfnorm.tree import bijectors_of, exact
 from tfp_selfnorm.variables import adopt, reachable
@@ -91,23 +86,14 @@ class FlowModel(keras.Model):
         self._exact_distribution = exact(distribution)
         layers, variables = reachable(distribution)
         self._self_norm = tuple(layers)
-        follows = inverse_learning.follows if isinstance(inverse_learning, Tracking) else lambda layer: False
-        self._tracked_self_norm = tuple(filter(follows, layers))
+        self._tracking = inverse_learning if isinstance(inverse_learning, Tracking) else None
+        self._tracked_self_norm = tuple(filter(self._tracking.follows, layers)) if self._tracking else ()
         frozen = [layer.forward_kernel for layer in layers if not self._trains_inverse(layer)]
         frozen = [kernel for kernel in frozen if isinstance(kernel, tf.Variable)]
         for coupling in bijectors_of(AffineCoupling, distribution):
             frozen += coupling.frozen_variables
         self._adopted = adopt(variables, frozen)
-        self._held_log_dets = [
-            self.add_weight(
-                shape=layer.inverse_kernel.shape[: -layer.operations.kernel_ndims],
-                initializer="zeros",
-                dtype=layer.dtype.name,
-                trainable=False,
-                name=f"held_log_det_{i}",
-            )
-            for i, layer in enumerate(self._self_norm)
-        ]
+        self._held_log_dets = HeldLogDets(layers, self.add_weight)
         self._nll = keras.metrics.Mean("nll")
         self._bits_per_dim = keras.metrics.Mean("bits_per_dim") if bits_per_dim else None
         uses_inverse = any(layer.needs_inverse for layer in self._self_norm)
@@ -185,19 +171,12 @@ class FlowModel(keras.Model):
         return self.decode(self.encode(x), exact)
 
     def refresh_log_dets(self):
-        """Sets the held log-det of each layer to its exact value, at O(D^3).
+        """Sets the held log-det of each layer to its exact value.
 
         Raises:
           ValueError: if one is not finite, naming the layer.
         """
-        for layer, held in zip(self._self_norm, self._held_log_dets, strict=True):
-            log_det = layer.exact_log_det()
-            if not np.isfinite(log_det).all():
-                raise ValueError(
-                    f"`log |det inverse_kernel|` of `{layer.name}` is {log_det.numpy()}: the kernel is "
-                    "singular or not finite."
-                )
-            held.assign(log_det)
+        self._held_log_dets.refresh()
 
     def call(self, x, training=False):
         """The log density of each event: exact, or the surrogate of the training scope that is open."""
@@ -205,7 +184,7 @@ class FlowModel(keras.Model):
         scope = current_scope()
         if scope is None or not scope.records:
             return log_prob
-        if isinstance(self.inverse_learning, Reconstruction):
+        if any(self._reconstruction_of(layer) is not None for layer in scope.layers):
             self.add_loss(scope.reconstruction_loss())
         if self._reconstruction is not None and scope.sees_records:
             full = scope.records[0].error is not None or not training
@@ -333,8 +312,7 @@ class FlowModel(keras.Model):
         )
 
     def _open_scope(self):
-        held = (tf.convert_to_tensor(held.value) for held in self._held_log_dets)
-        return training_scope(self.inverse_learning, dict(zip(self._self_norm, held, strict=True)))
+        return training_scope(self.inverse_learning, self._held_log_dets.read())
 
     def _refresh_when_due(self):
         """Host side of the training step: what costs O(D^3) stays out of the compiled graph."""
@@ -342,20 +320,25 @@ class FlowModel(keras.Model):
             return
         if self._step is None:
             self._step = int(self.optimizer.iterations.numpy())
-        tracking = isinstance(self.inverse_learning, Tracking)
-        interval = self.inverse_learning.interval if tracking else refresh_interval
-        if self._step % interval(self._self_norm) < self.steps_per_execution:
-            for layer in self._tracked_self_norm:
-                refresh_inverse(layer)
-            self.refresh_log_dets()
+
+        def is_due(layer):
+            interval = self._tracking.interval(layer) if self._tracking else layer.refresh_interval
+            return self._step % interval < self.steps_per_execution
+
+        for layer in filter(is_due, self._tracked_self_norm):
+            refresh_inverse(layer)
+        self._held_log_dets.refresh(is_due)
         self._step += self.steps_per_execution
 
     def _trains_inverse(self, layer):
         """Whether a gradient reaches the layer's forward kernel."""
-        if isinstance(self.inverse_learning, Tracking):
+        if self._tracking and layer.is_matrix:
             return False
         by_likelihood = layer.gradient == "self_norm" and layer.mixture < 1.0
-        return by_likelihood or isinstance(self.inverse_learning, Reconstruction)
+        return by_likelihood or self._reconstruction_of(layer) is not None
+
+    def _reconstruction_of(self, layer):
+        return self._tracking.reconstruction_of(layer) if self._tracking else self.inverse_learning
 
     def _flow(self, exact):
         return self._exact_distribution if exact else self.distribution

@@ -52,14 +52,9 @@ class Reconstruction:
             raise ValueError(f"`num_probes` must be 1 or more; got {self.num_probes!r}.")
 
     @property
-    def trains_kernel(self) -> bool:
-        """Whether the error that a layer computes along with its map trains both kernels."""
-        return self.kind != "inverse_only"
-
-    @property
-    def needs_error(self) -> bool:
-        """Whether a layer is to compute the data error along with its map."""
-        return self.kind != "probes"
+    def trained_error(self) -> str | None:
+        """Which kernels the error that a layer computes along with its map trains, see `math.linear`."""
+        return {"probes": None, "inverse_only": "other"}.get(self.kind, "both")
 
     def loss(self, record) -> tf.Tensor:
         """The unweighted loss of one pass of a layer, a scalar."""

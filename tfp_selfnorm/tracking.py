@@ -5,6 +5,7 @@ import dataclasses
 import tensorflow as tf
 
 from tfp_selfnorm.math import dense
+from tfp_selfnorm.reconstruction import Reconstruction
 from tfp_selfnorm.seeds import stateless_seed
 
 # Probes of a convolution: few, since each already averages over its pixels.
@@ -20,9 +21,13 @@ class Tracking:
     `refresh_every` steps R is set to the inverse of W, which also brings back directions that no
     update of R from R alone would find. W takes the plain gradient of the likelihood (mixture 1).
 
+    The inverse of a convolution wider than 1x1 is no kernel that could be tracked. Such layers learn it from
+    a regularizer, as in the paper.
+
     Args:
       num_probes: probes a step; at most D are used.
-      refresh_every: steps between exact inverses; `None` chooses `refresh_interval`.
+      refresh_every: steps between exact refreshes; `None` takes the `refresh_interval` of each layer.
+      reconstruction: what teaches convolutions wider than 1x1 their inverse.
 
     Raises:
       ValueError: if either is less than one.
@@ -36,6 +41,7 @@ class Tracking:
 
     num_probes: int = 32
     refresh_every: int | None = None
+    reconstruction: Reconstruction = Reconstruction()
 
     def __post_init__(self):
         for name in ("num_probes", "refresh_every"):
@@ -44,19 +50,25 @@ class Tracking:
                 raise ValueError(f"`{name}` must be 1 or more; got {value!r}.")
 
     def follows(self, layer) -> bool:
-        """Whether the layer has a learned inverse to follow.
+        """Whether the layer has a learned inverse that is a matrix, to follow.
 
         Raises:
           TypeError: if it has one that is no `tf.Variable`.
         """
-        return layer.needs_inverse and _assignable(layer) is not None
+        return layer.needs_inverse and layer.is_matrix and _assignable(layer) is not None
 
-    def interval(self, layers) -> int:
-        """Steps between two refreshes of these layers."""
-        return self.refresh_every or refresh_interval(layers)
+    def reconstruction_of(self, layer) -> Reconstruction | None:
+        """What trains the layer's learned inverse instead, if it needs one that is no matrix."""
+        return self.reconstruction if layer.needs_inverse and not layer.is_matrix else None
+
+    def interval(self, layer) -> int:
+        """Steps between two exact refreshes of the layer."""
+        return self.refresh_every or layer.refresh_interval
 
     def update(self, layers, step: int, seed=0) -> tf.Tensor:
         """Brings R of each layer after W, for a loop of your own: call it after the optimizer's step.
+
+        A convolution wider than 1x1 stays as it is: the scope's `reconstruction_loss` trains its R.
 
         Args:
           layers: the layers, as `self_norm_layers(flow)` gives them.
@@ -66,33 +78,21 @@ class Tracking:
         Returns:
           The largest relative error of a layer before the update, a scalar; 0 where R was refreshed.
         """
-        layers = [layer for layer in layers if self.follows(layer)]
-        if not layers:
-            return tf.zeros([])
-        if step % self.interval(layers) == 0:
-            for layer in layers:
+        errors = [tf.zeros([])]
+        for i, layer in enumerate(filter(self.follows, layers)):
+            if step % self.interval(layer) == 0:
                 refresh_inverse(layer)
-            return tf.zeros([])
-        return tf.reduce_max(
-            tf.stack(
-                [
-                    tf.cast(sketch_and_project(layer, self.num_probes, [seed + i, step]), tf.float32)
-                    for i, layer in enumerate(layers)
-                ]
-            )
-        )
-
-
-def refresh_interval(layers) -> int:
-    """Steps between two exact refreshes that leave them well under a tenth of the steps between."""
-    return max(layer.refresh_interval for layer in layers)
+            else:
+                error = sketch_and_project(layer, self.num_probes, [seed + i, step])
+                errors.append(tf.cast(error, tf.float32))
+        return tf.reduce_max(tf.stack(errors))
 
 
 def sketch_and_project(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
     """Updates the layer's forward kernel from random probes, in place, at O(n D^2).
 
     Args:
-      layer: a `SelfNormDense` whose forward kernel is a `tf.Variable`.
+      layer: a `SelfNormDense` or a 1x1 convolution whose forward kernel is a `tf.Variable`.
       num_probes: Python int, number of probes; at most D are used.
       seed: TFP seed, an int or a pair; the update is a function of it and the two kernels.
 
@@ -105,14 +105,12 @@ def sketch_and_project(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
     >>> float(inverse_error(layer)) < 1e-3
     True
     """
-    kernel, to_matrix = _assignable(layer), layer.operations.to_matrix
-    if to_matrix is None:
-        return inverse_error(layer, num_probes, seed)
+    kernel, operations = _assignable(layer), layer.operations
     updated, error = dense.sketch_and_project(
-        *(to_matrix(tf.convert_to_tensor(kernel)) for kernel in (kernel, layer.inverse_kernel)),
+        *(operations.to_matrix(tf.convert_to_tensor(k)) for k in (kernel, layer.inverse_kernel)),
         _probes(layer, num_probes, seed),
     )
-    kernel.assign(layer.operations.from_matrix(updated))
+    kernel.assign(operations.from_matrix(updated))
     return tf.reduce_max(error)
 
 
@@ -120,7 +118,7 @@ def refresh_inverse(layer) -> None:
     """Sets the layer's forward kernel to the inverse of its inverse kernel, in place, at O(D^3).
 
     Args:
-      layer: a `SelfNormDense` whose forward kernel is a `tf.Variable`.
+      layer: a `SelfNormDense` or a 1x1 convolution whose forward kernel is a `tf.Variable`.
 
     Raises:
       TypeError: if the forward kernel is no `tf.Variable`.
@@ -128,7 +126,8 @@ def refresh_inverse(layer) -> None:
     """
     kernel = _assignable(layer)
     try:
-        kernel.assign(layer.operations.nearest_inverse(tf.convert_to_tensor(layer.inverse_kernel)))
+        matrix = layer.operations.to_matrix(tf.convert_to_tensor(layer.inverse_kernel))
+        kernel.assign(layer.operations.from_matrix(tf.linalg.inv(matrix)))
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(
             f"`inverse_kernel` of `{layer.name}` has no inverse: it is singular or not finite."
@@ -139,7 +138,7 @@ def inverse_error(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
     """Estimates `||I - R W|| / ||I||` (Frobenius norm) from random probes, at O(n D^2).
 
     Args:
-      layer: a `SelfNormDense`.
+      layer: a self-normalizing layer.
       num_probes: Python int, number of probes; at most D are used.
       seed: int or stateless TFP seed.
 
@@ -156,6 +155,8 @@ def inverse_error(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
 
 
 def _assignable(layer):
+    if not layer.is_matrix:
+        raise TypeError(f"`{layer.name}` is a convolution wider than 1x1, whose inverse no kernel holds.")
     if not hasattr(layer.forward_kernel, "assign"):
         raise TypeError(
             f"`forward_kernel` of `{layer.name}` must be a tf.Variable for Tracking to update it; got "

@@ -64,8 +64,18 @@ class TrainingScope:
         return layer.exact_log_det() if held is None else held
 
     def mixture(self, layer) -> float:
-        """The layer's mixture, or 1 under tracking, where no gradient trains the learned inverse."""
-        return 1.0 if isinstance(self.inverse_learning, Tracking) else layer.mixture
+        """The layer's mixture, or 1 where its learned inverse is tracked and no gradient trains it."""
+        return 1.0 if isinstance(self.inverse_learning, Tracking) and layer.is_matrix else layer.mixture
+
+    def reconstruction(self, layer) -> Reconstruction | None:
+        """The regularizer that trains the layer's learned inverse."""
+        learning = self.inverse_learning
+        return learning.reconstruction_of(layer) if isinstance(learning, Tracking) else learning
+
+    def trained_error(self, layer) -> str | None:
+        """Which kernels the error that the layer computes is to train: "both", the "other", or none."""
+        reconstruction = self.reconstruction(layer)
+        return None if reconstruction is None else reconstruction.trained_error
 
     def record(self, record: Record) -> None:
         self._check_graph(record.layer)
@@ -84,20 +94,28 @@ class TrainingScope:
     def reconstruction_loss(self, weight=None) -> tf.Tensor:
         """The regularizer that `inverse_learning` names, summed over the layers passed so far.
 
+        For `Tracking` that is the `Reconstruction` of the layers that cannot be tracked; 0 without any.
+
         Args:
-          weight: float or scalar tensor in place of the weight of `inverse_learning`.
+          weight: float or scalar tensor in place of the weight of the `Reconstruction`.
 
         Raises:
-          ValueError: if the scope learns the inverse without a loss, or no layer was passed.
+          ValueError: if the scope does not learn the inverse, or no layer was passed.
         """
-        if not isinstance(self.inverse_learning, Reconstruction):
+        if self.inverse_learning is None:
             raise ValueError(
-                "`reconstruction_loss` needs a scope opened with `inverse_learning=Reconstruction(...)`"
-                f"; got {self.inverse_learning!r}."
+                "`reconstruction_loss` needs a scope opened with `inverse_learning=Reconstruction(...)` or "
+                "`Tracking(...)`; got None."
             )
-        weight = self.inverse_learning.weight if weight is None else weight
-        total = self._sum_over_records(self.inverse_learning.loss)
-        return tf.cast(weight, total.dtype) * total
+
+        def loss(record):
+            reconstruction = self.reconstruction(record.layer)
+            if reconstruction is None:
+                return tf.zeros([], record.output.dtype)
+            value = reconstruction.loss(record)
+            return tf.cast(reconstruction.weight if weight is None else weight, value.dtype) * value
+
+        return self._sum_over_records(loss)
 
     def exact_log_dets(self) -> list[tf.Tensor]:
         """Each layer's `log |det W|` in nats, in the order of `layers`, at O(D^3) each."""
@@ -144,10 +162,10 @@ def training_scope(
 
     Args:
       inverse_learning: how the learned inverse follows: `Reconstruction(...)` (its loss comes from
-        `scope.reconstruction_loss()`), `Tracking(...)` (layers take the plain gradient, mixture 1), or
-        `None`.
+        `scope.reconstruction_loss()`), `Tracking(...)` (tracked layers take the plain gradient, mixture 1),
+        or `None`.
       log_dets: mapping from layers to their `log |det W|` in nats. Where it is given, layers that it
-        lacks have exact log-dets, at O(D^3). `None` holds 0 for all.
+        lacks have exact log-dets. `None` holds 0 for all.
 
     Yields:
       A `TrainingScope`.

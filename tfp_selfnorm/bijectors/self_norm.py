@@ -7,7 +7,6 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.passes import Passes
 from tfp_selfnorm.math import linear
-from tfp_selfnorm.reconstruction import Reconstruction
 from tfp_selfnorm.training_scope import Record, current_scope
 
 INVERSIONS = ("learned", "exact")
@@ -96,6 +95,11 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         return self._gradient == "self_norm" or self._inversion == "learned"
 
     @property
+    def is_matrix(self) -> bool:
+        """Whether the kernels are matrices, so that a kernel R can be the inverse of W."""
+        return self._operations.to_matrix is not None
+
+    @property
     def operations(self) -> linear.Operations:
         """What can be computed with the kernels."""
         return self._operations
@@ -107,7 +111,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
     @property
     @abc.abstractmethod
     def refresh_interval(self) -> int:
-        """Steps between two exact refreshes of R that cost little beside the steps."""
+        """Steps between two exact refreshes, of R and the held log-det, that cost little beside the steps."""
 
     @property
     @abc.abstractmethod
@@ -115,17 +119,16 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         """The sizes of an event."""
 
     def _inverse(self, y):
-        y = self._check_event(y, "y")
         kernels = self._read_kernels("inverse")
-        x = self._pass_kernel(y, *kernels, "inverse")
+        x = self._pass_kernel(self._check_event(y, "y"), *kernels, "inverse")
         x = x if self._bias is None else x + self._bias
         self._passes.add("inverse", y, x, _lasting(kernels))
         return x
 
     def _forward(self, x):
-        x = self._check_event(x, "x")
         kernels = self._read_kernels("forward")
-        centred = x if self._bias is None else x - self._bias
+        centred = self._check_event(x, "x")
+        centred = centred if self._bias is None else centred - self._bias
         if self._inversion == "exact":
             y = self._operations.solve(kernels[0], centred)
         else:
@@ -169,39 +172,36 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         with tf.control_dependencies([kernel, other_kernel]):
             x = tf.identity(x)
         scope = current_scope()
-        if scope is None:
-            return linear.linear_map(self._operations, x, kernel, other_kernel, self._gradient, self._mixture)
-        learning = scope.inverse_learning
-        wants_error = isinstance(learning, Reconstruction) and learning.needs_error
-        arguments = (self._operations, x, kernel, other_kernel, self._gradient, scope.mixture(self))
-        if wants_error:
-            output, error = linear.linear_map_with_error(*arguments, learning.trains_kernel)
-        else:
-            output, error = linear.linear_map(*arguments), None
-        scope.record(Record(self, direction, kernel, other_kernel, x, output, error))
+        error = None if scope is None else scope.trained_error(self)
+        output, error = linear.linear_map(
+            self._operations, x, kernel, other_kernel, self._gradient, self._current_mixture(), error
+        )
+        if scope is not None:
+            scope.record(Record(self, direction, kernel, other_kernel, x, output, error))
         return output
 
     def _inverse_map_log_det(self, kernels):
-        scope = current_scope()
-        return linear.log_det(
-            self._operations,
-            *(kernels or self._read_kernels("inverse")),
-            self._gradient,
-            self._mixture if scope is None else scope.mixture(self),
-            None if scope is None else scope.held_log_det(self),
-        )
+        kernels = kernels or self._read_kernels("inverse")
+        mixture, held = self._current_mixture(), self._held_log_det()
+        return linear.log_det(self._operations, *kernels, self._gradient, mixture, held)
 
     def _forward_map_log_det(self, kernels):
         kernels = kernels or self._read_kernels("forward")
-        scope = current_scope()
-        held = None if scope is None else scope.held_log_det(self)
+        held = self._held_log_det()
         if self._inversion == "exact":
             # The solve has the whole and ordinary gradient, so its log-det has too.
             gradient = "exact" if self._gradient == "relative" else self._gradient
             return -linear.log_det(self._operations, *kernels, gradient, 1.0, held)
-        mixture = self._mixture if scope is None else scope.mixture(self)
         held = None if held is None else -held
-        return linear.log_det(self._operations, *kernels, self._gradient, mixture, held)
+        return linear.log_det(self._operations, *kernels, self._gradient, self._current_mixture(), held)
+
+    def _current_mixture(self):
+        scope = current_scope()
+        return self._mixture if scope is None else scope.mixture(self)
+
+    def _held_log_det(self):
+        scope = current_scope()
+        return None if scope is None else scope.held_log_det(self)
 
 
 def kernel_variables(forward_kernel, inverse_kernel, name):

@@ -51,20 +51,22 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
         return self._block_size
 
     def _forward(self, x):
-        height, width, channels = self._squeezed(x.shape)
+        output_shape = self._forward_event_shape(x.shape)
+        height, width, channels = _sizes(x)
         b = self._block_size
-        batch = tf.shape(x)[:-3]
-        blocks = tf.reshape(x, [-1, height, b, width, b, channels // b**2])
+        blocks = tf.reshape(x, [-1, height // b, b, width // b, b, channels])
         squeezed = tf.einsum("nhiwjc->nhwijc", blocks)
-        return tf.reshape(squeezed, tf.concat([batch, [height, width, channels]], axis=0))
+        squeezed = tf.reshape(squeezed, self._forward_event_shape_tensor(tf.shape(x)))
+        return tf.ensure_shape(squeezed, output_shape)
 
     def _inverse(self, y):
-        height, width, channels = self._unsqueezed(y.shape)
+        output_shape = self._inverse_event_shape(y.shape)
+        height, width, channels = _sizes(y)
         b = self._block_size
-        batch = tf.shape(y)[:-3]
-        pixels = tf.reshape(y, [-1, height // b, width // b, b, b, channels])
+        pixels = tf.reshape(y, [-1, height, width, b, b, channels // (b * b)])
         image = tf.einsum("nhwijc->nhiwjc", pixels)
-        return tf.reshape(image, tf.concat([batch, [height, width, channels]], axis=0))
+        image = tf.reshape(image, self._inverse_event_shape_tensor(tf.shape(y)))
+        return tf.ensure_shape(image, output_shape)
 
     def _forward_log_det_jacobian(self, x):
         return tf.zeros([], x.dtype)
@@ -73,10 +75,26 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
         return tf.zeros([], y.dtype)
 
     def _forward_event_shape(self, input_shape):
-        return input_shape[:-3].concatenate(self._squeezed(input_shape))
+        height, width, channels = self._image_sizes(input_shape)
+        b = self._block_size
+        if (height or 0) % b or (width or 0) % b:
+            raise ValueError(
+                f"`{self.name}` needs a height and a width divisible by its block size, {b}; got an image of "
+                f"shape {(height, width, channels)}."
+            )
+        sizes = [height and height // b, width and width // b, channels and channels * b * b]
+        return input_shape[:-3].concatenate(sizes)
 
     def _inverse_event_shape(self, output_shape):
-        return output_shape[:-3].concatenate(self._unsqueezed(output_shape))
+        height, width, channels = self._image_sizes(output_shape)
+        b = self._block_size
+        if (channels or 0) % (b * b):
+            raise ValueError(
+                f"`{self.name}` needs a number of channels divisible by the square of its block size, "
+                f"{b * b}, for its inverse; got an image of shape {(height, width, channels)}."
+            )
+        sizes = [height and height * b, width and width * b, channels and channels // (b * b)]
+        return output_shape[:-3].concatenate(sizes)
 
     def _forward_event_shape_tensor(self, input_shape):
         b = self._block_size
@@ -88,29 +106,15 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
         height, width, channels = tf.unstack(output_shape[-3:])
         return tf.concat([output_shape[:-3], [height * b, width * b, channels // (b * b)]], axis=0)
 
-    def _squeezed(self, shape):
-        height, width, channels = self._known(shape)
-        b = self._block_size
-        if height % b or width % b:
+    def _image_sizes(self, shape):
+        if shape.rank is None or shape.rank < 3:
             raise ValueError(
-                f"`{self.name}` needs a height and a width divisible by its block size, {b}; got an image of "
-                f"shape {(height, width, channels)}."
+                f"`{self.name}` needs images of shape (..., height, width, channels); got {shape}."
             )
-        return height // b, width // b, channels * b * b
+        return shape[-3:].as_list()
 
-    def _unsqueezed(self, shape):
-        height, width, channels = self._known(shape)
-        b = self._block_size
-        if channels % (b * b):
-            raise ValueError(
-                f"`{self.name}` needs a number of channels divisible by the square of its block size, "
-                f"{b * b}, for its inverse; got an image of shape {(height, width, channels)}."
-            )
-        return height * b, width * b, channels // (b * b)
 
-    def _known(self, shape):
-        if shape.rank is None or shape.rank < 3 or not shape[-3:].is_fully_defined():
-            raise ValueError(
-                f"`{self.name}` needs images of a known shape (..., height, width, channels); got {shape}."
-            )
-        return tuple(shape[-3:].as_list())
+def _sizes(images):
+    """Height, width and channels, as far as they are known as Python ints."""
+    dynamic = tf.shape(images)
+    return [images.shape[i] or dynamic[i] for i in (-3, -2, -1)]

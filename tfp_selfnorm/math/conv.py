@@ -51,19 +51,6 @@ def inverse_to_gradient(inverse_kernel, spatial_shape):
     return tf.constant(counts, inverse_kernel.dtype) * flip(inverse_kernel)
 
 
-def nearest_inverse(kernel, spatial_shape, name="kernel"):
-    """The kernel whose map is the nearest to the inverse of that of `kernel`, in the Frobenius norm.
-
-    By `inverse_to_gradient` it gives the exact gradient of `log |det|`: the elements of both are means of the
-    elements of the inverse matrix. Cost: the exact gradient of the log-det.
-    """
-    counts = multiplicity(kernel.shape[:2], spatial_shape)[..., np.newaxis, np.newaxis]
-    means = exact_conv.log_det_gradient(kernel, spatial_shape, name) / tf.constant(
-        np.maximum(counts, 1), kernel.dtype
-    )
-    return flip(means)
-
-
 def solve(kernel, z, name="kernel"):
     """`exact_conv.solve`, with its gradients: of `z` by a solve with the transposed map."""
 
@@ -80,12 +67,6 @@ def solve(kernel, z, name="kernel"):
     return apply(kernel, z)
 
 
-def block_order(kernel_shape, spatial_shape):
-    """The order of the blocks that the exact log-det eliminates."""
-    *kernel_size, channels, _ = kernel_shape
-    return exact_conv.block_order(_planar(kernel_size), _planar(spatial_shape), channels)
-
-
 def operations(kernel_size, spatial_shape, name="kernel"):
     """The operations of `linear` for images of a spatial shape `(H, W)`, or `(L,)`; errors call it `name`."""
     ndims = len(spatial_shape)
@@ -100,27 +81,26 @@ def operations(kernel_size, spatial_shape, name="kernel"):
     def on_images(function):
         return lambda kernel, x: tf.reshape(function(planar(kernel), images(x)), tf.shape(x))
 
-    def to_kernel(function):
-        return lambda kernel: tf.reshape(function(planar(kernel), shape), kernel.shape)
-
     def gradient_of_kernel(x, d_z, kernel):
         return tf.reshape(kernel_gradient(images(x), images(d_z), kernel_size), kernel.shape)
 
-    is_matrix = kernel_size == (1, 1)
+    def to_matrix(kernel):
+        return tf.transpose(tf.reshape(kernel, kernel.shape[-2:]))
+
+    def on_kernel(function, *arguments):
+        return lambda kernel: tf.reshape(function(planar(kernel), shape, *arguments), kernel.shape)
+
     return Operations(
         event_ndims=ndims + 1,
         kernel_ndims=ndims + 2,
         apply=on_images(lambda kernel, x: convolve(x, kernel)),
         adjoint=on_images(lambda kernel, z: convolve(z, flip(kernel))),
         kernel_gradient=gradient_of_kernel,
-        inverse_to_gradient=to_kernel(inverse_to_gradient),
-        nearest_inverse=to_kernel(lambda kernel, shape: nearest_inverse(kernel, shape, name)),
+        inverse_to_gradient=on_kernel(inverse_to_gradient),
         log_det=lambda kernel: exact_conv.log_det(planar(kernel), shape, name),
-        log_det_gradient=to_kernel(lambda kernel, shape: exact_conv.log_det_gradient(kernel, shape, name)),
+        log_det_gradient=on_kernel(exact_conv.log_det_gradient, name),
         solve=on_images(lambda kernel, z: solve(kernel, z, name)),
-        to_matrix=(lambda kernel: tf.transpose(tf.squeeze(kernel, list(range(ndims)))))
-        if is_matrix
-        else None,
+        to_matrix=to_matrix if kernel_size == (1, 1) else None,
         from_matrix=lambda matrix: tf.reshape(tf.transpose(matrix), [*[1] * ndims, *matrix.shape]),
     )
 

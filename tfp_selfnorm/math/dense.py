@@ -110,7 +110,6 @@ OPERATIONS = Operations(
     adjoint=lambda kernel, z: matvec(kernel, z, adjoint=True),
     kernel_gradient=lambda x, d_z, kernel: _outer_sum(d_z, x, tf.shape(kernel)),
     inverse_to_gradient=tf.linalg.matrix_transpose,
-    nearest_inverse=tf.linalg.inv,
     log_det=_log_det,
     log_det_gradient=lambda kernel: tf.linalg.inv(kernel, adjoint=True),
     solve=_solve,

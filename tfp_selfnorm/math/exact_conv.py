@@ -44,7 +44,7 @@ def log_det(kernel, spatial_shape, name="kernel"):
 
 
 def log_det_gradient(kernel, spatial_shape, name="kernel"):
-    """The exact gradient of `log |det|`, at thrice the cost; raises as `log_det` does."""
+    """The exact gradient of `log |det|`, at thrice its cost; raises as `log_det` does."""
     layout = _layout(kernel.shape[-4:-2], spatial_shape)
     gradient, error = _log_det_gradient_function(layout)(tf.stop_gradient(kernel))
     return tf.cast(_checked(gradient, error, name), kernel.dtype)
@@ -60,12 +60,6 @@ def solve(kernel, z, name="kernel"):
     layout = _layout(kernel.shape[:2], z.shape[-3:-1])
     x, error = _solve_function(layout)(tf.stop_gradient(kernel), tf.stop_gradient(z))
     return tf.cast(_checked(x, error, name), z.dtype)
-
-
-def block_order(kernel_size, spatial_shape, channels):
-    """The order n of the blocks, which the cost depends on."""
-    layout = _layout(kernel_size, spatial_shape)
-    return layout.lines * layout.columns * channels
 
 
 class _Layout(NamedTuple):

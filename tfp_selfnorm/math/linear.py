@@ -16,11 +16,10 @@ class Operations(NamedTuple):
     """What can be computed with the kernels of one kind of linear map.
 
     `apply(kernel, x)` is the map and `adjoint(kernel, z)` its transpose; `kernel_gradient(x, d_z, kernel)`
-    sums the gradient of the kernel over a batch. `log_det(kernel)` is exact, and `log_det_gradient(kernel)`
-    its gradient; `inverse_to_gradient(inverse_kernel)` is what stands for that gradient where a kernel for
-    the inverse map is known, and `nearest_inverse(kernel)` the kernel whose map is nearest to the inverse.
-    `solve(kernel, z)` is the exact inverse. Where a kernel is a matrix on the last dimension of an event,
-    `to_matrix` and `from_matrix` turn one into the other.
+    sums the gradient of the kernel over a batch. `log_det(kernel)` and `log_det_gradient(kernel)` are exact,
+    as is `solve(kernel, z)`; `inverse_to_gradient(kernel)` is what stands for that gradient where the kernel
+    of the inverse map is known. Where a kernel is a matrix on the last dimension of an event, `to_matrix` and
+    `from_matrix` turn one into the other.
     """
 
     event_ndims: int
@@ -29,7 +28,6 @@ class Operations(NamedTuple):
     adjoint: Callable
     kernel_gradient: Callable
     inverse_to_gradient: Callable
-    nearest_inverse: Callable
     log_det: Callable
     log_det_gradient: Callable
     solve: Callable
@@ -41,8 +39,8 @@ class Operations(NamedTuple):
         return tf.reduce_sum(tf.square(x), axis=list(range(-self.event_ndims, 0)))
 
 
-def linear_map(operations, x, kernel, other_kernel, gradient="self_norm", mixture=0.5):
-    """The map `z = kernel x` with the gradient that `gradient` names.
+def linear_map(operations, x, kernel, other_kernel, gradient="self_norm", mixture=0.5, error=None):
+    """The map `z = kernel x` with the gradient that `gradient` names, and the reconstruction error.
 
     With `d` the gradient that arrives at `z`, summed over the batch (for the dense map):
 
@@ -51,27 +49,18 @@ def linear_map(operations, x, kernel, other_kernel, gradient="self_norm", mixtur
     - "exact": `d x^T` for the kernel and nothing for the other;
     - "relative": `d z^T kernel`, which is the exact one times `kernel^T kernel` (Gresele et al., 2020).
 
-    The gradient of `x` is `kernel^T d` in all three. Cost: one product, and two or three more backwards.
+    The gradient of `x` is `kernel^T d` in all three.
+
+    The error, `||x - other_kernel kernel x||^2` of each event, trains both kernels (`error="both"`), the
+    other alone ("other") or is not computed (`None`), and never trains `x`. Computed together, map and error
+    share their weight gradients: six products of a batch with a kernel for a training step, where two
+    separate terms would take eight.
+
+    Returns:
+      `z`, and the error or `None`.
     """
-    if gradient == "exact":
-        return operations.apply(kernel, x)
-    return _linear_map(operations, x, kernel, other_kernel, gradient, mixture, error=None)
-
-
-def linear_map_with_error(
-    operations, x, kernel, other_kernel, gradient="self_norm", mixture=0.5, train_kernel=True
-):
-    """`linear_map` and the reconstruction error `||x - other_kernel kernel x||^2` of each event.
-
-    The error trains the two kernels (with `train_kernel=False` the other kernel alone) and never `x`.
-    Computed together, the two share their weight gradients: six products of a batch with a kernel for
-    a training step, where two separate terms would take eight.
-    """
-    error = "both" if train_kernel else "other"
-    return _linear_map(operations, x, kernel, other_kernel, gradient, mixture, error)
-
-
-def _linear_map(operations, x, kernel, other_kernel, gradient, mixture, error):
+    if gradient == "exact" and error is None:
+        return operations.apply(kernel, x), None
     likelihood_weight = mixture if gradient == "self_norm" else 1.0
 
     @tf.custom_gradient
@@ -102,7 +91,8 @@ def _linear_map(operations, x, kernel, other_kernel, gradient, mixture, error):
             return z, gradients
         return (z, operations.squared_norm(residual)), gradients
 
-    return apply(x, kernel, other_kernel)
+    result = apply(x, kernel, other_kernel)
+    return (result, None) if error is None else result
 
 
 def log_det(operations, kernel, other_kernel, gradient="self_norm", mixture=0.5, value=None):
