@@ -3,11 +3,30 @@
 import dataclasses
 from collections.abc import Callable
 
+import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from dense_convolution import invertible_pair, random_kernel
 
-from tfp_selfnorm import LeakyReLU, SelfNormDense, SmoothLeakyReLU, dense_flow, images, trainable_spline
+from tfp_selfnorm import (
+    ActNorm,
+    AffineCoupling,
+    ChannelSplit,
+    LeakyReLU,
+    SelfNormConv1D,
+    SelfNormConv2D,
+    SelfNormDense,
+    SmoothLeakyReLU,
+    Squeeze,
+    adapt,
+    conv_flow,
+    dense_flow,
+    exact,
+    glow_flow,
+    images,
+    trainable_spline,
+)
 
 tfb = tfp.bijectors
 
@@ -16,6 +35,7 @@ tfb = tfp.bijectors
 class Case:
     """A bijector, made for a dtype, and what the checks need to know of it.
 
+    `event_shape` is that of the data, and `latent_shape` that of the latents where it is another.
     `data_range` bounds the inputs of `inverse`; `xla_log_det` is False where the exact log-det has no
     XLA kernel on the CPU; `batch_shape` is that of the parameters; `unused` is how many variables have no
     gradient, since nothing computes with them.
@@ -23,6 +43,7 @@ class Case:
 
     make: Callable
     event_shape: tuple = (4,)
+    latent_shape: tuple | None = None
     data_range: tuple = (-3.0, 3.0)
     xla_log_det: bool = True
     batch_shape: tuple = ()
@@ -38,6 +59,59 @@ def _kernels(size, dtype, batch_shape=()):
 
 def _dense(size=4, batch_shape=(), **options):
     return lambda dtype: SelfNormDense(*_kernels(size, dtype, batch_shape), **options)
+
+
+def _conv(sizes=(3, 3), channels=2, spatial_shape=(4, 5), **options):
+    """With a learned inverse that is the inverse where that is asked for, else any kernels."""
+
+    def make(dtype):
+        rng = np.random.default_rng(4)
+        kernel, inverse = invertible_pair(rng, sizes, channels)
+        if options.get("inversion") == "exact" or options.get("gradient") == "exact":
+            kernel = random_kernel(rng, sizes, channels)
+        kernels = (tf.Variable(value, dtype=dtype) for value in (inverse, kernel))
+        layer = SelfNormConv2D if len(sizes) == 2 else SelfNormConv1D
+        return layer(
+            *kernels, spatial_shape, tf.Variable(rng.normal(size=[channels]), dtype=dtype), **options
+        )
+
+    return make
+
+
+def _act_norm(dtype):
+    rng = np.random.default_rng(6)
+    return ActNorm(*(tf.Variable(0.5 * rng.normal(size=[2]), dtype=dtype) for _ in range(2)))
+
+
+def _coupling(num_channels=3, num_conditioning=1, dtype=tf.float32, **options):
+    """The last layer is no zero, so that it does something."""
+    network = keras.Sequential(
+        [
+            keras.Input([4, 4, num_conditioning], dtype=dtype.name),
+            keras.layers.Conv2D(4, 3, padding="same", activation="tanh", dtype=dtype.name),
+            keras.layers.Conv2D(2 * (num_channels - num_conditioning), 3, padding="same", dtype=dtype.name),
+        ]
+    )
+    return AffineCoupling(network, num_conditioning, **options)
+
+
+def _perturbed(make):
+    """Moves the variables of a flow off their start, at which couplings do nothing."""
+
+    def moved(dtype):
+        flow = make(dtype)
+        rng = np.random.default_rng(7)
+        for variable in flow.trainable_variables:
+            variable.assign_add(tf.constant(0.05 * rng.normal(size=variable.shape), dtype))
+        return exact(flow.bijector)
+
+    return moved
+
+
+def _glow(dtype, **options):
+    flow = glow_flow((4, 4, 1), num_blocks=2, steps_per_block=1, width=4, dtype=dtype, seed=1, **options)
+    adapt(flow, tf.constant(np.random.default_rng(8).normal(size=[64, 4, 4, 1]), dtype))
+    return flow
 
 
 def _perturbed_spline(dtype):
@@ -73,6 +147,44 @@ REGISTRY = {
     "leaky_relu, learned slope": Case(_learned_slope(LeakyReLU)),
     "trainable_spline": Case(_perturbed_spline),
     "pixel_sigmoid": Case(lambda dtype: images.pixel_sigmoid(16, 1e-3, dtype), data_range=(0.5, 15.5)),
+    "self_norm_conv2d": Case(_conv(), event_shape=(4, 5, 2)),
+    "self_norm_conv2d, 1x1": Case(_conv((1, 1)), event_shape=(4, 5, 2)),
+    "self_norm_conv2d, exact inversion": Case(_conv(inversion="exact"), event_shape=(4, 5, 2), unused=0),
+    "self_norm_conv2d, exact gradient, 3x5": Case(
+        _conv((3, 5), gradient="exact"), event_shape=(4, 5, 2), unused=1
+    ),
+    "self_norm_conv2d, 1x1, exact gradient": Case(
+        _conv((1, 1), gradient="exact"), event_shape=(4, 5, 2), unused=1
+    ),
+    "invert(self_norm_conv2d)": Case(lambda dtype: tfb.Invert(_conv()(dtype)), event_shape=(4, 5, 2)),
+    "self_norm_conv1d": Case(_conv((5,), spatial_shape=(6,)), event_shape=(6, 2)),
+    "self_norm_conv1d, exact gradient": Case(
+        _conv((5,), spatial_shape=(6,), gradient="exact"), event_shape=(6, 2), unused=1
+    ),
+    "squeeze": Case(lambda dtype: Squeeze(), event_shape=(2, 3, 8), latent_shape=(4, 6, 2)),
+    "squeeze by 3": Case(lambda dtype: Squeeze(3), event_shape=(1, 2, 9), latent_shape=(3, 6, 1)),
+    "act_norm": Case(_act_norm, event_shape=(2,)),
+    "act_norm of images": Case(_act_norm, event_shape=(3, 3, 2)),
+    "affine_coupling": Case(lambda dtype: _coupling(dtype=dtype), event_shape=(4, 4, 3)),
+    "affine_coupling of halves": Case(lambda dtype: _coupling(4, 2, dtype, bound=1.0), event_shape=(4, 4, 4)),
+    "channel_split": Case(
+        lambda dtype: ChannelSplit(_coupling(2, 1, dtype), num_channels=2), event_shape=(4, 4, 5)
+    ),
+    "channel_split of vectors": Case(
+        lambda dtype: ChannelSplit(_dense(2)(dtype)), event_shape=(4,), xla_log_det=False
+    ),
+    "conv_flow": Case(
+        _perturbed(lambda dtype: conv_flow((4, 4, 1), num_blocks=2, layers_per_block=1, dtype=dtype, seed=1)),
+        event_shape=(4, 4, 1),
+        latent_shape=(2, 2, 4),
+        unused=2,
+    ),
+    "glow_flow": Case(_perturbed(_glow), event_shape=(4, 4, 1), latent_shape=(2, 2, 4), unused=2),
+    "glow_flow, lu": Case(
+        _perturbed(lambda dtype: _glow(dtype, mixing="lu", split_prior=False)),
+        event_shape=(4, 4, 1),
+        latent_shape=(2, 2, 4),
+    ),
     "dense_flow": Case(
         lambda dtype: dense_flow(6, activation="spline", dtype=dtype, seed=1).bijector,
         event_shape=(6,),

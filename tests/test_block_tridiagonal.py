@@ -122,7 +122,7 @@ def test_compiled(make, jit_compile, rng):
         value = block_tridiagonal.log_det(system)[0]
         return (
             value,
-            block_tridiagonal.log_det_gradient(system)[1],
+            block_tridiagonal.log_det_gradient(system)[0],
             block_tridiagonal.solve(system, rhs)[0],
         )
 

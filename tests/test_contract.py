@@ -14,7 +14,7 @@ SINGLE = {"rtol": 2e-4, "atol": 2e-4}
 
 def make_data(case, batch=(5,), dtype=tf.float64):
     rng = np.random.default_rng(11)
-    x = rng.uniform(-3.0, 3.0, [*batch, *case.event_shape])
+    x = rng.uniform(-3.0, 3.0, [*batch, *(case.latent_shape or case.event_shape)])
     y = rng.uniform(*case.data_range, [*batch, *case.event_shape])
     return tf.constant(x, dtype), tf.constant(y, dtype)
 

@@ -1,5 +1,6 @@
 """The examples run, at a small size."""
 
+import csv
 import pathlib
 import runpy
 import subprocess
@@ -70,6 +71,26 @@ def test_benchmark_step(tmp_path, monkeypatch, capfd):
     run_example("benchmark_step.py", arguments, monkeypatch)
     assert "self_norm, data error" in capfd.readouterr().out
     assert len(table.read_text().splitlines()) == 1 + 2 * 8
+
+
+def test_benchmark_convolution(tmp_path, monkeypatch, capfd):
+    table = tmp_path / "table.csv"
+    arguments = ["--shapes", "4x4x2", "--repeats", 2, "--steps", 2, "--layers", 1, "--csv", table]
+    run_example("benchmark_convolution.py", arguments, monkeypatch)
+    assert "sampling, 28x28x1" in capfd.readouterr().out
+    with open(table, newline="") as file:
+        figures = {(row["quantity"], row["method"]): float(row["value"]) for row in csv.DictReader(file)}
+    assert {method for quantity, method in figures if quantity == "log_det value"} == {
+        "block elimination",
+        "dense, tf slogdet",
+        "dense, numpy slogdet",
+    }
+    differences = {key: value for key, value in figures.items() if key[0].endswith("difference")}
+    assert len(differences) == 4
+    assert max(differences.values()) < 1e-8
+    for space in ("pixels", "logits", "latents"):
+        assert figures[f"{space} rms error", "exact inverse"] < 1e-3
+        assert np.isfinite(figures[f"{space} max error", "learned inverse"])
 
 
 def test_the_wheel_works_in_another_folder(tmp_path):

@@ -35,9 +35,11 @@ def coupling_network(input_shape, num_outputs, width=512, kernel_size=3, seed=No
             filters, size, padding="same", dtype=dtype, name=f"{name}_{layer}", **arguments
         )
 
+    policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
     return keras.Sequential(
         [
-            keras.Input(input_shape),
+            # Without its dtype Keras rounds what comes in to the global one.
+            keras.Input(input_shape, dtype=policy.compute_dtype),
             convolution(width, kernel_size, "first", activation="relu", kernel_initializer=initializer(0)),
             convolution(width, 1, "second", activation="relu", kernel_initializer=initializer(1)),
             convolution(num_outputs, kernel_size, "last", kernel_initializer="zeros"),

@@ -108,9 +108,7 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
 
     def _image_sizes(self, shape):
         if shape.rank is None or shape.rank < 3:
-            raise ValueError(
-                f"`{self.name}` needs images of shape (..., height, width, channels); got {shape}."
-            )
+            raise ValueError(f"`{self.name}` needs images (..., height, width, channels); got shape {shape}.")
         return shape[-3:].as_list()
 
 

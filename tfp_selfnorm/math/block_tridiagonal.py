@@ -96,16 +96,11 @@ def solve(system, rhs):
     levels, _ = _reduce(system)
     error = recovery_error(system, lambda rhs: _solve_reduced(levels, rhs))
 
-    def reduced():
-        x = _solve_reduced(levels, rhs)
-        # One step of refinement gives back what the explicit inverses lose.
-        return x + _solve_reduced(levels, rhs - multiply(system, x)), error
-
     def orthogonal():
         elimination = _eliminate(system)
         return _solve_eliminated(elimination, rhs), _elimination_error(system, elimination)
 
-    return tf.cond(error < _REDUCTION_TOLERANCE, reduced, orthogonal)
+    return tf.cond(error < _REDUCTION_TOLERANCE, lambda: (_solve_reduced(levels, rhs), error), orthogonal)
 
 
 def recovery_error(system, solve_function):
@@ -117,7 +112,7 @@ def recovery_error(system, solve_function):
     n = system.diagonal.shape[-1]
     probes = np.random.default_rng(0).standard_normal([n, system.count, _NUM_PROBES])
     probes = tf.constant(probes, system.diagonal.dtype)
-    shape = tf.concat([tf.shape(system.diagonal)[:-2], tf.shape(probes)], axis=0)
+    shape = system.diagonal.shape[:-2].concatenate(probes.shape)
     deviation = solve_function(multiply(system, tf.broadcast_to(probes, shape))) - probes
     largest = tf.reduce_max(tf.norm(deviation, axis=[-3, -1]))
     error = largest / tf.norm(probes)
@@ -181,9 +176,8 @@ def _solve_reduced(levels, rhs):
         pull = tf.concat([pull, last], axis=-2)
         x = _padded(x, after=1)
     pairs = tf.stack([own - pull, x], axis=-2)
-    shape = tf.shape(pairs)
-    interleaved = tf.reshape(pairs, tf.concat([shape[:-3], [2 * (kept + odd)], shape[-1:]], axis=0))
-    return interleaved[..., : system.count, :]
+    *batch, n, count, _, _ = pairs.shape
+    return tf.reshape(pairs, [*batch, n, 2 * count, _last_size(x)])[..., : system.count, :]
 
 
 @tf.custom_gradient
@@ -208,7 +202,7 @@ def _inverse_adjoint(elimination, system):
     """The blocks of `M^-T` summed down the diagonals, in the order of `BlockTridiagonal`."""
     n, count = system.diagonal.shape[-1], system.count
     unit = tf.eye(n, dtype=system.diagonal.dtype)[:, tf.newaxis, :]
-    unit = tf.broadcast_to(unit, tf.concat([tf.shape(system.diagonal)[:-2], tf.shape(unit)], axis=0))
+    unit = tf.broadcast_to(unit, system.diagonal.shape[:-2].concatenate(unit.shape))
 
     def blocks_of_column(j):
         column = unit * tf.one_hot(j, count, dtype=unit.dtype)[:, tf.newaxis]
@@ -285,9 +279,14 @@ def _solve_eliminated(elimination, rhs):
 
 def _product(block, x):
     """`block @ x` for each of the blocks of `x`, `[..., n, N, m]`."""
-    shape = tf.shape(x)
-    columns = tf.reshape(x, tf.concat([shape[:-2], [shape[-2] * shape[-1]]], axis=0))
-    return tf.reshape(tf.matmul(block, columns), shape)
+    *batch, n, count, _ = x.shape
+    m = _last_size(x)
+    return tf.reshape(tf.matmul(block, tf.reshape(x, [*batch, n, count * m])), [*batch, n, count, m])
+
+
+def _last_size(x):
+    """The only size that may be unknown until a function runs."""
+    return tf.shape(x)[-1] if x.shape[-1] is None else x.shape[-1]
 
 
 def _padded(x, before=0, after=0):
