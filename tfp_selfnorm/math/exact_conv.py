@@ -27,12 +27,10 @@ def log_det(kernel, spatial_shape, name="kernel"):
       ValueError: in eager mode, if the convolution is singular to working precision; in a graph that is a
         `tf.errors.InvalidArgumentError`, and NaN where XLA drops it.
     """
-    layout = _layout(kernel.shape[-4:-2], spatial_shape)
 
     @tf.custom_gradient
     def apply(kernel):
-        # Without it an eager tape looks into the function for a gradient.
-        value, error = _log_det_function(layout)(tf.stop_gradient(kernel))
+        value, error = _log_det_function(*_static(kernel, spatial_shape))(_double(kernel))
 
         def gradient(upstream):
             scale = upstream[..., tf.newaxis, tf.newaxis, tf.newaxis, tf.newaxis]
@@ -45,21 +43,27 @@ def log_det(kernel, spatial_shape, name="kernel"):
 
 def log_det_gradient(kernel, spatial_shape, name="kernel"):
     """The exact gradient of `log |det|`, at thrice its cost; raises as `log_det` does."""
-    layout = _layout(kernel.shape[-4:-2], spatial_shape)
-    gradient, error = _log_det_gradient_function(layout)(tf.stop_gradient(kernel))
+    gradient, error = _log_det_gradient_function(*_static(kernel, spatial_shape))(_double(kernel))
     return tf.cast(_checked(gradient, error, name), kernel.dtype)
 
 
 def solve(kernel, z, name="kernel"):
-    """The images `[..., H, W, C]` whose convolution with the kernel `[kh, kw, C, C]` is `z`.
+    """The images `[B, H, W, C]` whose convolution with the kernel `[kh, kw, C, C]` is `z`.
 
     Not differentiable; `conv.solve` is. Cost: a factorization as for `log_det`, and O(n^2 H / p) an image.
     Raises as `log_det` does.
     """
-
-    layout = _layout(kernel.shape[:2], z.shape[-3:-1])
-    x, error = _solve_function(layout)(tf.stop_gradient(kernel), tf.stop_gradient(z))
+    x, error = _solve_function(*_static(kernel, z.shape[1:3]))(_double(kernel), _double(z))
     return tf.cast(_checked(x, error, name), z.dtype)
+
+
+def _static(kernel, spatial_shape):
+    return tuple(kernel.shape), tuple(spatial_shape)
+
+
+def _double(x):
+    # An eager tape would look into the compiled function for a gradient.
+    return tf.cast(tf.stop_gradient(x), tf.float64)
 
 
 class _Layout(NamedTuple):
@@ -91,24 +95,33 @@ def _layout(kernel_size, spatial_shape):
     return _Layout(swap, rows, -(-rows // lines), lines, columns // copies, copies)
 
 
-def _function(function):
-    """Dozens of small operations: compiled they take a twentieth of the time that they take eagerly."""
-    # Inlined, all of it is optimised again for each layer of a flow: seconds before the first step.
-    attributes = {"_noinline": True}
-    return tf.function(function, autograph=False, reduce_retracing=True, experimental_attributes=attributes)
+# Dozens of small operations: compiled they take a twentieth of the time that they take eagerly. Inlined, all
+# of it would be optimised again for each layer of a flow: seconds before the first step.
+def _compiled(*shapes):
+    return tf.function(
+        input_signature=[tf.TensorSpec(shape, tf.float64) for shape in shapes],
+        autograph=False,
+        experimental_attributes={"_noinline": True},
+    )
 
 
 @functools.cache
-def _log_det_function(layout):
+def _log_det_function(kernel_shape, spatial_shape):
+    layout = _layout(kernel_shape[-4:-2], spatial_shape)
+
+    @_compiled(kernel_shape)
     def log_det_and_error(kernel):
         value, error = block_tridiagonal.log_det(_blocks(kernel, layout))
         return layout.copies * value, error
 
-    return _function(log_det_and_error)
+    return log_det_and_error
 
 
 @functools.cache
-def _log_det_gradient_function(layout):
+def _log_det_gradient_function(kernel_shape, spatial_shape):
+    layout = _layout(kernel_shape[-4:-2], spatial_shape)
+
+    @_compiled(kernel_shape)
     def gradient_and_error(kernel):
         with tf.GradientTape() as tape:
             tape.watch(kernel)
@@ -116,20 +129,22 @@ def _log_det_gradient_function(layout):
         gradients, error = block_tridiagonal.log_det_gradient(system)
         return layout.copies * tape.gradient(system[:-1], kernel, output_gradients=gradients), error
 
-    return _function(gradient_and_error)
+    return gradient_and_error
 
 
 @functools.cache
-def _solve_function(layout):
+def _solve_function(kernel_shape, spatial_shape):
+    layout = _layout(kernel_shape[:2], spatial_shape)
+
+    @_compiled(kernel_shape, [None, *spatial_shape, kernel_shape[-1]])
     def solution_and_error(kernel, z):
         x, error = block_tridiagonal.solve(_blocks(kernel, layout), _to_blocks(z, layout))
         return _from_blocks(x, tf.shape(z), layout), error
 
-    return _function(solution_and_error)
+    return solution_and_error
 
 
 def _blocks(kernel, layout):
-    kernel = tf.cast(kernel, tf.float64)
     if layout.swap:
         kernel = tf.einsum("...hwio->...whio", kernel)
     *batch, height, width, channels, _ = kernel.shape
@@ -169,28 +184,26 @@ def _cut_last_row(lower, diagonal, upper, layout, channels):
 
 
 def _to_blocks(images, layout):
-    """Images `[..., H, W, C]` as float64 columns `[n, N, m]`."""
-    images = tf.cast(tf.reshape(images, [-1, *images.shape[-3:]]), tf.float64)
+    """Images `[B, H, W, C]` as columns `[n, N, m]`."""
     if layout.swap:
         images = tf.einsum("bhwc->bwhc", images)
-    channels = images.shape[-1]
-    images = tf.reshape(images, [-1, layout.rows, layout.columns, layout.copies, channels])
+    batch, channels = tf.shape(images)[0], images.shape[-1]
+    images = tf.reshape(images, [batch, layout.rows, layout.columns, layout.copies, channels])
     beyond = layout.count * layout.lines - layout.rows
     images = tf.pad(images, [[0, 0], [0, beyond], [0, 0], [0, 0], [0, 0]])
-    shape = [-1, layout.count, layout.lines, layout.columns, layout.copies, channels]
+    shape = [batch, layout.count, layout.lines, layout.columns, layout.copies, channels]
     blocks = tf.einsum("bnlwkc->lwcnbk", tf.reshape(images, shape))
-    return tf.reshape(blocks, [layout.lines * layout.columns * channels, layout.count, -1])
+    order = layout.lines * layout.columns * channels
+    return tf.reshape(blocks, [order, layout.count, batch * layout.copies])
 
 
 def _from_blocks(blocks, shape, layout):
     """The reverse of `_to_blocks`, for images of the given shape."""
+    lines, columns = layout.count * layout.lines, layout.columns * layout.copies
     channels = blocks.shape[0] // (layout.lines * layout.columns)
-    blocks = tf.reshape(blocks, [layout.lines, layout.columns, channels, layout.count, -1, layout.copies])
-    lines = layout.count * layout.lines
-    images = tf.reshape(
-        tf.einsum("lwcnbk->bnlwkc", blocks), [-1, lines, layout.columns * layout.copies, channels]
-    )
-    images = images[:, : layout.rows]
+    parts = [layout.lines, layout.columns, channels, layout.count, shape[0], layout.copies]
+    images = tf.einsum("lwcnbk->bnlwkc", tf.reshape(blocks, parts))
+    images = tf.reshape(images, [shape[0], lines, columns, channels])[:, : layout.rows]
     return tf.reshape(tf.einsum("bhwc->bwhc", images) if layout.swap else images, shape)
 
 
