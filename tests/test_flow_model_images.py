@@ -1,0 +1,144 @@
+"""FlowModel over the convolutional and multi-scale builders."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.datasets import load_digits
+
+import tfp_selfnorm as sn
+
+COMPILED = {"default": {}, "xla": {"jit_compile": True}, "eager": {"run_eagerly": True}}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pixels = load_digits().images.astype(np.uint8)[:600, ..., np.newaxis]
+    return sn.images.dequantize(pixels, seed=1).numpy()
+
+
+def conv(**options):
+    return sn.conv_flow(
+        (8, 8, 1), 2, 2, preprocessing=sn.images.pixel_sigmoid(17), dtype=tf.float32, seed=1, **options
+    )
+
+
+def glow(**options):
+    return sn.glow_flow(
+        (8, 8, 1), 2, 1, width=4, preprocessing=sn.images.pixel_sigmoid(17), seed=1, **options
+    )
+
+
+WAYS = {
+    "conv, paper": (conv, {}, sn.Reconstruction()),
+    "conv, default": (conv, {}, sn.Tracking()),
+    "conv, probes": (conv, {}, sn.Reconstruction("probes")),
+    "conv, exact": (conv, {"gradient": "exact"}, None),
+    "conv, splines": (conv, {"activation": "spline"}, sn.Tracking()),
+    "glow, paper": (glow, {}, sn.Reconstruction(weight=100.0)),
+    "glow, default": (glow, {}, sn.Tracking()),
+    "glow, 5x5": (glow, {"kernel_size": 5}, sn.Tracking()),
+    "glow, exact": (glow, {"mixing": "exact"}, None),
+    "glow, lu": (glow, {"mixing": "lu"}, None),
+    "glow, plain": (glow, {"act_norm": False, "split_prior": False}, sn.Tracking()),
+}
+
+
+def trained(flow, inverse_learning, data, **compile_options):
+    keras.utils.set_random_seed(1)
+    model = sn.FlowModel(flow, inverse_learning, bits_per_dim=True)
+    model.adapt(data[:500])
+    model.compile(keras.optimizers.Adam(2e-3), **compile_options)
+    before = -np.mean(model.log_prob(data[500:]))
+    history = model.fit(data[:500], epochs=2, batch_size=50, validation_data=(data[500:],), verbose=0).history
+    return model, before, history
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_fit_lowers_the_exact_likelihood(way, digits):
+    make, options, inverse_learning = way
+    model, before, history = trained(make(**options), inverse_learning, digits)
+    exact = -np.mean(model.log_prob(digits[500:]))
+    assert exact < before - 5.0
+    np.testing.assert_allclose(history["val_nll"][-1], exact, rtol=1e-5)
+    np.testing.assert_allclose(history["val_bits_per_dim"][-1], exact / (64 * np.log(2.0)), rtol=1e-5)
+    back = model.reconstruct(digits[500:], exact=True)
+    np.testing.assert_allclose(back, digits[500:], atol=5e-3)
+    assert model.sample(3, seed=1).shape == (3, 8, 8, 1)
+
+
+@pytest.mark.parametrize("options", [COMPILED["xla"], COMPILED["eager"]], ids=["xla", "eager"])
+@pytest.mark.parametrize("way", ["conv, default", "conv, exact", "glow, default"])
+def test_fit_compiled_otherwise_is_the_same(way, options, digits):
+    make, flow_options, inverse_learning = WAYS[way]
+    data = np.concatenate([digits[:100], digits[500:]])
+    results = []
+    for compile_options in ({}, options):
+        keras.utils.set_random_seed(1)
+        model = sn.FlowModel(make(**flow_options), inverse_learning)
+        model.adapt(data)
+        model.compile(keras.optimizers.Adam(1e-3), **compile_options)
+        model.fit(data[:100], batch_size=50, shuffle=False, verbose=0)
+        results.append(model.predict(data[100:], verbose=0))
+    np.testing.assert_allclose(*results, rtol=1e-3)
+
+
+def test_the_default_teaches_a_convolution_its_inverse(digits):
+    model, _, history = trained(conv(), sn.Tracking(), digits)
+    assert history["val_reconstruction"][-1] < 1.0
+    assert history["val_loss"][-1] > history["val_nll"][-1]
+    paper, _, _ = trained(conv(), sn.Reconstruction(), digits)
+    np.testing.assert_allclose(model.log_prob(digits[:5]), paper.log_prob(digits[:5]), rtol=1e-5)
+    error = np.sqrt(np.mean((model.reconstruct(digits[500:]) - digits[500:]) ** 2))
+    assert error < 2.0
+
+
+def test_the_start_of_act_norm_is_saved_with_the_weights(digits, tmp_path):
+    model, _, _ = trained(glow(), sn.Tracking(), digits)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other = sn.FlowModel(glow(), sn.Tracking(), bits_per_dim=True)
+    other.compile("sgd")
+    with pytest.raises(ValueError, match="without a start"):
+        other.predict(digits, verbose=0)
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(other.log_prob(digits[:9]), model.log_prob(digits[:9]))
+    with pytest.raises(ValueError, match="adapted already"):
+        other.adapt(digits)
+
+
+def test_adapting_to_a_data_set_takes_its_first_examples(digits):
+    arrays, data_sets = (sn.FlowModel(glow()) for _ in range(2))
+    arrays.adapt(digits, num_examples=70)
+    labelled = tf.data.Dataset.from_tensor_slices((digits, np.arange(len(digits)))).batch(32)
+    data_sets.adapt(labelled, num_examples=70)
+    np.testing.assert_array_equal(arrays.log_prob(digits[:5]), data_sets.log_prob(digits[:5]))
+    data_sets_of_arrays = sn.FlowModel(glow())
+    data_sets_of_arrays.adapt(tf.data.Dataset.from_tensor_slices(digits).batch(32), num_examples=70)
+    np.testing.assert_array_equal(arrays.log_prob(digits[:5]), data_sets_of_arrays.log_prob(digits[:5]))
+
+
+def test_keras_trains_the_coupling_networks_and_leaves_frozen_ones(digits):
+    flow = glow()
+    couplings = sn.tree.bijectors_of(sn.AffineCoupling, flow)
+    couplings[0].network.trainable = False
+    before = [[w.numpy().copy() for w in coupling.network.weights] for coupling in couplings]
+    model, _, _ = trained(flow, sn.Tracking(), digits)
+    moved = [
+        any(np.any(w.numpy() != old) for w, old in zip(coupling.network.weights, values, strict=True))
+        for coupling, values in zip(couplings, before, strict=True)
+    ]
+    assert moved == [False, *[True] * (len(couplings) - 1)]
+    references = [id(v.value) for v in model.variables]
+    assert len(references) == len(set(references))
+    assert all(id(w.value) in references for coupling in couplings for w in coupling.network.weights)
+
+
+@pytest.mark.parametrize("make", [conv, glow])
+def test_no_training_graph_holds_what_costs_cubically_much(make, digits):
+    model, _, _ = trained(make(), sn.Tracking(), digits[:100].repeat(6, axis=0))
+    with model._open_scope():
+        function = tf.function(lambda x: model(x, training=True))
+        graph = function.get_concrete_function(tf.TensorSpec([None, 8, 8, 1])).graph.as_graph_def()
+    operations = str(graph)
+    for name in ("LogMatrixDeterminant", "Qr", "MatrixInverse", "Lu", "Svd"):
+        assert f'op: "{name}"' not in operations

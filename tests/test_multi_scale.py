@@ -1,0 +1,268 @@
+"""Squeeze, ActNorm, AffineCoupling, ChannelSplit, and the flows made of them."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+from scipy import stats
+
+import tfp_selfnorm as sn
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def images(rng, *shape):
+    return tf.constant(rng.normal(size=shape))
+
+
+def moved(flow, rng):
+    """Off the start, at which couplings do nothing."""
+    for variable in flow.trainable_variables:
+        variable.assign_add(0.05 * rng.normal(size=variable.shape))
+    return flow
+
+
+def small_glow(rng, **options):
+    defaults = {"num_blocks": 2, "steps_per_block": 2, "width": 4, "dtype": tf.float64, "seed": 1}
+    flow = sn.glow_flow((4, 4, 2), **defaults | options)
+    sn.adapt(flow, images(rng, 200, 4, 4, 2))
+    return moved(flow, rng)
+
+
+def test_squeeze_takes_blocks_of_pixels_to_channels(rng):
+    x = images(rng, 3, 6, 4, 2)
+    y = sn.Squeeze().forward(x)
+    for i in range(2):
+        for j in range(2):
+            np.testing.assert_array_equal(y[..., (2 * i + j) * 2 : (2 * i + j + 1) * 2], x[:, i::2, j::2])
+    np.testing.assert_array_equal(y, tf.nn.space_to_depth(x, 2))
+    compiled = tf.function(sn.Squeeze().forward, input_signature=[tf.TensorSpec([None] * 4, tf.float64)])
+    np.testing.assert_array_equal(compiled(x), y)
+
+
+def test_act_norm_adapts_to_mean_and_deviation(rng):
+    data = 3.0 + 2.0 * images(rng, 500, 4, 4, 2)
+    for make, direction in (
+        (lambda norm: norm, lambda b, x: b.inverse(x)),
+        (tfb.Invert, lambda b, x: b.inverse(x)),
+    ):
+        norm = sn.ActNorm.trainable(2, tf.float64)
+        bijector = make(norm)
+        flow = tfd.TransformedDistribution(
+            tfd.Sample(tfd.Normal(tf.zeros([], tf.float64), 1.0), [4, 4, 2]), bijector
+        )
+        assert not sn.is_adapted(flow)
+        sn.adapt(flow, data)
+        assert sn.is_adapted(flow)
+        latents = direction(bijector, tf.identity(data)).numpy().reshape(-1, 2)
+        np.testing.assert_allclose(latents.mean(axis=0), 0.0, atol=1e-12)
+        np.testing.assert_allclose(latents.std(axis=0), 1.0, rtol=1e-12)
+        log_prob = stats.norm.logpdf(latents.reshape(500, -1)).sum(axis=1)
+        scale = np.log(data.numpy().reshape(-1, 2).std(axis=0)).sum()
+        np.testing.assert_allclose(flow.log_prob(tf.identity(data)), log_prob - 16 * scale, rtol=1e-10)
+
+
+def test_adapting_once_normalises_the_input_of_every_coupling(rng):
+    flow = sn.glow_flow((4, 4, 1), num_blocks=1, steps_per_block=3, width=4, dtype=tf.float64, seed=1)
+    data = 5.0 + images(rng, 300, 4, 4, 1)
+    sn.adapt(flow, data)
+    x = data
+    for bijector in flow.bijector.bijectors:
+        x = bijector.inverse(tf.identity(x))
+        if isinstance(bijector, sn.ActNorm):
+            np.testing.assert_allclose(tf.reduce_mean(x, axis=[0, 1, 2]), 0.0, atol=1e-10)
+            np.testing.assert_allclose(tf.math.reduce_std(x, axis=[0, 1, 2]), 1.0, rtol=1e-10)
+    with pytest.raises(ValueError, match="adapted already"):
+        sn.adapt(flow, data)
+
+
+def test_act_norm_without_a_start_refuses_in_graphs_too(rng):
+    norm = sn.ActNorm.trainable(2, tf.float64)
+    message = "`act_norm` has no start yet: call `adapt`"
+    x = images(rng, 3, 2)
+    compiled = tf.function(norm.inverse)
+    for call in (norm.forward, norm.inverse, norm.inverse_log_det_jacobian):
+        with pytest.raises(ValueError, match=message):
+            call(x)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        compiled(x)
+    norm.is_adapted.assign(True)
+    np.testing.assert_allclose(compiled(x), x)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.ones([5, 2]), "cannot start from data of mean 1 and standard deviation 0 in channel 0"),
+        (np.full([5, 2], np.nan), "cannot start from data of mean nan"),
+        (np.ones([1, 2]), r"two events or more to adapt to; got shape \(1, 2\)"),
+        (np.ones([5, 3]), r"`x` has shape \(5, 3\); expected a batch of events"),
+    ],
+)
+def test_data_that_act_norm_cannot_start_from(x, message):
+    flow = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), [2]), sn.ActNorm.trainable(2))
+    with pytest.raises(ValueError, match=message):
+        sn.adapt(flow, x)
+    assert not sn.is_adapted(flow)
+    with pytest.raises(TypeError, match="`x` must be floating"):
+        sn.adapt(flow, np.ones([5, 2], int))
+    with pytest.raises(TypeError, match="`distribution` must be a TFP distribution"):
+        sn.adapt(flow.bijector, x)
+
+
+def test_adapting_leaves_flows_without_act_norm_alone(rng):
+    flow = sn.conv_flow((4, 4, 1), num_blocks=1, seed=1)
+    sn.adapt(flow, images(rng, 5, 4, 4, 1))
+    assert sn.is_adapted(flow)
+
+
+def test_affine_coupling_is_what_it_says(rng):
+    def network(a):
+        return tf.concat([tf.sin(a), 3.0 * a], axis=-1)
+
+    coupling = sn.AffineCoupling(network, event_ndims=1, bound=2.0)
+    y = images(rng, 7, 4)
+    a, b = y[:, :2].numpy(), y[:, 2:].numpy()
+    s = 2.0 * np.tanh(3.0 * a / 2.0)
+    x = coupling.inverse(y)
+    np.testing.assert_allclose(x, np.concatenate([a, np.exp(s) * b + np.sin(a)], axis=1), **TOLERANCE)
+    np.testing.assert_allclose(coupling.inverse_log_det_jacobian(tf.identity(y)), s.sum(axis=1), **TOLERANCE)
+    np.testing.assert_allclose(coupling.forward(tf.identity(x)), y, **TOLERANCE)
+
+
+def test_a_pair_costs_one_pass_of_the_network(rng):
+    calls = []
+
+    def network(a):
+        calls.append(1)
+        return tf.concat([a, a], axis=-1)
+
+    flow = tfd.TransformedDistribution(
+        tfd.Sample(tfd.Normal(tf.zeros([], tf.float64), 1.0), [4, 4, 2]), sn.AffineCoupling(network)
+    )
+    x = images(rng, 5, 4, 4, 2)
+    flow.log_prob(tf.identity(x))
+    assert len(calls) == 1
+    tf.function(flow.log_prob)(x)
+    assert len(calls) == 2
+    _, log_prob = flow.experimental_sample_and_log_prob(3, seed=1)
+    assert len(calls) == 3
+    assert log_prob.shape == (3,)
+
+
+def test_the_weights_of_a_network_are_seen_and_get_gradients(rng):
+    network = sn.coupling_network((4, 4, 1), num_outputs=2, width=3, dtype="float64", seed=1)
+    coupling = sn.AffineCoupling(network)
+    flow = tfd.TransformedDistribution(
+        tfd.Sample(tfd.Normal(tf.zeros([], tf.float64), 1.0), [4, 4, 2]), coupling
+    )
+    variables = {v.ref() for v in flow.trainable_variables}
+    assert variables == {weight.value.ref() for weight in network.trainable_weights}
+    moved(flow, rng)
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(flow.log_prob(images(rng, 3, 4, 4, 2)))
+    assert all(gradient is not None for gradient in tape.gradient(total, flow.trainable_variables))
+
+
+class Module(tf.Module):
+    def __init__(self):
+        self.weight = tf.Variable(tf.ones([1, 2], tf.float64))
+
+    def __call__(self, a):
+        return a @ self.weight
+
+
+def test_the_variables_of_a_module_are_seen():
+    assert len(sn.AffineCoupling(Module(), event_ndims=1).trainable_variables) == 1
+
+
+def test_a_coupling_starts_as_the_identity(rng):
+    coupling = sn.AffineCoupling(sn.coupling_network((4, 4, 1), 2, width=3, dtype="float64"))
+    x = images(rng, 2, 4, 4, 2)
+    np.testing.assert_array_equal(coupling.forward(x), x)
+
+
+def test_channel_split_leaves_the_rest(rng):
+    split = sn.ChannelSplit(tfb.Scale(tf.constant(2.0, tf.float64)), num_channels=1)
+    x = images(rng, 5, 3)
+    np.testing.assert_array_equal(split.forward(x), x * [2.0, 1.0, 1.0])
+    np.testing.assert_allclose(split.inverse_log_det_jacobian(tf.identity(x)), np.full(5, -np.log(2.0)))
+    halves = sn.ChannelSplit(sn.SelfNormDense.trainable(2, tf.float64))
+    assert len(halves.trainable_variables) == 3
+    assert len(sn.self_norm_layers(halves)) == 1
+    assert sn.exact(halves).bijector.inversion == "exact"
+    assert halves.bijector.inversion == "learned"
+
+
+def loop_log_prob(y, levels):
+    """The log density of multi-scale latents, written out: a list of blocks, each a list of bijectors."""
+    total, x = 0.0, y
+    for block in levels:
+        for bijector in block:
+            value = tf.identity(x)
+            total += bijector.inverse_log_det_jacobian(value, 3)
+            x = bijector.inverse(tf.identity(x))
+        if block is not levels[-1]:
+            half = x.shape[-1] // 2
+            rest = x[..., half:].numpy()
+            total += stats.norm.logpdf(rest).sum(axis=(1, 2, 3))
+            x = x[..., :half]
+    return total + stats.norm.logpdf(x.numpy()).sum(axis=(1, 2, 3))
+
+
+def levels_of(flow):
+    """The bijectors of each block, without the splits and the way back into the images of the first."""
+    blocks, bijectors = [], list(flow.bijector.bijectors)
+    while True:
+        blocks.append([b for b in bijectors if not isinstance(b, sn.ChannelSplit)])
+        splits = [b for b in bijectors if isinstance(b, sn.ChannelSplit)]
+        if not splits:
+            return blocks
+        bijectors = list(splits[0].bijector.bijectors)[:-1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mixing": "lu"},
+        {"mixing": "exact", "kernel_size": 3},
+        {"split_prior": False, "act_norm": False},
+        {"num_blocks": 1},
+    ],
+    ids=str,
+)
+def test_glow_equals_a_loop_over_its_blocks(options, rng):
+    flow = small_glow(rng, **options)
+    y = images(rng, 5, 4, 4, 2)
+    blocks = levels_of(flow)
+    assert len(blocks) == options.get("num_blocks", 2)
+    np.testing.assert_allclose(flow.log_prob(tf.identity(y)), loop_log_prob(y, blocks), **TOLERANCE)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_the_jacobian_of_a_whole_glow_has_the_same_log_det(kernel_size, rng):
+    flow = small_glow(rng, kernel_size=kernel_size)
+    y = images(rng, 4, 4, 2)
+    flat = tf.reshape(y, [32])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(flat)
+        z = tf.reshape(flow.bijector.inverse(tf.reshape(flat, [4, 4, 2])), [32])
+    log_det = np.linalg.slogdet(tape.jacobian(z, flat, experimental_use_pfor=False))[1]
+    found = flow.bijector.inverse_log_det_jacobian(tf.identity(y), 3)
+    np.testing.assert_allclose(found, log_det, **TOLERANCE)
+    expected = stats.norm.logpdf(z.numpy()).sum() + log_det
+    np.testing.assert_allclose(flow.log_prob(tf.identity(y)), expected, **TOLERANCE)
+    back = sn.exact(flow).bijector.forward(flow.bijector.inverse(tf.identity(y)))
+    np.testing.assert_allclose(back, y, **TOLERANCE)
+
+
+def test_a_network_of_float64_does_not_round_its_input(rng):
+    network = sn.coupling_network((1, 1, 1), num_outputs=2, width=3, dtype="float64")
+    for weight in network.weights:
+        weight.assign(keras.ops.ones(weight.shape))
+    x = rng.normal(size=[1, 1, 1, 1]) + 3.0
+    expected = 3.0 * (3.0 * (x + 1.0) + 1.0) + 1.0
+    np.testing.assert_allclose(network(tf.constant(x)), np.tile(expected, 2), rtol=1e-14)
