@@ -20,7 +20,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm import Reconstruction, SelfNormDense, Tracking, training_scope
-from tfp_selfnorm.tracking import refresh_interval, refresh_inverse, sketch_and_project
+from tfp_selfnorm.tracking import refresh_inverse, sketch_and_project
 
 tfd = tfp.distributions
 _RUN = 5
@@ -95,7 +95,7 @@ def variants(size, batch):
     calls["one refresh of R"] = lambda: refresh_inverse(refreshed)
     outside, layer = exact_log_prob_step(size)
     calls["exact gradient and log_prob"] = lambda: outside(x)
-    return calls, refresh_interval([layer])
+    return calls, layer.refresh_interval
 
 
 def exact_log_prob_step(size):

@@ -1,11 +1,13 @@
-"""Trains a two-layer dense flow on images three ways and compares their exact likelihoods.
+"""Trains a flow on images in two or three ways and compares their exact likelihoods.
 
     python examples/demo.py                                  # scikit-learn's 8x8 digits, a minute
+    python examples/demo.py --model conv                     # or glow
     python examples/demo.py --dataset mnist --epochs 30      # any image data set of TFDS, by name
 
-Each way fits the same flow: the self-normalizing gradient with the paper's regularizer, the same with
-a tracked inverse, and the exact gradient. Then one table, one picture, and a SavedModel of the tracked
-flow that a fresh process loads and scores.
+The flow is dense (two layers), convolutional (three blocks of three 3x3 layers) or Glow-like (two blocks of
+four steps). Each way fits the same: the self-normalizing gradient with the paper's regularizer, the same
+with a tracked inverse (not for 3x3 convolutions, which have none), and the exact gradient. Then one table,
+one picture, and a SavedModel that a fresh process loads and scores.
 """
 
 import argparse
@@ -22,11 +24,9 @@ import tensorflow as tf
 
 import tfp_selfnorm as sn
 
-METHODS = {
-    "self_norm, paper": ("self_norm", sn.Reconstruction("data", weight=1.0)),
-    "self_norm, tracked": ("self_norm", sn.Tracking()),
-    "exact gradient": ("exact", None),
-}
+METHODS = ("self_norm, paper", "self_norm, tracked", "exact gradient")
+# Of the paper's regularizer.
+WEIGHTS = {"dense": 1.0, "conv": 1.0, "glow": 100.0}
 SHOWN = 64
 RELOAD = """
 import sys, numpy as np, tensorflow as tf
@@ -79,19 +79,29 @@ def batches(images, batch_size, seed=0, training=False):
     return sn.images.dequantize_dataset(data.batch(batch_size), seed=seed).cache()
 
 
+def make_model(method, image_shape, num_levels, arguments):
+    """The flow that was asked for, in a FlowModel that learns its inverses in the way that is named."""
+    gradient = "exact" if method == "exact gradient" else "self_norm"
+    options = {"preprocessing": sn.images.pixel_sigmoid(num_levels), "seed": arguments.seed}
+    if arguments.model == "dense":
+        flow = sn.dense_flow(image_shape, num_layers=2, gradient=gradient, **options)
+    elif arguments.model == "conv":
+        flow = sn.conv_flow(image_shape, gradient=gradient, **options)
+    else:
+        flow = sn.glow_flow(image_shape, steps_per_block=4, width=32, mixing=gradient, **options)
+    inverse_learning = {
+        "self_norm, paper": sn.Reconstruction("data", WEIGHTS[arguments.model]),
+        "self_norm, tracked": sn.Tracking(),
+    }.get(method)
+    return sn.FlowModel(flow, inverse_learning, bits_per_dim=True)
+
+
 def train(method, splits, num_levels, arguments):
     """Fits one flow; returns the model, with the weights of its best epoch, and the seconds it took."""
-    gradient, inverse_learning = METHODS[method]
     keras.utils.set_random_seed(arguments.seed)
     training, validation, _ = splits
-    flow = sn.dense_flow(
-        training.shape[1:],
-        num_layers=2,
-        preprocessing=sn.images.pixel_sigmoid(num_levels),
-        gradient=gradient,
-        seed=arguments.seed,
-    )
-    model = sn.FlowModel(flow, inverse_learning, bits_per_dim=True)
+    model = make_model(method, training.shape[1:], num_levels, arguments)
+    model.adapt(batches(training, arguments.batch_size))
     # Small sets pass several times in an epoch, so that the validation stays cheap.
     passes = max(1, 13_000 // len(training))
     steps = passes * (len(training) // arguments.batch_size)
@@ -152,20 +162,23 @@ def export_and_reload(model, images, output):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=WEIGHTS, default="dense")
     parser.add_argument("--dataset", default="digits", help="digits, or the name of a TFDS image data set")
     parser.add_argument("--data-dir", help="where TFDS keeps its data")
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--learning-rate", type=float, help="default: 3e-3 for digits, 1e-3 else")
+    parser.add_argument("--learning-rate", type=float, help="default: 3e-3 for dense on digits, 1e-3 else")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all that differ")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo_output"))
     arguments = parser.parse_args()
+    digits = arguments.dataset == "digits"
     if arguments.learning_rate is None:
-        arguments.learning_rate = 3e-3 if arguments.dataset == "digits" else 1e-3
+        arguments.learning_rate = 3e-3 if digits and arguments.model == "dense" else 1e-3
+    if arguments.methods is None:
+        arguments.methods = [METHODS[0], METHODS[2]] if arguments.model == "conv" else METHODS
     arguments.output.mkdir(parents=True, exist_ok=True)
 
-    digits = arguments.dataset == "digits"
     splits, num_levels = load_digits() if digits else load_tfds(arguments.dataset, arguments.data_dir)
     sizes = ", ".join(
         f"{len(split)} {name}" for split, name in zip(splits, ("train", "validation", "test"), strict=True)
@@ -188,7 +201,7 @@ def main():
     with open(arguments.output / "results.csv", "w", newline="") as file:
         csv.writer(file).writerows([("method", *header[1:]), *rows])
 
-    shown = models.get("self_norm, tracked", models[arguments.methods[-1]])
+    shown = models.get("self_norm, tracked", models[arguments.methods[0]])
     panels = {
         "real images": splits[2][:SHOWN],
         "samples, learned inverse": shown.sample(SHOWN, seed=arguments.seed),

@@ -29,6 +29,15 @@ def test_demo_on_digits(tmp_path, monkeypatch, capfd):
     assert (tmp_path / "samples.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(("model", "method"), [("conv", "self_norm, paper"), ("glow", "self_norm, tracked")])
+def test_demo_with_other_models(model, method, tmp_path, monkeypatch, capfd):
+    arguments = ["--model", model, "--methods", method, "--epochs", 1, "--output", tmp_path]
+    run_example("demo.py", arguments, monkeypatch)
+    assert float(capfd.readouterr().out.split("largest difference:")[1].split()[0]) < 1e-2
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 2
+    assert (tmp_path / "samples.png").stat().st_size > 10_000
+
+
 def test_demo_on_a_data_set_of_tfds(tmp_path, monkeypatch, capfd):
     sizes = {"train": 1560, "test": 70}
     splits = {

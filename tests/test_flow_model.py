@@ -1,12 +1,11 @@
 """FlowModel trains, scores, samples: over our layers and over anything of TFP's."""
 
-import re
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from graphs import op_types
 from scipy import stats
 
 import tfp_selfnorm as sn
@@ -146,12 +145,6 @@ def test_tracking_follows_the_moving_kernel(data):
     for layer in sn.self_norm_layers(flow):
         np.testing.assert_allclose(layer.forward_kernel @ layer.inverse_kernel, np.eye(2), atol=0.05)
         assert np.abs(layer.inverse_kernel - np.eye(2)).max() > 0.1
-
-
-def op_types(function, *arguments):
-    """The ops of a function's graph, those of nested functions included."""
-    graph_def = tf.function(function).get_concrete_function(*arguments).graph.as_graph_def()
-    return set(re.findall(r'\bop: "(\w+)"', str(graph_def)))
 
 
 @pytest.mark.parametrize("way", WAYS)
