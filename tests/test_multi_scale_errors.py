@@ -62,7 +62,7 @@ def test_wrong_networks():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_conditioning": 0}, "`num_conditioning` must be None or a positive int; got 0"),
+        ({"num_conditioning": 0}, "`num_conditioning` must be a positive int; got 0"),
         ({"event_ndims": 0}, "`event_ndims` must be a positive int; got 0"),
         ({"bound": 0.0}, "`bound` must be positive; got 0.0"),
     ],
@@ -77,7 +77,7 @@ def test_wrong_splits():
         sn.ChannelSplit(identity_network)
     with pytest.raises(ValueError, match="`bijector` must keep the rank"):
         sn.ChannelSplit(tfb.Reshape([2, 2], [4]))
-    with pytest.raises(ValueError, match="`num_channels` must be None or a positive int; got 1.5"):
+    with pytest.raises(ValueError, match="`num_channels` must be a positive int; got 1.5"):
         sn.ChannelSplit(tfb.Scale(2.0), num_channels=1.5)
 
 
@@ -155,7 +155,7 @@ def test_wrong_data_to_adapt_to(model, rng):
         model.adapt(integers)
     with pytest.raises(ValueError, match="`data` has no batch"):
         model.adapt(tf.data.Dataset.from_tensor_slices(np.zeros([0, 4, 4, 1], np.float32)).batch(2))
-    with pytest.raises(ValueError, match="`num_examples` must be an int, 2 or more; got 1"):
-        model.adapt(integers, num_examples=1)
+    with pytest.raises(ValueError, match="`num_examples` must be a positive int; got 0"):
+        model.adapt(integers, num_examples=0)
     with pytest.raises(TypeError, match="`x` must be floating"):
         model.log_prob(integers)

@@ -5,6 +5,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.act_norm import ActNorm, act_norm_mode
 from tfp_selfnorm.checks import check_events
+from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.tree import bijectors_of
 
 
@@ -60,8 +61,7 @@ def check_adapted(distribution) -> None:
 
 def first_events(data, num_examples: int):
     """The first examples of an array or of a batched `tf.data.Dataset`, without labels, as one array."""
-    if isinstance(num_examples, bool) or not isinstance(num_examples, int) or num_examples < 2:
-        raise ValueError(f"`num_examples` must be an int, 2 or more; got {num_examples!r}.")
+    check_positive_int(num_examples, "num_examples")
     if not isinstance(data, tf.data.Dataset):
         return data[:num_examples]
     batches, count = [], 0

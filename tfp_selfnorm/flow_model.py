@@ -1,36 +1,33 @@
 """`FlowModel`, a Keras model over any TFP distribution."""
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm import images
-from tfp_selfnorm.adaptation import adapt, check_adapted, first_events
+from tfp_selfnorm.adaptation import check_adapted
 from tfp_selfnorm.bijectors import AffineCoupling
 from tfp_selfnorm.checks import (
     check_distribution,
     check_events,
     check_finite,
     check_inverse_learning,
-    check_latent,
     naming_the_batch,
     weighted,
     with_dummy_targets,
 )
-from tfp_selfnorm.export import export_flow
+from tfp_selfnorm.flow_functions import FlowFunctions
 from tfp_selfnorm.held_log_dets import HeldLogDets
 from tfp_selfnorm.reconstruction import Reconstruction
-from tfp_selfnorm.seeds import stateless_seed
 from tfp_selfnorm.tracking import Tracking, inverse_error, refresh_inverse, sketch_and_project
 from tfp_selfnorm.training_scope import current_scope, training_scope
-from tfp_selfnorm.tree import bijectors_of, exact
+from tfp_selfnorm.tree import bijectors_of
 from tfp_selfnorm.variables import adopt, reachable
 
 # The reconstruction error on the progress bar is estimated from so many examples where no loss needs it.
 _ERROR_EXAMPLES = 8
 
 
-class FlowModel(keras.Model):
+class FlowModel(FlowFunctions, keras.Model):
     """Trains a distribution by maximum likelihood with Keras `fit`, and scores, samples and exports it.
 
     Takes any TFP distribution with trainable variables. `fit(x)` minimises the mean negative
@@ -83,7 +80,6 @@ class FlowModel(keras.Model):
         super().__init__(name=name, dtype=distribution.dtype.name, autocast=False)
         self.distribution = distribution
         self.inverse_learning = inverse_learning
-        self._exact_distribution = exact(distribution)
         layers, variables = reachable(distribution)
         self._self_norm = tuple(layers)
         self._tracking = inverse_learning if isinstance(inverse_learning, Tracking) else None
@@ -109,66 +105,6 @@ class FlowModel(keras.Model):
                 raise ValueError(f"`{argument}` must be None: a FlowModel has its own; got {value!r}.")
         super().compile(optimizer=optimizer, **kwargs)
         self._step = None
-
-    def adapt(self, data, num_examples=512):
-        """Gives each `ActNorm` of the flow its start from data, once, before `fit`; see `tfp_selfnorm.adapt`.
-
-        Args:
-          data: events: an array or a batched `tf.data.Dataset`, of which labels are ignored.
-          num_examples: how many events to take, from the beginning; they pass the flow at once.
-
-        Raises:
-          TypeError: if the events are not floating.
-          ValueError: if the flow is adapted already, `data` does not consist of events, or a channel does not
-            vary.
-        """
-        adapt(self.distribution, first_events(data, num_examples))
-
-    def log_prob(self, x):
-        """The exact log density of each event, in nats; O(D^3) for each self-normalizing layer.
-
-        Args:
-          x: events `(..., *event_shape)`, floating; cast to the distribution's dtype.
-
-        Raises:
-          TypeError: if `x` is not floating.
-          ValueError: if its last dimensions are not the event shape.
-        """
-        return self.distribution.log_prob(tf.identity(check_events(x, self.distribution)))
-
-    def sample(self, n, seed=None, exact=False):
-        """Samples `n` events.
-
-        Args:
-          n: number of samples, or a shape.
-          seed: int or stateless TFP seed; the same seed gives the same latents for both inverses.
-          exact: whether to invert what `log_prob` scores, at O(D^3), in place of the learned inverse.
-
-        Raises:
-          ValueError: if `n` is negative or no integer.
-        """
-        shape = np.atleast_1d(np.asarray(n, dtype=int if np.size(n) == 0 else None))
-        if shape.dtype.kind not in "iu" or (shape < 0).any():
-            raise ValueError(f"`n` must be an integer or a shape, 0 or more; got {n!r}.")
-        return self._flow(exact).sample(n, seed=stateless_seed(seed))
-
-    def encode(self, x):
-        """Maps data to latent, by `distribution.bijector.inverse`; raises as `log_prob` does, and
-        TypeError if the distribution has no latent.
-        """
-        check_latent(self.distribution)
-        x = check_events(x, self.distribution)
-        return self.distribution.bijector.inverse(tf.identity(x))
-
-    def decode(self, z, exact=False):
-        """Maps latent to data, by the learned inverse or the exact one; raises as `encode` does."""
-        check_latent(self.distribution)
-        z = check_events(z, self.distribution.distribution, name="z")
-        return self._flow(exact).bijector.forward(tf.identity(z))
-
-    def reconstruct(self, x, exact=False):
-        """Maps data to latent and back: equal to `x` as far as the learned inverse is one."""
-        return self.decode(self.encode(x), exact)
 
     def refresh_log_dets(self):
         """Sets the held log-det of each layer to its exact value.
@@ -290,20 +226,6 @@ class FlowModel(keras.Model):
         self.refresh_log_dets()
         return super().predict_on_batch(x)
 
-    def export(self, filepath):
-        """Writes a SavedModel that loads where neither this package nor TFP is installed.
-
-        Endpoints: `log_prob(x)`, `sample(n, seed)` with a scalar int32 `n` and an int32 `seed` of shape
-        [2], and for a transformed distribution `encode(x)` and `decode(z)`, by the learned inverse.
-
-        Args:
-          filepath: folder to write to; it must be empty or absent.
-
-        Raises:
-          ValueError: if the folder is not empty.
-        """
-        export_flow(self, filepath)
-
     def get_config(self):
         """A distribution has no config: weights and exports are what can be saved."""
         raise ValueError(
@@ -339,6 +261,3 @@ class FlowModel(keras.Model):
 
     def _reconstruction_of(self, layer):
         return self._tracking.reconstruction_of(layer) if self._tracking else self.inverse_learning
-
-    def _flow(self, exact):
-        return self._exact_distribution if exact else self.distribution

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.self_norm import common_dtype, parameter
+from tfp_selfnorm.integers import check_positive_int
 
 _THREAD = threading.local()
 
@@ -81,8 +82,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         Traceback (most recent call last):
         ValueError: `act_norm` has no start yet: call `adapt` on the flow with some training data first.
         """
-        if isinstance(channels, bool) or not isinstance(channels, (int, np.integer)) or channels < 1:
-            raise ValueError(f"`channels` must be a positive int; got {channels!r}.")
+        check_positive_int(channels, "channels")
         shift, log_scale = (
             tf.Variable(tf.zeros([channels], dtype), name=f"{name}_{part}") for part in ("shift", "log_scale")
         )

@@ -1,10 +1,10 @@
 """`AffineCoupling`: channels scaled and shifted by what a network makes of the other channels."""
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.passes import Passes
+from tfp_selfnorm.integers import check_positive_int
 
 
 class AffineCoupling(tfp.bijectors.Bijector):
@@ -66,10 +66,9 @@ class AffineCoupling(tfp.bijectors.Bijector):
                 f"`network` {getattr(network, 'name', network)!r} has no weights yet: build it, or begin it "
                 "with keras.Input, before it goes into a bijector."
             )
-        if num_conditioning is not None and not (_is_int(num_conditioning) and num_conditioning > 0):
-            raise ValueError(f"`num_conditioning` must be None or a positive int; got {num_conditioning!r}.")
-        if not (_is_int(event_ndims) and event_ndims > 0):
-            raise ValueError(f"`event_ndims` must be a positive int; got {event_ndims!r}.")
+        if num_conditioning is not None:
+            check_positive_int(num_conditioning, "num_conditioning")
+        check_positive_int(event_ndims, "event_ndims")
         if not bound > 0:
             raise ValueError(f"`bound` must be positive; got {bound!r}.")
         self._network = network
@@ -162,7 +161,3 @@ def _keras_weights(network):
     weights = getattr(network, "weights", None)
     is_keras = isinstance(weights, list) and all(hasattr(weight, "value") for weight in weights)
     return [weight for weight in weights if isinstance(weight.value, tf.Variable)] if is_keras else []
-
-
-def _is_int(value):
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

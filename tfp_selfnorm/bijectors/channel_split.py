@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.integers import check_positive_int
+
 tfb = tfp.bijectors
 
 
@@ -42,9 +44,8 @@ class ChannelSplit(tfb.Bijector):
         ndims = bijector.forward_min_event_ndims
         if not isinstance(ndims, (int, np.integer)) or ndims != bijector.inverse_min_event_ndims:
             raise ValueError(f"`bijector` must keep the rank of events; {bijector.name!r} does not.")
-        is_int = isinstance(num_channels, (int, np.integer)) and not isinstance(num_channels, bool)
-        if num_channels is not None and not (is_int and num_channels > 0):
-            raise ValueError(f"`num_channels` must be None or a positive int; got {num_channels!r}.")
+        if num_channels is not None:
+            check_positive_int(num_channels, "num_channels")
         self._bijector = bijector
         self._num_channels = num_channels
         # Composed of TFP's parts, whose cache keeps track of the parts of a pair.

@@ -5,6 +5,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.self_norm import SelfNorm, common_dtype, kernel_variables, parameter
+from tfp_selfnorm.integers import check_positive_int, is_positive_int
 from tfp_selfnorm.math import conv
 from tfp_selfnorm.seeds import stateless_seed
 
@@ -115,13 +116,12 @@ class SelfNormConv(SelfNorm):
         name = name or cls._DEFAULT_NAME
         spatial_shape = check_spatial_shape(spatial_shape, cls._SPATIAL_NDIMS)
         sizes = [kernel_size] * cls._SPATIAL_NDIMS if np.ndim(kernel_size) == 0 else list(kernel_size)
-        if len(sizes) != cls._SPATIAL_NDIMS or not all(_is_positive(size) and size % 2 for size in sizes):
+        if len(sizes) != cls._SPATIAL_NDIMS or not all(is_positive_int(size) and size % 2 for size in sizes):
             raise ValueError(
                 f"`kernel_size` must be an odd positive int, or {cls._SPATIAL_NDIMS} of them; got "
                 f"{kernel_size!r}."
             )
-        if not _is_positive(channels):
-            raise ValueError(f"`channels` must be a positive int; got {channels!r}.")
+        check_positive_int(channels, "channels")
         kernel = _initial_kernel(sizes, channels, dtype, stateless_seed(seed, salt="self_norm_conv"))
         kernels = kernel_variables(conv.flip(kernel), kernel, name)
         bias = tf.Variable(tf.zeros([channels], dtype), name=f"{name}_bias") if use_bias else None
@@ -224,19 +224,15 @@ def check_spatial_shape(spatial_shape, ndims):
     Raises:
       ValueError: if it is not of that many sizes, all known and positive.
     """
-    sizes = [spatial_shape] if _is_positive(spatial_shape) else spatial_shape
+    sizes = [spatial_shape] if is_positive_int(spatial_shape) else spatial_shape
     sizes = sizes.as_list() if isinstance(sizes, tf.TensorShape) and sizes.rank is not None else sizes
-    is_known = isinstance(sizes, (tuple, list)) and all(map(_is_positive, sizes))
+    is_known = isinstance(sizes, (tuple, list)) and all(map(is_positive_int, sizes))
     if not is_known or len(sizes) != ndims:
         raise ValueError(
             f"`spatial_shape` must be {ndims} positive int{'s' * (ndims > 1)}, known when the layer is made; "
             f"got {spatial_shape!r}."
         )
     return tuple(map(int, sizes))
-
-
-def _is_positive(value):
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value > 0
 
 
 def _initial_kernel(sizes, channels, dtype, seed):

@@ -5,6 +5,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.self_norm import SelfNorm, common_dtype, kernel_variables, parameter
+from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.math import dense
 from tfp_selfnorm.seeds import stateless_seed
 
@@ -128,8 +129,7 @@ class SelfNormDense(SelfNorm):
         >>> SelfNormDense.trainable(4, seed=1).inverse_kernel.shape
         TensorShape([4, 4])
         """
-        if isinstance(event_size, bool) or not isinstance(event_size, (int, np.integer)) or event_size < 1:
-            raise ValueError(f"`event_size` must be a positive int; got {event_size!r}.")
+        check_positive_int(event_size, "event_size")
         bias = None
         if use_bias:
             seed = stateless_seed(seed, salt="self_norm_dense")

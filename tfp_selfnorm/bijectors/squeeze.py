@@ -3,6 +3,8 @@
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.integers import check_positive_int
+
 
 class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
     """Moves blocks of pixels into channels: `[H, W, C]` to `[H / b, W / b, b b C]`, and back by `inverse`.
@@ -30,9 +32,7 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
           ValueError: if `block_size` is no positive int.
         """
         parameters = dict(locals())
-        if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
-            raise ValueError(f"`block_size` must be a positive int; got {block_size!r}.")
-        self._block_size = block_size
+        self._block_size = check_positive_int(block_size, "block_size")
         super().__init__(
             forward_min_event_ndims=3,
             is_constant_jacobian=True,

@@ -44,12 +44,6 @@ def squeezed(shape):
     return shape[0] // 2, shape[1] // 2, 4 * shape[2]
 
 
-def check_positive(value, name):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"`{name}` must be a positive int; got {value!r}.")
-    return value
-
-
 def check_event_shape(event_shape):
     shape = tf.TensorShape([event_shape] if isinstance(event_shape, (int, np.integer)) else event_shape)
     if not shape.is_fully_defined() or shape.num_elements() < 1 or shape.rank < 1:

@@ -7,11 +7,11 @@ from tfp_selfnorm.bijectors import SelfNormConv2D, Squeeze
 from tfp_selfnorm.flows.building import (
     activation_maker,
     check_image_shape,
-    check_positive,
     split_seeds,
     squeezed,
     standard_normal_flow,
 )
+from tfp_selfnorm.integers import check_positive_int
 
 tfb = tfp.bijectors
 
@@ -63,8 +63,8 @@ def conv_flow(
 
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 5.
     """
-    shape = check_image_shape(image_shape, divisor=2 ** (check_positive(num_blocks, "num_blocks") - 1))
-    check_positive(layers_per_block, "layers_per_block")
+    shape = check_image_shape(image_shape, divisor=2 ** (check_positive_int(num_blocks, "num_blocks") - 1))
+    check_positive_int(layers_per_block, "layers_per_block")
     make_activation = activation_maker(activation, dtype)
     seeds = iter(split_seeds(seed, num_blocks * layers_per_block, "conv_flow"))
     bijectors = [] if preprocessing is None else [preprocessing]

@@ -9,10 +9,10 @@ from tfp_selfnorm.bijectors import SelfNormDense
 from tfp_selfnorm.flows.building import (
     activation_maker,
     check_event_shape,
-    check_positive,
     split_seeds,
     standard_normal_flow,
 )
+from tfp_selfnorm.integers import check_positive_int
 
 tfb = tfp.bijectors
 
@@ -61,7 +61,7 @@ def dense_flow(
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 5.
     """
     event_shape = check_event_shape(event_shape)
-    check_positive(num_layers, "num_layers")
+    check_positive_int(num_layers, "num_layers")
     event_size = math.prod(event_shape)
     make_activation = activation_maker(activation, dtype)
     seeds = split_seeds(seed, num_layers, "dense_flow")

@@ -7,11 +7,11 @@ import tensorflow_probability as tfp
 from tfp_selfnorm.bijectors import ActNorm, AffineCoupling, ChannelSplit, SelfNormConv2D, Squeeze
 from tfp_selfnorm.flows.building import (
     check_image_shape,
-    check_positive,
     split_seeds,
     squeezed,
     standard_normal_flow,
 )
+from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.networks import coupling_network
 
 tfb = tfp.bijectors
@@ -78,9 +78,9 @@ def glow_flow(
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 5; Kingma & Dhariwal, "Glow",
     NeurIPS 2018.
     """
-    shape = check_image_shape(image_shape, divisor=2 ** check_positive(num_blocks, "num_blocks"))
-    check_positive(steps_per_block, "steps_per_block")
-    check_positive(width, "width")
+    shape = check_image_shape(image_shape, divisor=2 ** check_positive_int(num_blocks, "num_blocks"))
+    check_positive_int(steps_per_block, "steps_per_block")
+    check_positive_int(width, "width")
     if mixing not in MIXINGS:
         raise ValueError(f"`mixing` must be one of {MIXINGS}; got {mixing!r}.")
     if mixing == "lu" and set(np.atleast_1d(kernel_size)) != {1}:

@@ -1,0 +1,97 @@
+"""What a flow does apart from its training: score, sample, encode, decode, adapt, export."""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_selfnorm.adaptation import adapt, first_events
+from tfp_selfnorm.checks import check_events, check_latent
+from tfp_selfnorm.export import export_flow
+from tfp_selfnorm.seeds import stateless_seed
+from tfp_selfnorm.tree import exact
+
+
+class FlowFunctions:
+    """The functions of `self.distribution`, each on fresh tensors: TFP's cache would hide a wrong inverse."""
+
+    def adapt(self, data, num_examples=512):
+        """Gives each `ActNorm` of the flow its start from data, once, before `fit`; see `tfp_selfnorm.adapt`.
+
+        Args:
+          data: events: an array or a batched `tf.data.Dataset`, of which labels are ignored.
+          num_examples: how many events to take, from the beginning; they pass the flow at once.
+
+        Raises:
+          TypeError: if the events are not floating.
+          ValueError: if the flow is adapted already, `data` does not consist of events, or a channel does not
+            vary.
+        """
+        adapt(self.distribution, first_events(data, num_examples))
+
+    def log_prob(self, x):
+        """The exact log density of each event, in nats; O(D^3) for each self-normalizing layer.
+
+        Args:
+          x: events `(..., *event_shape)`, floating; cast to the distribution's dtype.
+
+        Raises:
+          TypeError: if `x` is not floating.
+          ValueError: if its last dimensions are not the event shape.
+        """
+        return self.distribution.log_prob(tf.identity(check_events(x, self.distribution)))
+
+    def sample(self, n, seed=None, exact=False):
+        """Samples `n` events.
+
+        Args:
+          n: number of samples, or a shape.
+          seed: int or stateless TFP seed; the same seed gives the same latents for both inverses.
+          exact: whether to invert what `log_prob` scores, at O(D^3), in place of the learned inverse.
+
+        Raises:
+          ValueError: if `n` is negative or no integer.
+        """
+        shape = np.atleast_1d(np.asarray(n, dtype=int if np.size(n) == 0 else None))
+        if shape.dtype.kind not in "iu" or (shape < 0).any():
+            raise ValueError(f"`n` must be an integer or a shape, 0 or more; got {n!r}.")
+        return self._flow(exact).sample(n, seed=stateless_seed(seed))
+
+    def encode(self, x):
+        """Maps data to latent, by `distribution.bijector.inverse`; raises as `log_prob` does, and
+        TypeError if the distribution has no latent.
+        """
+        check_latent(self.distribution)
+        x = check_events(x, self.distribution)
+        return self.distribution.bijector.inverse(tf.identity(x))
+
+    def decode(self, z, exact=False):
+        """Maps latent to data, by the learned inverse or the exact one; raises as `encode` does."""
+        check_latent(self.distribution)
+        z = check_events(z, self.distribution.distribution, name="z")
+        return self._flow(exact).bijector.forward(tf.identity(z))
+
+    def reconstruct(self, x, exact=False):
+        """Maps data to latent and back: equal to `x` as far as the learned inverse is one."""
+        return self.decode(self.encode(x), exact)
+
+    def export(self, filepath):
+        """Writes a SavedModel that loads where neither this package nor TFP is installed.
+
+        Endpoints: `log_prob(x)`, `sample(n, seed)` with a scalar int32 `n` and an int32 `seed` of shape
+        [2], and for a transformed distribution `encode(x)` and `decode(z)`, by the learned inverse.
+
+        Args:
+          filepath: folder to write to; it must be empty or absent.
+
+        Raises:
+          ValueError: if the folder is not empty.
+        """
+        export_flow(self, filepath)
+
+    def _flow(self, exact):
+        return self._exact_distribution if exact else self.distribution
+
+    @functools.cached_property
+    def _exact_distribution(self):
+        return exact(self.distribution)
