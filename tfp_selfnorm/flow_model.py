@@ -36,9 +36,10 @@ class FlowModel(FlowFunctions, keras.Model):
     training, where no loss needs it, over the first 8 examples of a batch) and, under tracking,
     `inverse_error` (the relative error of the learned inverses on random probes).
 
-    A training step costs O(D^2), or an O(D^3) inverse a layer with `gradient="exact"`. Each layer's
-    log-det is held in a variable, and refreshed outside the compiled step: every `max(20, D / 8)` steps, by
-    so much `nll` in training lags, and at the start of `evaluate` and `predict`, so `val_nll` is exact.
+    A training step costs a few products with each kernel; with `gradient="exact"` also an O(D^3) inverse or,
+    for a convolution, a block elimination a layer. Each layer's log-det is held in a variable, and refreshed
+    outside the compiled step: every `refresh_interval` of the layer, by so many steps `nll` in training lags,
+    and at the start of `evaluate` and `predict`, so `val_nll` is exact.
 
     Events go in as `(batch, *event_shape)`, in a floating dtype; they are cast to the distribution's.
 

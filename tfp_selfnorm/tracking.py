@@ -30,7 +30,8 @@ class Tracking:
       reconstruction: what teaches convolutions wider than 1x1 their inverse.
 
     Raises:
-      ValueError: if either is less than one.
+      TypeError: if `reconstruction` is no `Reconstruction`.
+      ValueError: if one of the numbers is less than one.
 
     >>> Tracking(num_probes=16).refresh_every is None
     True
@@ -48,6 +49,8 @@ class Tracking:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be 1 or more; got {value!r}.")
+        if not isinstance(self.reconstruction, Reconstruction):
+            raise TypeError(f"`reconstruction` must be a Reconstruction; got {self.reconstruction!r}.")
 
     def follows(self, layer) -> bool:
         """Whether the layer has a learned inverse that is a matrix, to follow.
