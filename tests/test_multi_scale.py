@@ -78,6 +78,16 @@ def test_adapting_once_normalises_the_input_of_every_coupling(rng):
         sn.adapt(flow, data)
 
 
+def test_adapting_keeps_a_start_that_there_is(rng):
+    started, new = sn.ActNorm.trainable(1, tf.float64), sn.ActNorm.trainable(1, tf.float64)
+    started.is_adapted.assign(True)
+    normal = tfd.Normal(tf.zeros([], tf.float64), 1.0)
+    flow = tfd.TransformedDistribution(tfd.Sample(normal, [1]), tfb.Chain([started, new]))
+    sn.adapt(flow, 2.0 + images(rng, 50, 1))
+    np.testing.assert_array_equal(started.shift, [0.0])
+    assert new.shift[0] > 1.0
+
+
 def test_act_norm_without_a_start_refuses_in_graphs_too(rng):
     norm = sn.ActNorm.trainable(2, tf.float64)
     message = "`act_norm` has no start yet: call `adapt`"
