@@ -88,6 +88,17 @@ def test_adapting_keeps_a_start_that_there_is(rng):
     assert new.shift[0] > 1.0
 
 
+def test_a_start_that_fails_half_way_is_none(rng):
+    first, second = sn.ActNorm.trainable(2, tf.float64), sn.ActNorm.trainable(2, tf.float64)
+    constant = tfb.Inline(forward_fn=tf.identity, inverse_fn=tf.zeros_like, forward_min_event_ndims=1)
+    normal = tfd.Normal(tf.zeros([], tf.float64), 1.0)
+    flow = tfd.TransformedDistribution(tfd.Sample(normal, [2]), tfb.Chain([first, constant, second]))
+    with pytest.raises(ValueError, match="cannot start from data of mean 0 and standard deviation 0"):
+        sn.adapt(flow, images(rng, 50, 2))
+    assert not first.is_adapted
+    assert not second.is_adapted
+
+
 def test_act_norm_without_a_start_refuses_in_graphs_too(rng):
     norm = sn.ActNorm.trainable(2, tf.float64)
     message = "`act_norm` has no start yet: call `adapt`"

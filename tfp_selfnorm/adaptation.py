@@ -41,8 +41,15 @@ def adapt(distribution, x) -> None:
     x = check_events(x, distribution)
     if x.shape.rank == distribution.event_shape.rank or x.shape[0] < 2:
         raise ValueError(f"`x` must have two events or more to adapt to; got shape {tuple(x.shape)}.")
-    with act_norm_mode("adapt"):
-        distribution.log_prob(tf.identity(x))
+    new = [norm for norm in bijectors_of(ActNorm, distribution) if not norm.is_adapted]
+    try:
+        with act_norm_mode("adapt"):
+            distribution.log_prob(tf.identity(x))
+    except Exception:
+        # A start from data that a later one refused is none.
+        for norm in new:
+            norm.is_adapted.assign(False)
+        raise
 
 
 def is_adapted(distribution) -> bool:
