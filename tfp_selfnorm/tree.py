@@ -34,13 +34,15 @@ def bijectors_of(kind: type, distribution_or_bijector) -> list:
       TypeError: if the argument is neither a distribution nor a bijector of TFP.
     """
     _check_object(distribution_or_bijector)
-    found = []
+    found, done = [], {}
 
     def collect(bijector):
         found.append(bijector)
+        for child in (bijector.parameters or {}).values():
+            _rebuild(child, collect, done, kind)
         return bijector
 
-    _rebuild(distribution_or_bijector, collect, {}, kind)
+    _rebuild(distribution_or_bijector, collect, done, kind)
     return found
 
 

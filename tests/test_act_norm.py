@@ -1,0 +1,112 @@
+"""ActNorm and its start from data."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+from scipy import stats
+
+import tfp_selfnorm as sn
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+
+
+def images(rng, *shape):
+    return tf.constant(rng.normal(size=shape))
+
+
+def test_act_norm_adapts_to_mean_and_deviation(rng):
+    data = 3.0 + 2.0 * images(rng, 500, 4, 4, 2)
+    for make, direction in (
+        (lambda norm: norm, lambda b, x: b.inverse(x)),
+        (tfb.Invert, lambda b, x: b.inverse(x)),
+    ):
+        norm = sn.ActNorm.trainable(2, tf.float64)
+        bijector = make(norm)
+        flow = tfd.TransformedDistribution(
+            tfd.Sample(tfd.Normal(tf.zeros([], tf.float64), 1.0), [4, 4, 2]), bijector
+        )
+        assert not sn.is_adapted(flow)
+        sn.adapt(flow, data)
+        assert sn.is_adapted(flow)
+        latents = direction(bijector, tf.identity(data)).numpy().reshape(-1, 2)
+        np.testing.assert_allclose(latents.mean(axis=0), 0.0, atol=1e-12)
+        np.testing.assert_allclose(latents.std(axis=0), 1.0, rtol=1e-12)
+        log_prob = stats.norm.logpdf(latents.reshape(500, -1)).sum(axis=1)
+        scale = np.log(data.numpy().reshape(-1, 2).std(axis=0)).sum()
+        np.testing.assert_allclose(flow.log_prob(tf.identity(data)), log_prob - 16 * scale, rtol=1e-10)
+
+
+def test_adapting_once_normalises_the_input_of_every_coupling(rng):
+    flow = sn.glow_flow((4, 4, 1), num_blocks=1, steps_per_block=3, width=4, dtype=tf.float64, seed=1)
+    data = 5.0 + images(rng, 300, 4, 4, 1)
+    sn.adapt(flow, data)
+    x = data
+    for bijector in flow.bijector.bijectors:
+        x = bijector.inverse(tf.identity(x))
+        if isinstance(bijector, sn.ActNorm):
+            np.testing.assert_allclose(tf.reduce_mean(x, axis=[0, 1, 2]), 0.0, atol=1e-10)
+            np.testing.assert_allclose(tf.math.reduce_std(x, axis=[0, 1, 2]), 1.0, rtol=1e-10)
+    with pytest.raises(ValueError, match="adapted already"):
+        sn.adapt(flow, data)
+
+
+def test_adapting_keeps_a_start_that_there_is(rng):
+    started, new = sn.ActNorm.trainable(1, tf.float64), sn.ActNorm.trainable(1, tf.float64)
+    started.is_adapted.assign(True)
+    normal = tfd.Normal(tf.zeros([], tf.float64), 1.0)
+    flow = tfd.TransformedDistribution(tfd.Sample(normal, [1]), tfb.Chain([started, new]))
+    sn.adapt(flow, 2.0 + images(rng, 50, 1))
+    np.testing.assert_array_equal(started.shift, [0.0])
+    assert new.shift[0] > 1.0
+
+
+def test_a_start_that_fails_half_way_is_none(rng):
+    first, second = sn.ActNorm.trainable(2, tf.float64), sn.ActNorm.trainable(2, tf.float64)
+    constant = tfb.Inline(forward_fn=tf.identity, inverse_fn=tf.zeros_like, forward_min_event_ndims=1)
+    normal = tfd.Normal(tf.zeros([], tf.float64), 1.0)
+    flow = tfd.TransformedDistribution(tfd.Sample(normal, [2]), tfb.Chain([first, constant, second]))
+    with pytest.raises(ValueError, match="cannot start from data of mean 0 and standard deviation 0"):
+        sn.adapt(flow, images(rng, 50, 2))
+    assert not first.is_adapted
+    assert not second.is_adapted
+
+
+def test_act_norm_without_a_start_refuses_in_graphs_too(rng):
+    norm = sn.ActNorm.trainable(2, tf.float64)
+    message = "`act_norm` has no start yet: call `adapt`"
+    x = images(rng, 3, 2)
+    compiled = tf.function(norm.inverse)
+    for call in (norm.forward, norm.inverse, norm.inverse_log_det_jacobian):
+        with pytest.raises(ValueError, match=message):
+            call(x)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        compiled(x)
+    norm.is_adapted.assign(True)
+    np.testing.assert_allclose(compiled(x), x)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.ones([5, 2]), "cannot start from data of mean 1 and standard deviation 0 in channel 0"),
+        (np.full([5, 2], np.nan), "cannot start from data of mean nan"),
+        (np.ones([1, 2]), r"two events or more to adapt to; got shape \(1, 2\)"),
+        (np.ones([5, 3]), r"`x` has shape \(5, 3\); expected a batch of events"),
+    ],
+)
+def test_data_that_act_norm_cannot_start_from(x, message):
+    flow = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), [2]), sn.ActNorm.trainable(2))
+    with pytest.raises(ValueError, match=message):
+        sn.adapt(flow, x)
+    assert not sn.is_adapted(flow)
+    with pytest.raises(TypeError, match="`x` must be floating"):
+        sn.adapt(flow, np.ones([5, 2], int))
+    with pytest.raises(TypeError, match="`distribution` must be a TFP distribution"):
+        sn.adapt(flow.bijector, x)
+
+
+def test_adapting_leaves_flows_without_act_norm_alone(rng):
+    flow = sn.conv_flow((4, 4, 1), num_blocks=1, seed=1)
+    sn.adapt(flow, images(rng, 5, 4, 4, 1))
+    assert sn.is_adapted(flow)
