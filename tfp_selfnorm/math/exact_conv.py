@@ -152,13 +152,9 @@ def _blocks(kernel, layout):
     # Entries of the blocks that no element of the kernel reaches take the zero appended here.
     elements = tf.concat([elements, tf.zeros_like(elements[..., :1, :, :])], axis=-3)
     order = layout.lines * layout.columns * channels
-
-    def block(offset):
-        index = _element_index(height, width, layout, offset)
-        gathered = tf.gather(elements, index, axis=-3)
-        return tf.reshape(tf.einsum("...pqio->...poqi", gathered), [*batch, order, order])
-
-    lower, diagonal, upper = (block(offset) for offset in (-1, 0, 1))
+    index = np.stack([_element_index(height, width, layout, offset) for offset in (-1, 0, 1)])
+    gathered = tf.einsum("...pqio->...poqi", tf.gather(elements, index, axis=-3))
+    lower, diagonal, upper = tf.unstack(tf.reshape(gathered, [*batch, 3, order, order]), axis=-3)
     return _cut_last_row(lower, diagonal, upper, layout, channels)
 
 
@@ -209,14 +205,14 @@ def _from_blocks(blocks, shape, layout):
 
 def _checked(value, error, name):
     """`value`, unless the recovery error says that it is noise."""
-    regular = error < _SINGULAR
     if tf.executing_eagerly():
-        if not regular:
+        if not error.numpy() < _SINGULAR:
             raise ValueError(
                 f"The convolution with `{name}` is singular to working precision: of random images its exact "
                 f"inverse recovers all but a relative error of {float(error):.2g}."
             )
         return value
+    regular = error < _SINGULAR
     message = f"tfp_selfnorm: the convolution with `{name}` is singular to working precision"
     with tf.control_dependencies([tf.debugging.Assert(regular, [message, error])]):
         return tf.where(regular, value, tf.constant(np.nan, value.dtype))
