@@ -86,6 +86,42 @@ def test_act_norm_without_a_start_refuses_in_graphs_too(rng):
     np.testing.assert_allclose(compiled(x), x)
 
 
+def test_without_a_start_xla_gives_nan(rng):
+    norm = sn.ActNorm.trainable(2, tf.float64)
+    compiled = tf.function(norm.inverse, jit_compile=True)
+    assert np.isnan(compiled(images(rng, 3, 2))).all()
+    norm.is_adapted.assign(True)
+    assert np.isfinite(compiled(images(rng, 3, 2))).all()
+
+
+def test_a_start_under_a_distribution_strategy(rng):
+    with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
+        flow = sn.glow_flow((4, 4, 1), 1, 1, width=2, dtype=tf.float64, seed=1)
+        assert not sn.is_adapted(flow)
+        sn.adapt(flow, images(rng, 50, 4, 4, 1))
+        assert sn.is_adapted(flow)
+
+
+def test_act_norm_goes_into_a_function_as_an_argument(rng):
+    norm = sn.ActNorm.trainable(2, tf.float64)
+    norm.is_adapted.assign(True)
+    x = images(rng, 3, 2)
+    np.testing.assert_array_equal(tf.function(lambda bijector, x: bijector.inverse(x))(norm, x), x)
+
+
+def test_other_numbers_of_channels_are_refused():
+    for channels in (1, 3):
+        norm = sn.ActNorm(tf.zeros(channels), tf.ones(channels))
+        for method in (norm.forward, norm.inverse, norm.forward_log_det_jacobian):
+            with pytest.raises(ValueError, match=rf"for {channels} channels; got shape \(5, 4\)"):
+                method(tf.ones([5, 4]))
+
+
+def test_what_cannot_be_adapted_is_refused():
+    with pytest.raises(TypeError, match="`is_adapted` must be True, or a tf.Variable"):
+        sn.ActNorm(tf.zeros(2), tf.zeros(2), is_adapted=False)
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [

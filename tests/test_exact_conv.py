@@ -92,6 +92,22 @@ def test_derivatives_by_autodiff(rng):
     np.testing.assert_allclose(tape.gradient(total, z), adjoint.reshape(z.shape), **TOLERANCE)
 
 
+def test_second_derivatives_are_refused_and_not_wrong(rng):
+    kernel = tf.constant(dense.random_kernel(rng, (3, 3), 1))
+    for function in (
+        lambda: exact_conv.log_det(kernel, (4, 5)),
+        lambda: conv.solve(kernel, tf.ones([1, 4, 5, 1], tf.float64)),
+    ):
+        with tf.GradientTape() as outer:
+            outer.watch(kernel)
+            with tf.GradientTape() as inner:
+                inner.watch(kernel)
+                value = function()
+            gradient = inner.gradient(value, kernel)
+        with pytest.raises(NotImplementedError, match="differentiable once"):
+            outer.gradient(gradient, kernel)
+
+
 def dense_total(kernel, z, weights):
     x = np.linalg.solve(dense.matrix(kernel, z.shape[1:3]), np.reshape(z, [len(z), -1]).T).T
     return np.sum(weights * x.reshape(z.shape))

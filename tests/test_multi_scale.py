@@ -40,6 +40,8 @@ def test_squeeze_takes_blocks_of_pixels_to_channels(rng):
     np.testing.assert_array_equal(y, tf.nn.space_to_depth(x, 2))
     compiled = tf.function(sn.Squeeze().forward, input_signature=[tf.TensorSpec([None] * 4, tf.float64)])
     np.testing.assert_array_equal(compiled(x), y)
+    pixels = tf.constant(rng.integers(0, 256, [2, 4, 4, 3]), tf.uint8)
+    np.testing.assert_array_equal(sn.Squeeze().inverse(sn.Squeeze().forward(pixels)), pixels)
 
 
 def test_affine_coupling_is_what_it_says(rng):
@@ -56,7 +58,7 @@ def test_affine_coupling_is_what_it_says(rng):
     np.testing.assert_allclose(coupling.forward(tf.identity(x)), y, **TOLERANCE)
 
 
-def test_a_pair_costs_one_pass_of_the_network(rng):
+def test_a_pair_in_a_graph_costs_one_pass_of_the_network(rng):
     calls = []
 
     def network(a):
@@ -67,13 +69,55 @@ def test_a_pair_costs_one_pass_of_the_network(rng):
         tfd.Sample(tfd.Normal(tf.zeros([], tf.float64), 1.0), [4, 4, 2]), sn.AffineCoupling(network)
     )
     x = images(rng, 5, 4, 4, 2)
-    flow.log_prob(tf.identity(x))
+    log_prob = tf.function(flow.log_prob)(x)
     assert len(calls) == 1
-    tf.function(flow.log_prob)(x)
+    tf.function(flow.experimental_sample_and_log_prob)(3, seed=[0, 1])
     assert len(calls) == 2
-    _, log_prob = flow.experimental_sample_and_log_prob(3, seed=1)
-    assert len(calls) == 3
-    assert log_prob.shape == (3,)
+    np.testing.assert_allclose(flow.log_prob(tf.identity(x)), log_prob, **TOLERANCE)
+
+
+def test_a_weight_that_changed_since_the_pass_counts(rng):
+    weight = tf.Variable(1.0, dtype=tf.float64)
+    coupling = sn.AffineCoupling(lambda a: tf.concat([weight * a, weight * a], axis=-1), event_ndims=1)
+    y = images(rng, 3, 2)
+    alive = coupling.inverse(y)
+    weight.assign(5.0)
+    with tf.GradientTape() as tape:
+        log_det = coupling.inverse_log_det_jacobian(y)
+    np.testing.assert_allclose(log_det, 2.0 * np.tanh(2.5 * y[:, 0]), **TOLERANCE)
+    assert tape.gradient(log_det, weight) is not None
+    assert alive is not None
+
+
+@pytest.mark.parametrize(
+    "bijector",
+    [
+        sn.AffineCoupling(lambda a: tf.concat([a, a], axis=-1), event_ndims=3),
+        sn.SelfNormConv2D.trainable((4, 4), 2, dtype=tf.float64, seed=1),
+        sn.ChannelSplit(tfb.Scale(tf.constant(2.0, tf.float64))),
+    ],
+    ids=lambda bijector: bijector.name,
+)
+def test_branches_of_a_function_do_not_share_what_they_computed(bijector, rng):
+    y = images(rng, 3, 4, 4, 2)
+    expected = bijector.inverse_log_det_jacobian(tf.identity(y), 3)
+
+    @tf.function
+    def after(y, branch):
+        passed = tf.cond(branch, lambda: tf.reduce_sum(bijector.inverse(y)), lambda: tf.zeros([], tf.float64))
+        return passed, bijector.inverse_log_det_jacobian(y, 3)
+
+    @tf.function
+    def beside(y, branch):
+        return tf.cond(
+            branch,
+            lambda: tf.reduce_sum(bijector.inverse(y)),
+            lambda: tf.reduce_sum(bijector.inverse_log_det_jacobian(y, 3)),
+        )
+
+    for branch in (True, False):
+        np.testing.assert_allclose(after(y, tf.constant(branch))[1], expected, **TOLERANCE)
+        beside(y, tf.constant(branch))
 
 
 def test_the_weights_of_a_network_are_seen_and_get_gradients(rng):
@@ -106,6 +150,16 @@ def test_a_coupling_starts_as_the_identity(rng):
     coupling = sn.AffineCoupling(sn.coupling_network((4, 4, 1), 2, width=3, dtype="float64"))
     x = images(rng, 2, 4, 4, 2)
     np.testing.assert_array_equal(coupling.forward(x), x)
+
+
+def test_channel_split_hands_arguments_on(rng):
+    def shift_and_log_scale(a, units, shift=0.0, **kwargs):
+        return 0.0 * a + shift, 0.0 * a
+
+    split = sn.ChannelSplit(tfb.RealNVP(1, shift_and_log_scale_fn=shift_and_log_scale), num_channels=2)
+    x = images(rng, 5, 3)
+    np.testing.assert_allclose(split.forward(x, shift=3.0), x + [0.0, 3.0, 0.0])
+    np.testing.assert_allclose(split.inverse(tf.identity(x), shift=3.0), x - [0.0, 3.0, 0.0])
 
 
 def test_channel_split_leaves_the_rest(rng):

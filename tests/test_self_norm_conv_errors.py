@@ -33,8 +33,15 @@ def test_wrong_parameters_are_refused(kernels, options, message):
 
 def test_other_dtypes_are_refused():
     integers = np.ones([3, 3, 1, 1], int)
-    with pytest.raises(TypeError, match="`forward_kernel` must be floating; got dtype int64"):
+    with pytest.raises(TypeError, match="`forward_kernel` must be floating.*got dtype int64"):
         SelfNormConv2D(integers, integers, (4, 4))
+    halves = np.ones([3, 3, 1, 1], np.float16)
+    with pytest.raises(TypeError, match="must be floating, float32 or float64; got dtype float16"):
+        SelfNormConv2D(halves, halves, (4, 4))
+    with pytest.raises(TypeError, match="`forward_kernel` must be a tensor or a tf.Variable; got None"):
+        SelfNormConv2D(None, None, (4, 4))
+    with pytest.raises(TypeError, match="`mixture` must be a number; got 'x'"):
+        SelfNormConv2D(ONE, ONE, (4, 4), mixture="x")
     layer = SelfNormConv2D.trainable((4, 4), 2)
     with pytest.raises((TypeError, ValueError), match=r"float32.*int32|int32.*float32"):
         layer.inverse(tf.ones([4, 4, 2], tf.int32))
@@ -54,6 +61,8 @@ def test_wrong_channels_are_refused():
         ValueError, match=r"`y` of `self_norm_conv2d` has shape \(4, 4, 3\); expected.*4, 4, 2"
     ):
         layer.inverse(tf.ones([4, 4, 3]))
+    unknown = tf.function(layer.inverse, input_signature=[tf.TensorSpec(None)])
+    assert unknown(tf.ones([3, 4, 4, 2])).shape == (3, 4, 4, 2)
     compiled = tf.function(layer.inverse, input_signature=[tf.TensorSpec([None] * 4)])
     assert compiled(tf.ones([3, 4, 4, 2])).shape == (3, 4, 4, 2)
     with pytest.raises(tf.errors.InvalidArgumentError, match="not compatible"):

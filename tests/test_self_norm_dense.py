@@ -75,7 +75,7 @@ def test_deferred_parameters_stay_deferred():
         ((EYE, np.tile(EYE, [2, 1, 1])), ValueError, "The kernels must have the same batch shape"),
         ((EYE, EYE, np.zeros(4, np.float32)), ValueError, "event sizes of the parameters differ"),
         ((EYE, EYE, np.float32(0.0)), ValueError, "`bias`"),
-        ((EYE, EYE.astype(int)), TypeError, "`inverse_kernel` must be floating; got dtype int64"),
+        ((EYE, EYE.astype(int)), TypeError, "`inverse_kernel` must be floating.*got dtype int64"),
         ((EYE, EYE.astype(np.float64)), TypeError, "one dtype"),
     ],
 )

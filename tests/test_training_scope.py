@@ -208,8 +208,11 @@ def test_control_flow_inside_a_scope(make_layer, make_flow):
 def test_losses_need_a_layer_and_a_reconstruction(make_layer):
     with sn.training_scope() as scope, pytest.raises(ValueError, match="No self-normalizing layer"):
         scope.reconstruction_loss()
-    with sn.training_scope(sn.Tracking()) as scope, pytest.raises(ValueError, match="Reconstruction"):
+    with sn.training_scope(None) as scope, pytest.raises(ValueError, match="Reconstruction.*got None"):
         scope.reconstruction_loss()
+    with sn.training_scope(sn.Tracking()) as scope:
+        make_layer(3).inverse(np.ones([5, 3]))
+        assert scope.reconstruction_loss() == 0.0  # it is tracked
     with pytest.raises(TypeError, match="inverse_learning"), sn.training_scope("data"):
         pass
 

@@ -34,14 +34,13 @@ def adapt(distribution, x) -> None:
     """
     if not isinstance(distribution, tfp.distributions.Distribution):
         raise TypeError(f"`distribution` must be a TFP distribution; got {type(distribution).__name__}.")
-    if not bijectors_of(ActNorm, distribution):
-        return
-    if is_adapted(distribution):
+    norms = bijectors_of(ActNorm, distribution)
+    if norms and is_adapted(distribution):
         raise ValueError("The flow is adapted already: another start would undo its training.")
     x = check_events(x, distribution)
-    if x.shape.rank == distribution.event_shape.rank or x.shape[0] < 2:
+    if tf.size(x) < 2 * distribution.event_shape.num_elements():
         raise ValueError(f"`x` must have two events or more to adapt to; got shape {tuple(x.shape)}.")
-    new = [norm for norm in bijectors_of(ActNorm, distribution) if not norm.is_adapted]
+    new = [norm for norm in norms if not norm.has_start()]
     try:
         with act_norm_mode("adapt"):
             distribution.log_prob(tf.identity(x))
@@ -54,7 +53,7 @@ def adapt(distribution, x) -> None:
 
 def is_adapted(distribution) -> bool:
     """Whether every `ActNorm` of a distribution or bijector has its start."""
-    return all(bool(norm.is_adapted) for norm in bijectors_of(ActNorm, distribution))
+    return all(norm.has_start() for norm in bijectors_of(ActNorm, distribution))
 
 
 def check_adapted(distribution) -> None:
@@ -70,10 +69,15 @@ def first_events(data, num_examples: int):
     """The first examples of an array or of a batched `tf.data.Dataset`, without labels, as one array."""
     check_positive_int(num_examples, "num_examples")
     if not isinstance(data, tf.data.Dataset):
-        return data[:num_examples]
+        return (data[0] if isinstance(data, tuple) else data)[:num_examples]
     batches, count = [], 0
     for element in data:
         batches.append(element[0] if isinstance(element, tuple) else element)
+        if not tf.is_tensor(batches[-1]):
+            raise TypeError(
+                "`data` must be a data set of events, or of tuples that begin with them; its elements are of "
+                f"type {type(batches[-1]).__name__}."
+            )
         count += batches[-1].shape[0]
         if count >= num_examples:
             break

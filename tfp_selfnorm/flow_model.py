@@ -210,8 +210,14 @@ class FlowModel(FlowFunctions, keras.Model):
         with naming_the_batch():
             return super().evaluate(check_finite(x), *args, **weighted(x, kwargs))
 
+    def train_on_batch(self, *args, **kwargs):
+        """Keras's `train_on_batch`."""
+        check_adapted(self.distribution)
+        return super().train_on_batch(*args, **kwargs)
+
     def test_on_batch(self, *args, **kwargs):
         """Keras's `test_on_batch`, with exact likelihoods."""
+        check_adapted(self.distribution)
         self.refresh_log_dets()
         return super().test_on_batch(*args, **kwargs)
 
@@ -224,6 +230,7 @@ class FlowModel(FlowFunctions, keras.Model):
 
     def predict_on_batch(self, x):
         """The exact log density of each event of one batch."""
+        check_adapted(self.distribution)
         self.refresh_log_dets()
         return super().predict_on_batch(x)
 

@@ -18,7 +18,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
 
     `trainable` makes variables that are to start from data: `adapt` (or `FlowModel.adapt`) sets them so that
     on these data the map from data to latent gives each channel mean 0 and variance 1. Until then every
-    call is refused: ValueError, inside a graph `tf.errors.InvalidArgumentError`.
+    call is refused: ValueError, inside a graph `tf.errors.InvalidArgumentError`, and NaN under XLA.
 
     `forward_log_det_jacobian` is the sum of `log_scale`, for each pixel. Shapes: parameters `[C]`, events
     `[C]`, or images and other arrays with the channels last. Dtypes: float32 and float64.
@@ -41,7 +41,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
           name: name of the ops.
 
         Raises:
-          TypeError: if a parameter is not floating or the dtypes differ.
+          TypeError: if a parameter is not floating, the dtypes differ, or what is to be adapted cannot be.
           ValueError: if the parameters are not of one shape `[C]`.
         """
         parameters = dict(locals())
@@ -51,6 +51,12 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
             self._log_scale = parameter(log_scale, dtype, "log_scale")
             self._is_adapted = is_adapted
             shapes = self._shift.shape, self._log_scale.shape
+            can_start = all(hasattr(value, "assign") for value in (is_adapted, shift, log_scale))
+            if is_adapted is not True and not can_start:
+                raise TypeError(
+                    "`is_adapted` must be True, or a tf.Variable beside a `shift` and a `log_scale` that are "
+                    f"variables too; got {is_adapted!r}."
+                )
             if shapes[0].rank != 1 or shapes[0] != shapes[1]:
                 raise ValueError(
                     f"`shift` and `log_scale` must have one shape (C,); got {tuple(shapes[0])} and "
@@ -112,26 +118,37 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         """Whether the parameters have their start: a bool, or a `tf.Variable` of one."""
         return self._is_adapted
 
+    def has_start(self) -> bool:
+        """Whether the parameters have their start; in eager mode."""
+        # A variable of a distribution strategy counts as true whatever it holds.
+        return self._is_adapted is True or bool(tf.convert_to_tensor(self._is_adapted))
+
     def _forward(self, x):
         self._start(x, is_inverse=False)
-        with self._started():
-            return tf.exp(self._log_scale) * x + self._shift
+        return self._started(tf.exp(self._log_scale) * x + self._shift)
 
     def _inverse(self, y):
         self._start(y, is_inverse=True)
-        with self._started():
-            return (y - self._shift) * tf.exp(-self._log_scale)
+        return self._started((y - self._shift) * tf.exp(-self._log_scale))
 
     def _forward_log_det_jacobian(self, x):
-        with self._started():
-            return tf.reduce_sum(self._log_scale)
+        self._check_channels(x)
+        return self._started(tf.reduce_sum(self._log_scale))
 
     def _inverse_log_det_jacobian(self, y):
         return -self._forward_log_det_jacobian(y)
 
+    def _check_channels(self, value):
+        channels = self._shift.shape[0]
+        if value.shape.rank is not None and (value.shape.rank < 1 or value.shape[-1] not in (None, channels)):
+            raise ValueError(
+                f"`{self.name}` has parameters for {channels} channels; got shape {tuple(value.shape)}."
+            )
+
     def _start(self, data, is_inverse):
-        """Inside `adapting`, the first pass sets the parameters from what it is given."""
-        if _mode() != "adapt" or self._is_adapted is True or self._is_adapted:
+        """In the mode "adapt" the first pass sets the parameters from what it is given."""
+        self._check_channels(data)
+        if _mode() != "adapt" or self.has_start():
             return
         values = tf.reshape(tf.cast(data, tf.float64), [-1, data.shape[-1]])
         mean, variance = tf.nn.moments(values, axes=[0])
@@ -147,23 +164,19 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         self._log_scale.assign(tf.cast(log_stddev if is_inverse else -log_stddev, self.dtype))
         self._is_adapted.assign(True)
 
-    @contextlib.contextmanager
-    def _started(self):
-        """Refuses to compute before the start."""
+    def _started(self, value):
+        """`value`, unless there is no start yet."""
         if self._is_adapted is True or _mode() == "ignore":
-            yield
-            return
+            return value
         message = f"`{self.name}` has no start yet: call `adapt` on the flow with some training data first."
-        with tf.init_scope():
-            is_adapted = tf.executing_eagerly() and bool(self._is_adapted)
-        if is_adapted:
-            yield
-        elif tf.executing_eagerly():
-            raise ValueError(message)
-        else:
-            # A function traced before the start is asked again when it runs.
-            with tf.control_dependencies([tf.debugging.Assert(self._is_adapted, [message])]):
-                yield
+        if tf.executing_eagerly():
+            if not self.has_start():
+                raise ValueError(message)
+            return value
+        is_adapted = tf.convert_to_tensor(self._is_adapted)
+        # XLA drops the assertion; NaN remains.
+        with tf.control_dependencies([tf.debugging.Assert(is_adapted, [message])]):
+            return tf.where(is_adapted, value, tf.constant(np.nan, value.dtype))
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """`AffineCoupling`: channels scaled and shifted by what a network makes of the other channels."""
 
+import numbers
+
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -16,12 +18,12 @@ class AffineCoupling(tfp.bijectors.Bijector):
         forward:  a, b -> a, (b - shift) exp(-s)
 
     Invertible whatever the network is. `inverse_log_det_jacobian` is the sum of s; both directions and the
-    log-det cost one pass of the network, and a log-det of a pair that was computed before costs none.
+    log-det cost one pass of the network; inside a `tf.function` both ends of a pair share one.
 
     The network is called on one batch dimension, `[B, H, W, Ca]` for images, and must return twice as many
     channels as b has: first the shift, then h. Any callable will do. The weights of a Keras network, which
     must be built, are among the `variables` and `trainable_variables` of the bijector, as are those of a
-    `tf.Module`.
+    `tf.Module`. Of weights inside a plain function TFP sees none, and `FlowModel` those that are trained.
 
     Shapes: events `[H, W, C]`, or of the rank `event_ndims`. Dtypes: those of the events; what the network
     returns is cast. `FlowModel` and TFP see its variables.
@@ -69,8 +71,8 @@ class AffineCoupling(tfp.bijectors.Bijector):
         if num_conditioning is not None:
             check_positive_int(num_conditioning, "num_conditioning")
         check_positive_int(event_ndims, "event_ndims")
-        if not bound > 0:
-            raise ValueError(f"`bound` must be positive; got {bound!r}.")
+        if not (isinstance(bound, numbers.Real) and 0 < bound < float("inf")):
+            raise ValueError(f"`bound` must be positive and finite; got {bound!r}.")
         self._network = network
         self._num_conditioning = num_conditioning
         self._bound = float(bound)

@@ -15,7 +15,8 @@ class ChannelSplit(tfb.Bijector):
     once, the first channels go on. A split prior is an `AffineCoupling` on the side of the data of this.
 
     The log-det is that of the inner bijector. Shapes: events of the inner bijector's rank, with channels as
-    the last dimension; the inner bijector must keep the shape. Dtypes: the inner bijector's.
+    the last dimension; the inner bijector must keep the shape. Dtypes: the inner bijector's. Keyword
+    arguments go to the inner bijector.
 
     >>> split = ChannelSplit(tfb.Scale(2.0), num_channels=1)
     >>> split.forward([1.0, 1.0, 1.0]).numpy()
@@ -50,9 +51,8 @@ class ChannelSplit(tfb.Bijector):
         self._num_channels = num_channels
         # Composed of TFP's parts, whose cache keeps track of the parts of a pair.
         split = tfb.Split(2 if num_channels is None else [num_channels, -1], axis=-1)
-        self._parts = tfb.Chain(
-            [tfb.Invert(split), tfb.JointMap([bijector, tfb.Identity()]), split], validate_args=validate_args
-        )
+        self._both = tfb.JointMap([bijector, tfb.Identity()])
+        self._parts = tfb.Chain([tfb.Invert(split), self._both, split], validate_args=validate_args)
         super().__init__(
             forward_min_event_ndims=max(ndims, 1),
             is_constant_jacobian=bijector.is_constant_jacobian,
@@ -75,17 +75,23 @@ class ChannelSplit(tfb.Bijector):
 
     def _forward(self, x, **kwargs):
         self._check_channels(x)
-        return self._parts.forward(x, **kwargs)
+        return self._parts.forward(x, **self._nested(kwargs))
 
     def _inverse(self, y, **kwargs):
         self._check_channels(y)
-        return self._parts.inverse(y, **kwargs)
+        return self._parts.inverse(y, **self._nested(kwargs))
 
     def _forward_log_det_jacobian(self, x, **kwargs):
-        return self._parts.forward_log_det_jacobian(x, self.forward_min_event_ndims, **kwargs)
+        ndims = self.forward_min_event_ndims
+        return self._parts.forward_log_det_jacobian(x, ndims, **self._nested(kwargs))
 
     def _inverse_log_det_jacobian(self, y, **kwargs):
-        return self._parts.inverse_log_det_jacobian(y, self.inverse_min_event_ndims, **kwargs)
+        ndims = self.inverse_min_event_ndims
+        return self._parts.inverse_log_det_jacobian(y, ndims, **self._nested(kwargs))
+
+    def _nested(self, kwargs):
+        """Compositions of TFP hand keyword arguments down by the names of their parts."""
+        return {self._both.name: {self._bijector.name: kwargs}} if kwargs else {}
 
     def _check_channels(self, value):
         shape, first = value.shape, self._num_channels

@@ -6,11 +6,11 @@ import tensorflow as tf
 
 
 class Passes:
-    """Remembers, while their tensors live, which direction made a pair, and values that the pass computed.
+    """Remembers, while their tensors live, which direction made a pair, and in graphs what the pass computed.
 
-    TFP asks for the log-det of a pair at either end; it is that of the map which made the pair. In graphs all
-    references are weak, since a value there keeps its whole graph alive; a value that is gone must be
-    computed anew.
+    TFP asks for the log-det of a pair at either end; it is that of the map which made the pair. In a graph a
+    direction and its log-det share the values of a pass; eagerly a variable may change in between, and a new
+    tape would not see them, so that they are computed anew. All references are weak.
     """
 
     def __init__(self):
@@ -18,7 +18,7 @@ class Passes:
 
     def add(self, direction, x, output, values=()):
         """Remembers a pass of a direction, from `x` to `output`."""
-        held = tuple(_Value(value) if tf.executing_eagerly() else weakref.ref(value) for value in values)
+        values = () if tf.executing_eagerly() else tuple(map(weakref.ref, values))
         entries, keys = self._entries, ((direction, "input", id(x)), (direction, "output", id(output)))
 
         def forget(_):
@@ -27,10 +27,10 @@ class Passes:
 
         # The pair goes when either end does.
         for key, tensor in zip(keys, (x, output), strict=True):
-            entries[key] = weakref.ref(tensor, forget), held
+            entries[key] = weakref.ref(tensor, forget), values
 
     def values_by_input(self, direction, x):
-        """The values of the pass that took `x`; empty if they are gone, `None` without a pass."""
+        """The values of the pass that took `x`; empty if they must be computed, `None` without a pass."""
         return self._values((direction, "input", id(x)), x)
 
     def values_by_output(self, direction, output):
@@ -38,18 +38,18 @@ class Passes:
         return self._values((direction, "output", id(output)), output)
 
     def _values(self, key, tensor):
-        reference, held = self._entries.get(key, (lambda: None, ()))
+        reference, values = self._entries.get(key, (lambda: None, ()))
         if reference() is not tensor:
             return None
-        values = tuple(reference() for reference in held)
-        return () if any(value is None for value in values) else values
+        values = tuple(value() for value in values)
+        return values if all(map(_is_within_reach, values)) else ()
 
 
-class _Value:
-    """A strong reference that is called as a weak one is."""
-
-    def __init__(self, value):
-        self._value = value
-
-    def __call__(self):
-        return self._value
+def _is_within_reach(value):
+    """Whether the tensor lives, in this graph or one around it, and not in another branch of a `tf.cond`."""
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None and value is not None:
+        if value.graph is graph:
+            return True
+        graph = getattr(graph, "outer_graph", None)
+    return False

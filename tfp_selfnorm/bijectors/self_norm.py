@@ -1,6 +1,7 @@
 """What the self-normalizing layers share: two kernels, two directions, and the training scope."""
 
 import abc
+import numbers
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -122,7 +123,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         kernels = self._read_kernels("inverse")
         x = self._pass_kernel(self._check_event(y, "y"), *kernels, "inverse")
         x = x if self._bias is None else x + self._bias
-        self._passes.add("inverse", y, x, _lasting(kernels))
+        self._passes.add("inverse", y, x, kernels)
         return x
 
     def _forward(self, x):
@@ -133,7 +134,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
             y = self._operations.solve(kernels[0], centred)
         else:
             y = self._pass_kernel(centred, *kernels, "forward")
-        self._passes.add("forward", x, y, _lasting(kernels))
+        self._passes.add("forward", x, y, kernels)
         return y
 
     def _inverse_log_det_jacobian(self, y):
@@ -214,15 +215,21 @@ def kernel_variables(forward_kernel, inverse_kernel, name):
 
 
 def common_dtype(**parameters):
-    """The one floating dtype of the parameters; Python numbers count as float32."""
+    """The one dtype of the parameters, float32 or float64; Python numbers count as float32.
+
+    Raises:
+      TypeError: if a parameter is of another dtype or missing, or the dtypes differ.
+    """
     dtypes = {}
     for name, value in parameters.items():
-        if value is None:
+        if value is None and name == "bias":
             continue
+        if value is None:
+            raise TypeError(f"`{name}` must be a tensor or a tf.Variable; got None.")
         dtype = getattr(value, "dtype", None) or tf.convert_to_tensor(value).dtype
         dtypes[name] = tf.as_dtype(dtype)
-        if not dtypes[name].is_floating:
-            raise TypeError(f"`{name}` must be floating; got dtype {dtypes[name].name}.")
+        if dtypes[name] not in (tf.float32, tf.float64):
+            raise TypeError(f"`{name}` must be floating, float32 or float64; got dtype {dtypes[name].name}.")
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"`{name}` {dtype.name}" for name, dtype in dtypes.items())
         raise TypeError(f"The parameters must have one dtype; got {listed}.")
@@ -236,15 +243,12 @@ def parameter(value, dtype, name):
     return tf.convert_to_tensor(value, dtype, name=name)
 
 
-def _lasting(kernels):
-    """In a graph a direction and its log-det share one read; eagerly a variable may change in between."""
-    return () if tf.executing_eagerly() else kernels
-
-
 def _check_options(gradient, gradients, mixture, inversion):
     if gradient not in gradients:
         raise ValueError(f"`gradient` must be one of {gradients}; got {gradient!r}.")
     if inversion is not None and inversion not in INVERSIONS:
         raise ValueError(f"`inversion` must be None or one of {INVERSIONS}; got {inversion!r}.")
+    if not isinstance(mixture, numbers.Real):
+        raise TypeError(f"`mixture` must be a number; got {mixture!r}.")
     if not 0.0 <= mixture <= 1.0:
         raise ValueError(f"`mixture` must be in [0, 1]; got {mixture!r}.")

@@ -55,7 +55,7 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
         height, width, channels = _sizes(x)
         b = self._block_size
         blocks = tf.reshape(x, [-1, height // b, b, width // b, b, channels])
-        squeezed = tf.einsum("nhiwjc->nhwijc", blocks)
+        squeezed = tf.transpose(blocks, [0, 1, 3, 2, 4, 5])
         squeezed = tf.reshape(squeezed, self._forward_event_shape_tensor(tf.shape(x)))
         return tf.ensure_shape(squeezed, output_shape)
 
@@ -64,7 +64,7 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
         height, width, channels = _sizes(y)
         b = self._block_size
         pixels = tf.reshape(y, [-1, height, width, b, b, channels // (b * b)])
-        image = tf.einsum("nhwijc->nhiwjc", pixels)
+        image = tf.transpose(pixels, [0, 1, 3, 2, 4, 5])
         image = tf.reshape(image, self._inverse_event_shape_tensor(tf.shape(y)))
         return tf.ensure_shape(image, output_shape)
 

@@ -52,7 +52,7 @@ def inverse_to_gradient(inverse_kernel, spatial_shape):
 
 
 def solve(kernel, z, name="kernel"):
-    """`exact_conv.solve`, with its gradients: of `z` by a solve with the transposed map."""
+    """`exact_conv.solve` with its gradients, of `z` by a transposed solve; differentiable once."""
 
     @tf.custom_gradient
     def apply(kernel, z):
@@ -60,7 +60,8 @@ def solve(kernel, z, name="kernel"):
 
         def gradients(d_x):
             d_z = solve(flip(kernel), d_x, name)
-            return -kernel_gradient(x, d_z, kernel.shape[:2]), d_z
+            d_kernel = -kernel_gradient(x, d_z, kernel.shape[:2])
+            return exact_conv.differentiated_once(d_kernel, kernel, z), d_z
 
         return x, gradients
 
@@ -72,17 +73,18 @@ def operations(kernel_size, spatial_shape, name="kernel"):
     ndims = len(spatial_shape)
     kernel_size, shape = _planar(kernel_size), _planar(spatial_shape)
 
-    def images(x):
-        return tf.reshape(x, [-1, *shape, x.shape[-1]])
+    def images(x, kernel):
+        return tf.reshape(x, [-1, *shape, kernel.shape[-1]])
 
     def planar(kernel):
         return kernel if ndims == 2 else kernel[:, tf.newaxis]
 
     def on_images(function):
-        return lambda kernel, x: tf.reshape(function(planar(kernel), images(x)), tf.shape(x))
+        return lambda kernel, x: tf.reshape(function(planar(kernel), images(x, kernel)), tf.shape(x))
 
     def gradient_of_kernel(x, d_z, kernel):
-        return tf.reshape(kernel_gradient(images(x), images(d_z), kernel_size), kernel.shape)
+        d_kernel = kernel_gradient(images(x, kernel), images(d_z, kernel), kernel_size)
+        return tf.reshape(d_kernel, kernel.shape)
 
     def to_matrix(kernel):
         return tf.transpose(tf.reshape(kernel, kernel.shape[-2:]))

@@ -30,11 +30,12 @@ def log_det(kernel, spatial_shape, name="kernel"):
 
     @tf.custom_gradient
     def apply(kernel):
-        value, error = _log_det_function(*_static(kernel, spatial_shape))(_double(kernel))
+        compiled = _compiled(_log_det_and_error, tuple(spatial_shape), tuple(kernel.shape))
+        value, error = compiled(_double(kernel))
 
         def gradient(upstream):
             scale = upstream[..., tf.newaxis, tf.newaxis, tf.newaxis, tf.newaxis]
-            return scale * log_det_gradient(kernel, spatial_shape, name)
+            return scale * differentiated_once(log_det_gradient(kernel, spatial_shape, name), kernel)
 
         return tf.cast(_checked(value, error, name), kernel.dtype), gradient
 
@@ -43,7 +44,8 @@ def log_det(kernel, spatial_shape, name="kernel"):
 
 def log_det_gradient(kernel, spatial_shape, name="kernel"):
     """The exact gradient of `log |det|`, at thrice its cost; raises as `log_det` does."""
-    gradient, error = _log_det_gradient_function(*_static(kernel, spatial_shape))(_double(kernel))
+    compiled = _compiled(_log_det_gradient_and_error, tuple(spatial_shape), tuple(kernel.shape))
+    gradient, error = compiled(_double(kernel))
     return tf.cast(_checked(gradient, error, name), kernel.dtype)
 
 
@@ -53,12 +55,26 @@ def solve(kernel, z, name="kernel"):
     Not differentiable; `conv.solve` is. Cost: a factorization as for `log_det`, and O(n^2 H / p) an image.
     Raises as `log_det` does.
     """
-    x, error = _solve_function(*_static(kernel, z.shape[1:3]))(_double(kernel), _double(z))
+    shapes = tuple(kernel.shape), (None, *z.shape[1:])
+    x, error = _compiled(_solution_and_error, tuple(z.shape[1:3]), *shapes)(_double(kernel), _double(z))
     return tf.cast(_checked(x, error, name), z.dtype)
 
 
-def _static(kernel, spatial_shape):
-    return tuple(kernel.shape), tuple(spatial_shape)
+def differentiated_once(gradient, *arguments):
+    """`gradient`, which depends on the arguments in ways that are not recorded: the next one is refused.
+
+    Raises:
+      NotImplementedError: when it is differentiated.
+    """
+
+    @tf.custom_gradient
+    def apply(gradient, *arguments):
+        def refuse(*_):
+            raise NotImplementedError("Exact log-dets and solves of convolutions are differentiable once.")
+
+        return tf.identity(gradient), refuse
+
+    return apply(gradient, *arguments)
 
 
 def _double(x):
@@ -97,51 +113,34 @@ def _layout(kernel_size, spatial_shape):
 
 # Dozens of small operations: compiled they take a twentieth of the time that they take eagerly. Inlined, all
 # of it would be optimised again for each layer of a flow: seconds before the first step.
-def _compiled(*shapes):
+@functools.cache
+def _compiled(function, spatial_shape, *shapes):
+    layout = _layout(shapes[0][-4:-2], spatial_shape)
+    # TensorFlow takes partial functions for as many, and not for one that is traced again and again.
     return tf.function(
+        functools.partial(function, layout),
         input_signature=[tf.TensorSpec(shape, tf.float64) for shape in shapes],
         autograph=False,
         experimental_attributes={"_noinline": True},
     )
 
 
-@functools.cache
-def _log_det_function(kernel_shape, spatial_shape):
-    layout = _layout(kernel_shape[-4:-2], spatial_shape)
-
-    @_compiled(kernel_shape)
-    def log_det_and_error(kernel):
-        value, error = block_tridiagonal.log_det(_blocks(kernel, layout))
-        return layout.copies * value, error
-
-    return log_det_and_error
+def _log_det_and_error(layout, kernel):
+    value, error = block_tridiagonal.log_det(_blocks(kernel, layout))
+    return layout.copies * value, error
 
 
-@functools.cache
-def _log_det_gradient_function(kernel_shape, spatial_shape):
-    layout = _layout(kernel_shape[-4:-2], spatial_shape)
-
-    @_compiled(kernel_shape)
-    def gradient_and_error(kernel):
-        with tf.GradientTape() as tape:
-            tape.watch(kernel)
-            system = _blocks(kernel, layout)
-        gradients, error = block_tridiagonal.log_det_gradient(system)
-        return layout.copies * tape.gradient(system[:-1], kernel, output_gradients=gradients), error
-
-    return gradient_and_error
+def _log_det_gradient_and_error(layout, kernel):
+    with tf.GradientTape() as tape:
+        tape.watch(kernel)
+        system = _blocks(kernel, layout)
+    gradients, error = block_tridiagonal.log_det_gradient(system)
+    return layout.copies * tape.gradient(system[:-1], kernel, output_gradients=gradients), error
 
 
-@functools.cache
-def _solve_function(kernel_shape, spatial_shape):
-    layout = _layout(kernel_shape[:2], spatial_shape)
-
-    @_compiled(kernel_shape, [None, *spatial_shape, kernel_shape[-1]])
-    def solution_and_error(kernel, z):
-        x, error = block_tridiagonal.solve(_blocks(kernel, layout), _to_blocks(z, layout))
-        return _from_blocks(x, tf.shape(z), layout), error
-
-    return solution_and_error
+def _solution_and_error(layout, kernel, z):
+    x, error = block_tridiagonal.solve(_blocks(kernel, layout), _to_blocks(z, layout))
+    return _from_blocks(x, tf.shape(z), layout), error
 
 
 def _blocks(kernel, layout):
