@@ -98,8 +98,8 @@ def test_the_schedule_of_an_own_loop(make_layer):
     assert tracking.update(layers, step=1) > 1e-3
     tracking.update(layers, step=5)
     assert max(sn.inverse_error(layer) for layer in layers) < 1e-12
-    assert sn.Tracking().interval(layers) == 20
-    assert sn.Tracking().interval([sn.SelfNormDense.trainable(784)]) == 98
+    assert sn.Tracking().interval(layers[0]) == 20
+    assert sn.Tracking().interval(sn.SelfNormDense.trainable(784)) == 98
 
 
 def test_the_schedule_passes_by_layers_without_a_learned_inverse():
