@@ -18,6 +18,7 @@ from tfp_selfnorm.flow_model import FlowModel
 from tfp_selfnorm.flows import conv_flow, dense_flow, glow_flow
 from tfp_selfnorm.networks import coupling_network
 from tfp_selfnorm.reconstruction import Reconstruction
+from tfp_selfnorm.reconstruction_weight import AdaptiveWeight, ReconstructionWeights
 from tfp_selfnorm.tracking import Tracking, inverse_error, refresh_inverse, sketch_and_project
 from tfp_selfnorm.training_scope import training_scope
 from tfp_selfnorm.tree import exact, self_norm_layers
@@ -26,11 +27,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActNorm",
+    "AdaptiveWeight",
     "AffineCoupling",
     "ChannelSplit",
     "FlowModel",
     "LeakyReLU",
     "Reconstruction",
+    "ReconstructionWeights",
     "SelfNormConv1D",
     "SelfNormConv2D",
     "SelfNormDense",

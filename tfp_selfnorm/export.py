@@ -6,6 +6,8 @@ import keras
 import tensorflow as tf
 
 from tfp_selfnorm.checks import has_latent
+from tfp_selfnorm.files import replacing
+from tfp_selfnorm.tree import self_norm_layers
 
 
 def export_flow(model, filepath) -> None:
@@ -13,22 +15,38 @@ def export_flow(model, filepath) -> None:
     folder = pathlib.Path(filepath)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`filepath` must be an empty or absent folder; {str(folder)!r} is neither.")
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    for name, (function, signature) in _endpoints(model).items():
+        archive.add_endpoint(name, function, signature)
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with replacing(folder) as partial:
+        archive.write_out(str(partial), verbose=False)
+
+
+def _endpoints(model):
+    """Functions and what they take, by name; the first is the default of TensorFlow Serving."""
     distribution = model.distribution
     events = tf.TensorSpec([None, *distribution.event_shape], distribution.dtype, "x")
-    endpoints = {
-        "log_prob": (model.log_prob, [events]),
-        "sample": (
-            lambda n, seed: distribution.sample(n, seed=seed),
-            [tf.TensorSpec([], tf.int32, "n"), tf.TensorSpec([2], tf.int32, "seed")],
-        ),
-    }
+    count, seed = tf.TensorSpec([], tf.int32, "n"), tf.TensorSpec([2], tf.int32, "seed")
+    endpoints = {"log_prob": (model.log_prob, [events])}
+    has_learned = any(layer.inversion == "learned" for layer in self_norm_layers(distribution))
+    kinds = {"": False, "_exact": True} if has_learned else {"": False}
+    for suffix, exact in kinds.items():
+        endpoints[f"sample{suffix}"] = _sampler(model, exact), [count, seed]
     if has_latent(distribution):
         base = distribution.distribution
         latent = tf.TensorSpec([None, *base.event_shape], base.dtype, "z")
-        endpoints["encode"] = (model.encode, [events])
-        endpoints["decode"] = (model.decode, [latent])
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    for name, (function, signature) in endpoints.items():
-        archive.add_endpoint(name, function, signature)
-    archive.write_out(str(folder), verbose=False)
+        endpoints["encode"] = model.encode, [events]
+        for suffix, exact in kinds.items():
+            endpoints[f"decode{suffix}"] = _decoder(model, exact), [latent]
+    return endpoints
+
+
+def _sampler(model, exact):
+    # `FlowModel.sample` checks its `n`, which is not known yet.
+    return lambda n, seed: model._flow(exact).sample(n, seed=seed)
+
+
+def _decoder(model, exact):
+    return lambda z: model.decode(z, exact)

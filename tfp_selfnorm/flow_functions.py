@@ -78,11 +78,16 @@ class FlowFunctions:
     def export(self, filepath):
         """Writes a SavedModel that loads where neither this package nor TFP is installed.
 
-        Endpoints: `log_prob(x)`, `sample(n, seed)` with a scalar int32 `n` and an int32 `seed` of shape
-        [2], and for a transformed distribution `encode(x)` and `decode(z)`, by the learned inverse.
+        Endpoints: `log_prob(x)`, for batches of any size; `sample(n, seed)` with a scalar int32 `n` and an
+        int32 `seed` of shape [2]; for a transformed distribution `encode(x)` and `decode(z)`; and, where a
+        layer has a learned inverse, by which `sample` and `decode` go, `sample_exact` and `decode_exact`.
+        Each keeps its gradients, and is a signature for TensorFlow Serving; `log_prob` is the default one.
+
+            flow = tf.saved_model.load(filepath)
+            flow.log_prob(x), flow.sample(100, [0, 1]), flow.signatures["encode"](x=x)
 
         Args:
-          filepath: folder to write to; it must be empty or absent.
+          filepath: folder to write to; it must be empty or absent, and appears once all is written.
 
         Raises:
           ValueError: if the folder is not empty.

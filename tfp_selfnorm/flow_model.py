@@ -3,12 +3,10 @@
 import keras
 import tensorflow as tf
 
-from tfp_selfnorm import images
 from tfp_selfnorm.adaptation import check_adapted
 from tfp_selfnorm.bijectors import AffineCoupling
 from tfp_selfnorm.checks import (
     check_distribution,
-    check_events,
     check_finite,
     check_inverse_learning,
     naming_the_batch,
@@ -16,18 +14,21 @@ from tfp_selfnorm.checks import (
     with_dummy_targets,
 )
 from tfp_selfnorm.flow_functions import FlowFunctions
+from tfp_selfnorm.flow_saving import FlowSaving
+from tfp_selfnorm.flow_steps import FlowSteps
 from tfp_selfnorm.held_log_dets import HeldLogDets
+from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.networks import computes_in_float16
 from tfp_selfnorm.reconstruction import Reconstruction
-from tfp_selfnorm.tracking import Tracking, inverse_error, refresh_inverse, sketch_and_project
-from tfp_selfnorm.training_scope import current_scope, training_scope
+from tfp_selfnorm.reconstruction_weight import ReconstructionWeights
+from tfp_selfnorm.tracking import Tracking, refresh_inverse
 from tfp_selfnorm.tree import bijectors_of
+from tfp_selfnorm.update_guard import UpdateGuard
 from tfp_selfnorm.variables import adopt, reachable
 
-# The reconstruction error on the progress bar is estimated from so many examples where no loss needs it.
-_ERROR_EXAMPLES = 8
 
-
-class FlowModel(FlowFunctions, keras.Model):
+@keras.saving.register_keras_serializable("tfp_selfnorm")
+class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
     """Trains a distribution by maximum likelihood with Keras `fit`, and scores, samples and exports it.
 
     Takes any TFP distribution with trainable variables. `fit(x)` minimises the mean negative
@@ -40,6 +41,8 @@ class FlowModel(FlowFunctions, keras.Model):
     for a convolution, a block elimination a layer. Each layer's log-det is held in a variable, and refreshed
     outside the compiled step: every `refresh_interval` of the layer, by so many steps `nll` in training lags,
     and at the start of `evaluate` and `predict`, so `val_nll` is exact.
+
+    A step whose loss or gradients are not finite is skipped, and counted by `skipped_updates`.
 
     Events go in as `(batch, *event_shape)`, in a floating dtype; they are cast to the distribution's.
 
@@ -85,26 +88,63 @@ class FlowModel(FlowFunctions, keras.Model):
         self._self_norm = tuple(layers)
         self._tracking = inverse_learning if isinstance(inverse_learning, Tracking) else None
         self._tracked_self_norm = tuple(filter(self._tracking.follows, layers)) if self._tracking else ()
+        couplings = bijectors_of(AffineCoupling, distribution)
         frozen = [layer.forward_kernel for layer in layers if not self._trains_inverse(layer)]
         frozen = [kernel for kernel in frozen if isinstance(kernel, tf.Variable)]
-        for coupling in bijectors_of(AffineCoupling, distribution):
-            frozen += coupling.frozen_variables
-        self._adopted = adopt(variables, frozen)
+        frozen += [variable for coupling in couplings for variable in coupling.frozen_variables]
+        self._scales_loss = any(computes_in_float16(coupling.network) for coupling in couplings)
+        self._adopted = adopt(variables, distribution, frozen)
+        # Such as the moving statistics of batch normalisation.
+        self._moving_variables = [variable for variable in self._adopted if not variable.value.trainable]
         self._held_log_dets = HeldLogDets(layers, self.add_weight)
+        self._guard = UpdateGuard(self._add_state)
+        reconstruction = self._tracking.reconstruction if self._tracking else inverse_learning
+        self._reconstruction_weights = ReconstructionWeights(
+            reconstruction or Reconstruction(),
+            [layer for layer in layers if self._reconstruction_of(layer) is not None],
+            self._add_state,
+        )
         self._nll = keras.metrics.Mean("nll")
         self._bits_per_dim = keras.metrics.Mean("bits_per_dim") if bits_per_dim else None
         uses_inverse = any(layer.needs_inverse for layer in self._self_norm)
         self._reconstruction = keras.metrics.Mean("reconstruction") if uses_inverse else None
+        weighs = self._reconstruction_weights.changes
+        self._mean_weight = keras.metrics.Mean("reconstruction_weight") if weighs else None
         self._inverse_error = keras.metrics.Mean("inverse_error") if self._tracked_self_norm else None
+        self._skipped_updates = keras.metrics.Sum("skipped_updates")
         self._step = None
         self.built = True
 
-    def compile(self, optimizer="adam", loss=None, metrics=None, **kwargs):
-        """Keras's `compile`, without a loss or metrics: the model has its own."""
+    def compile(
+        self,
+        optimizer="adam",
+        loss=None,
+        metrics=None,
+        *,
+        max_skipped_updates=10,
+        auto_scale_loss=True,
+        **kwargs,
+    ):
+        """Keras's `compile`, without a loss or metrics: the model has its own.
+
+        Args:
+          optimizer: a Keras optimizer, or its name.
+          loss: must be `None`.
+          metrics: must be `None`.
+          max_skipped_updates: training stops with a ValueError after so many steps in a row whose loss or
+            gradients are not finite; single ones are skipped and counted.
+          auto_scale_loss: whether to scale the loss where a coupling network computes in float16.
+          **kwargs: as Keras's.
+        """
         for argument, value in (("loss", loss), ("metrics", metrics)):
             if value is not None:
                 raise ValueError(f"`{argument}` must be None: a FlowModel has its own; got {value!r}.")
-        super().compile(optimizer=optimizer, **kwargs)
+        self._max_skipped_updates = check_positive_int(max_skipped_updates, "max_skipped_updates")
+        optimizer = keras.optimizers.get(optimizer)
+        is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if auto_scale_loss and self._scales_loss and not is_scaled:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        super().compile(optimizer=optimizer, auto_scale_loss=auto_scale_loss, **kwargs)
         self._step = None
 
     def refresh_log_dets(self):
@@ -114,73 +154,6 @@ class FlowModel(FlowFunctions, keras.Model):
           ValueError: if one is not finite, naming the layer.
         """
         self._held_log_dets.refresh()
-
-    def call(self, x, training=False):
-        """The log density of each event: exact, or the surrogate of the training scope that is open."""
-        log_prob = self.distribution.log_prob(tf.identity(check_events(x, self.distribution)))
-        scope = current_scope()
-        if scope is None or not scope.records:
-            return log_prob
-        if any(self._reconstruction_of(layer) is not None for layer in scope.layers):
-            self.add_loss(scope.reconstruction_loss())
-        if self._reconstruction is not None and scope.sees_records:
-            full = scope.records[0].error is not None or not training
-            error = scope.reconstruction_error(None if full else _ERROR_EXAMPLES)
-            self._reconstruction.update_state(error, sample_weight=tf.shape(x)[0])
-        return log_prob
-
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The mean negative log-likelihood, weighted by `sample_weight`, plus the added losses."""
-        weights = tf.ones_like(y_pred)
-        if sample_weight is not None:
-            # One weight an example, whatever the batch shape of the distribution.
-            shape = [-1] + [1] * (y_pred.shape.rank - 1)
-            weights *= tf.reshape(tf.cast(sample_weight, y_pred.dtype), shape)
-        total = tf.reduce_sum(weights)
-        nll = -tf.math.divide_no_nan(tf.reduce_sum(weights * y_pred), total)
-        self._nll.update_state(nll, sample_weight=total)
-        if self._bits_per_dim is not None:
-            bits = images.bits_per_dim(-nll, self.distribution.event_shape)
-            self._bits_per_dim.update_state(bits, sample_weight=total)
-        loss = tf.add_n([nll, *(tf.cast(loss, nll.dtype) for loss in self.losses)])
-        # Keras adds the gradients of the replicas up.
-        return loss / tf.distribute.get_strategy().num_replicas_in_sync
-
-    def train_step(self, data):
-        """One step of the optimizer, and under tracking one update of each learned inverse."""
-        with self._open_scope():
-            super().train_step(data)
-        for i, layer in enumerate(self._tracked_self_norm):
-            step = tf.cast(self.optimizer.iterations.value, tf.int32)
-            error = sketch_and_project(layer, self.inverse_learning.num_probes, tf.stack([i, step]))
-            self._inverse_error.update_state(error)
-        return self.get_metrics_result()
-
-    def test_step(self, data):
-        """The figures of one batch, from the held log-dets."""
-        with self._open_scope():
-            super().test_step(data)
-        for i, layer in enumerate(self._tracked_self_norm):
-            error = inverse_error(layer, self.inverse_learning.num_probes, seed=i)
-            self._inverse_error.update_state(error)
-        return self.get_metrics_result()
-
-    def predict_step(self, data):
-        """The log densities of one batch, from the held log-dets."""
-        with self._open_scope():
-            return super().predict_step(data)
-
-    def make_train_function(self, force=False):
-        if self.train_function is not None and not force:
-            return
-        super().make_train_function(force=force)
-        compiled_steps = self.train_function
-
-        def train_function(iterator):
-            self._refresh_when_due()
-            return compiled_steps(iterator)
-
-        self.train_function = train_function
 
     def fit(self, x=None, *args, **kwargs):
         """Keras's `fit`, without targets.
@@ -192,7 +165,7 @@ class FlowModel(FlowFunctions, keras.Model):
 
         Raises:
           ValueError: if an array or a `tf.data.Dataset` has values that are not finite, saying where; if
-            a kernel becomes singular or not finite, naming the layer.
+            a kernel becomes singular, naming the layer; if too many updates in a row were not finite.
         """
         check_adapted(self.distribution)
         validation = kwargs.get("validation_data")
@@ -200,8 +173,15 @@ class FlowModel(FlowFunctions, keras.Model):
             validation = check_finite(validation, "validation_data")
             kwargs["validation_data"] = with_dummy_targets(validation)
         self._step = None
+        self._guard.reset()
         with naming_the_batch():
-            return super().fit(check_finite(x), *args, **weighted(x, kwargs))
+            history = super().fit(check_finite(x), *args, **weighted(x, kwargs))
+        self._check_guard()
+        if getattr(self.optimizer, "inner_optimizer", self.optimizer).use_ema:
+            # Keras has put the averages of the kernels in their place.
+            for layer in self._tracked_self_norm:
+                refresh_inverse(layer)
+        return history
 
     def evaluate(self, x=None, *args, **kwargs):
         """Keras's `evaluate`, with exact likelihoods: the log-dets are computed once, at its start."""
@@ -234,31 +214,12 @@ class FlowModel(FlowFunctions, keras.Model):
         self.refresh_log_dets()
         return super().predict_on_batch(x)
 
-    def get_config(self):
-        """A distribution has no config: weights and exports are what can be saved."""
-        raise ValueError(
-            "A FlowModel made from a distribution cannot be saved whole: save its weights with "
-            "`save_weights` (`save_weights_only=True` in ModelCheckpoint), or `export` it."
-        )
-
-    def _open_scope(self):
-        return training_scope(self.inverse_learning, self._held_log_dets.read())
-
-    def _refresh_when_due(self):
-        """Host side of the training step: what costs O(D^3) stays out of the compiled graph."""
-        if not self._self_norm:
-            return
-        if self._step is None:
-            self._step = int(self.optimizer.iterations.numpy())
-
-        def is_due(layer):
-            interval = self._tracking.interval(layer) if self._tracking else layer.refresh_interval
-            return self._step % interval < self.steps_per_execution
-
-        for layer in filter(is_due, self._tracked_self_norm):
-            refresh_inverse(layer)
-        self._held_log_dets.refresh(is_due)
-        self._step += self.steps_per_execution
+    def _add_state(self, initial, name, dtype="float32"):
+        """A scalar that no gradient trains, and that files keep."""
+        initializer = keras.initializers.Constant(initial)
+        # Counts are the same on all replicas, and have no mean.
+        aggregation = "mean" if dtype == "float32" else "only_first_replica"
+        return self.add_weight((), initializer, dtype, trainable=False, aggregation=aggregation, name=name)
 
     def _trains_inverse(self, layer):
         """Whether a gradient reaches the layer's forward kernel."""

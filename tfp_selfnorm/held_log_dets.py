@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from tfp_selfnorm.variables import unused_name
+
 
 class HeldLogDets:
     """Holds each layer's `log |det W|`, in nats.
@@ -13,6 +15,9 @@ class HeldLogDets:
     """
 
     def __init__(self, layers, add_weight):
+        names = {}
+        for layer in layers:
+            names[unused_name(f"held_log_det_{layer.name}", names)] = layer
         self._held = [
             (
                 layer,
@@ -21,10 +26,10 @@ class HeldLogDets:
                     initializer="zeros",
                     dtype=layer.dtype.name,
                     trainable=False,
-                    name=f"held_log_det_{i}",
+                    name=name,
                 ),
             )
-            for i, layer in enumerate(layers)
+            for name, layer in names.items()
         ]
 
     def read(self) -> dict:

@@ -46,3 +46,9 @@ def coupling_network(input_shape, num_outputs, width=512, kernel_size=3, seed=No
         ],
         name=name,
     )
+
+
+def computes_in_float16(network) -> bool:
+    """Whether a layer of a Keras network does, so that its gradients need a scaled loss."""
+    layers = network._flatten_layers() if isinstance(network, keras.Layer) else []
+    return any(layer.compute_dtype == "float16" for layer in layers)

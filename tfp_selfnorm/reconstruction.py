@@ -1,9 +1,13 @@
 """The reconstruction regularizers: the paper's way of learning the inverse, by gradient."""
 
 import dataclasses
+import numbers
 from typing import Any
 
 import tensorflow as tf
+
+from tfp_selfnorm.reconstruction_weight import AdaptiveWeight
+from tfp_selfnorm.seeds import stateless_seed
 
 KINDS = ("data", "symmetric", "inverse_only", "probes")
 
@@ -26,10 +30,13 @@ class Reconstruction:
 
     Args:
       kind: one of the four names above.
-      weight: the weight in the loss, 0 or more: a float, or a scalar `tf.Variable` that you change.
+      weight: the weight in the loss: a float, 0 or more; a scalar `tf.Variable` that you change; a function
+        of the step, such as a schedule of Keras (`PolynomialDecay(0.0, 1000, 1.0)` warms up to 1 in 1,000
+        steps); or an `AdaptiveWeight`.
       num_probes: number of probes a step, for "probes".
 
     Raises:
+      TypeError: if the weight is none of these.
       ValueError: for an unknown kind, a negative weight, or less than one probe.
 
     >>> Reconstruction("probes", weight=10.0).weight
@@ -46,8 +53,14 @@ class Reconstruction:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"`kind` must be one of {KINDS}; got {self.kind!r}.")
-        if isinstance(self.weight, (int, float)) and not self.weight >= 0:
+        if isinstance(self.weight, numbers.Real) and not self.weight >= 0:
             raise ValueError(f"`weight` must be 0 or more; got {self.weight!r}.")
+        is_scalar = isinstance(self.weight, numbers.Real) or tf.is_tensor(self.weight)
+        if not (is_scalar or callable(self.weight) or isinstance(self.weight, AdaptiveWeight)):
+            raise TypeError(
+                "`weight` must be a number, a variable, a function of the step, or an AdaptiveWeight; got "
+                f"{self.weight!r}."
+            )
         if self.num_probes < 1:
             raise ValueError(f"`num_probes` must be 1 or more; got {self.num_probes!r}.")
 
@@ -56,21 +69,22 @@ class Reconstruction:
         """Which kernels the error that a layer computes along with its map trains, see `math.linear`."""
         return {"probes": None, "inverse_only": "other"}.get(self.kind, "both")
 
-    def loss(self, record) -> tf.Tensor:
-        """The unweighted loss of one pass of a layer, a scalar."""
+    def loss(self, record, seed=None) -> tf.Tensor:
+        """The unweighted loss of one pass of a layer, a scalar; the seed is that of probes."""
         if self.kind == "probes":
-            return self._probe_loss(record)
+            return self._probe_loss(record, seed)
         data = tf.reduce_mean(record.error)
         if self.kind != "symmetric":
             return data
         z = tf.stop_gradient(record.output)
         return 0.5 * data + 0.5 * tf.reduce_mean(_distance(z, record, record.other_kernel, record.kernel))
 
-    def _probe_loss(self, record):
+    def _probe_loss(self, record, seed):
         layer = record.layer
         ndims = layer.forward_min_event_ndims + layer.experimental_batch_shape().rank
         shape = tf.concat([[self.num_probes], tf.shape(record.output)[-ndims:]], axis=0)
-        probes = tf.random.normal(shape, dtype=record.output.dtype)
+        seed = stateless_seed(seed, salt="reconstruction_probes")
+        probes = tf.random.stateless_normal(shape, seed, dtype=record.output.dtype)
         return tf.reduce_mean(_distance(probes, record, record.other_kernel, record.kernel))
 
     @staticmethod

@@ -10,6 +10,8 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.checks import check_inverse_learning
 from tfp_selfnorm.reconstruction import Reconstruction
+from tfp_selfnorm.reconstruction_weight import AdaptiveWeight
+from tfp_selfnorm.seeds import stateless_seed
 from tfp_selfnorm.tracking import Tracking
 
 _THREAD = threading.local()
@@ -37,8 +39,9 @@ class Record(NamedTuple):
 class TrainingScope:
     """What `training_scope` yields: the layers passed so far, and the losses that come from them."""
 
-    def __init__(self, inverse_learning, log_dets):
+    def __init__(self, inverse_learning, log_dets, seed=None):
         self.inverse_learning = inverse_learning
+        self._seed = seed
         self.records: list[Record] = []
         self._log_dets = None
         if log_dets is not None:
@@ -91,16 +94,26 @@ class TrainingScope:
             lambda record: tf.stop_gradient(Reconstruction.error(record, num_examples))
         )
 
+    def reconstruction_errors(self) -> dict:
+        """The mean over the batch of `||x - R W x||^2` of each layer, for `ReconstructionWeights.update`."""
+        errors = {}
+        for layer in self.layers:
+            passes = [record for record in self.records if record.layer.key == layer.key]
+            errors[layer] = tf.stop_gradient(tf.add_n([Reconstruction.error(record) for record in passes]))
+        return errors
+
     def reconstruction_loss(self, weight=None) -> tf.Tensor:
         """The regularizer that `inverse_learning` names, summed over the layers passed so far.
 
         For `Tracking` that is the `Reconstruction` of the layers that cannot be tracked; 0 without any.
 
         Args:
-          weight: float or scalar tensor in place of the weight of the `Reconstruction`.
+          weight: in place of the weight of the `Reconstruction`: a float, a scalar tensor, or a mapping from
+            layers to such, as `ReconstructionWeights.read` gives it.
 
         Raises:
-          ValueError: if the scope does not learn the inverse, or no layer was passed.
+          ValueError: if the scope does not learn the inverse, no layer was passed, or the weight depends on
+            the step and is not given.
         """
         if self.inverse_learning is None:
             raise ValueError(
@@ -108,18 +121,35 @@ class TrainingScope:
                 "`Tracking(...)`; got None."
             )
 
+        by_layer = weight
+        if isinstance(weight, Mapping):
+            by_layer = {layer.key: value for layer, value in weight.items()}
+        seeds = iter(self._split_seed(len(self.records)))
+
         def loss(record):
-            reconstruction = self.reconstruction(record.layer)
+            reconstruction, seed = self.reconstruction(record.layer), next(seeds)
             if reconstruction is None:
                 return tf.zeros([], record.output.dtype)
-            value = reconstruction.loss(record)
-            return tf.cast(reconstruction.weight if weight is None else weight, value.dtype) * value
+            factor = reconstruction.weight if weight is None else by_layer
+            factor = factor[record.layer.key] if isinstance(factor, dict) else factor
+            if callable(factor) or isinstance(factor, AdaptiveWeight):
+                raise ValueError(
+                    f"The weight {factor!r} depends on the step: give `reconstruction_loss` what "
+                    "`ReconstructionWeights.read(step)` returns."
+                )
+            value = reconstruction.loss(record, seed)
+            return tf.cast(factor, value.dtype) * value
 
         return self._sum_over_records(loss)
 
     def exact_log_dets(self) -> list[tf.Tensor]:
         """Each layer's `log |det W|` in nats, in the order of `layers`, at O(D^3) each."""
         return [layer.exact_log_det() for layer in self.layers]
+
+    def _split_seed(self, count):
+        if self._seed is None:
+            return [None] * count
+        return tf.unstack(tfp.random.split_seed(stateless_seed(self._seed), count, salt="training_scope"))
 
     def _sum_over_records(self, function):
         if not self.records:
@@ -151,6 +181,7 @@ class TrainingScope:
 def training_scope(
     inverse_learning: Reconstruction | Tracking | None = Reconstruction(),  # noqa: B008
     log_dets: Mapping[Any, Any] | None = None,
+    seed=None,
 ) -> Iterator[TrainingScope]:
     """Within it, self-normalizing layers cost O(D^2): true gradients, held values of the log-dets.
 
@@ -166,6 +197,7 @@ def training_scope(
         or `None`.
       log_dets: mapping from layers to their `log |det W|` in nats. Where it is given, layers that it
         lacks have exact log-dets. `None` holds 0 for all.
+      seed: int or stateless TFP seed of what is random in the losses; `None` for fresh numbers.
 
     Yields:
       A `TrainingScope`.
@@ -192,7 +224,7 @@ def training_scope(
             "A `training_scope` is already open in this thread; scopes do not nest. "
             "Use the open one, or leave it first."
         )
-    scope = TrainingScope(inverse_learning, log_dets)
+    scope = TrainingScope(inverse_learning, log_dets, seed)
     _count_scopes(1)
     _THREAD.scope = scope
     try:

@@ -25,13 +25,23 @@ class AffineCoupling(tfp.bijectors.Bijector):
     must be built, are among the `variables` and `trainable_variables` of the bijector, as are those of a
     `tf.Module`. Of weights inside a plain function TFP sees none, and `FlowModel` those that are trained.
 
+    With a `condition` the network is called on a list, `network([a, condition])`, as a Keras model of two
+    inputs takes it. The condition has the leading dimensions of the events, for samples and batch, and then
+    any of its own. TFP hands arguments on by the names of bijectors: for a part of a `Chain`, be it the
+    coupling itself or in a `tfb.Invert` or `ChannelSplit` of that name, say `flow.log_prob(x,
+    bijector_kwargs={"name": {"condition": c}})`, and for a coupling on its own `{"condition": c}`.
+
     Shapes: events `[H, W, C]`, or of the rank `event_ndims`. Dtypes: those of the events; what the network
-    returns is cast. `FlowModel` and TFP see its variables.
+    returns is cast, and a floating condition. `FlowModel` and TFP see its variables.
 
     >>> network = keras.Sequential([keras.Input([4, 4, 1]), keras.layers.Conv2D(4, 3, padding="same")])
     >>> coupling = AffineCoupling(network, num_conditioning=1)
     >>> coupling.inverse(tf.ones([2, 4, 4, 3])).shape, len(coupling.trainable_variables)
     (TensorShape([2, 4, 4, 3]), 2)
+
+    >>> coupling = AffineCoupling(lambda inputs: tf.concat(inputs, axis=-1), event_ndims=1)
+    >>> coupling.inverse(tf.zeros([5, 2]), condition=tf.ones([5, 1])).shape
+    TensorShape([5, 2])
 
     References: Dinh et al., "Density estimation using Real NVP", ICLR 2017, equations 7 and 8; the bound is
     that of the code published with Keller et al., "Self Normalizing Flows", ICML 2021.
@@ -97,31 +107,33 @@ class AffineCoupling(tfp.bijectors.Bijector):
         """The variables of a Keras network that Keras is not to train."""
         return [weight.value for weight in _keras_weights(self._network) if not weight.trainable]
 
-    def _forward(self, x):
+    def _forward(self, x, condition=None):
         kept, changed = self._split(x)
-        shift, log_scale = self._shift_and_log_scale(kept, changed)
+        shift, log_scale = self._shift_and_log_scale(kept, changed, condition)
         y = tf.concat([kept, (changed - shift) * tf.exp(-log_scale)], axis=-1)
-        self._passes.add("forward", x, y, [log_scale])
+        self._passes.add("forward", x, y, _remembered(log_scale, condition))
         return y
 
-    def _inverse(self, y):
+    def _inverse(self, y, condition=None):
         kept, changed = self._split(y)
-        shift, log_scale = self._shift_and_log_scale(kept, changed)
+        shift, log_scale = self._shift_and_log_scale(kept, changed, condition)
         x = tf.concat([kept, changed * tf.exp(log_scale) + shift], axis=-1)
-        self._passes.add("inverse", y, x, [log_scale])
+        self._passes.add("inverse", y, x, _remembered(log_scale, condition))
         return x
 
-    def _inverse_log_det_jacobian(self, y):
+    def _inverse_log_det_jacobian(self, y, condition=None):
         passed = self._passes.values_by_input("inverse", y) or self._passes.values_by_output("forward", y)
-        return self._sum_of_log_scale(passed, y)
+        return self._sum_of_log_scale(passed, y, condition)
 
-    def _forward_log_det_jacobian(self, x):
+    def _forward_log_det_jacobian(self, x, condition=None):
         passed = self._passes.values_by_input("forward", x) or self._passes.values_by_output("inverse", x)
-        return -self._sum_of_log_scale(passed, x)
+        return -self._sum_of_log_scale(passed, x, condition)
 
-    def _sum_of_log_scale(self, passed, value):
-        # The conditioning channels are the same at both ends of a pair.
-        (log_scale,) = passed or (self._shift_and_log_scale(*self._split(value))[1],)
+    def _sum_of_log_scale(self, passed, value, condition):
+        # The conditioning channels are the same at both ends of a pair; the condition may be another.
+        log_scale, passed_condition, *_ = *(passed or [None]), None
+        if log_scale is None or passed_condition is not condition:
+            log_scale = self._shift_and_log_scale(*self._split(value), condition)[1]
         return tf.reduce_sum(log_scale, axis=list(range(-self.forward_min_event_ndims, 0)))
 
     def _split(self, value):
@@ -142,12 +154,16 @@ class AffineCoupling(tfp.bijectors.Bijector):
             )
         return value[..., :kept], value[..., kept:]
 
-    def _shift_and_log_scale(self, kept, changed):
-        ndims = self.forward_min_event_ndims
-        flat = tf.reshape(kept, tf.concat([[-1], tf.shape(kept)[-ndims:]], axis=0))
-        flat = tf.ensure_shape(flat, [None, *kept.shape[-ndims:]])
-        output = tf.convert_to_tensor(self._network(flat))
-        expected = [None, *changed.shape[-ndims:-1], 2 * changed.shape[-1]]
+    def _shift_and_log_scale(self, kept, changed, condition):
+        num_leading = kept.shape.rank - self.forward_min_event_ndims
+        inputs = _with_one_batch_dimension(kept, num_leading)
+        if condition is not None:
+            condition = tf.convert_to_tensor(condition)
+            condition = tf.cast(condition, kept.dtype) if condition.dtype.is_floating else condition
+            self._check_condition(condition, kept, num_leading)
+            inputs = [inputs, _with_one_batch_dimension(condition, num_leading)]
+        output = tf.convert_to_tensor(self._call_network(inputs))
+        expected = [None, *changed.shape[num_leading:-1], 2 * changed.shape[-1]]
         if not output.shape.is_compatible_with(expected):
             raise ValueError(
                 f"The network of `{self.name}` must return shape {tuple(expected)}, shift and scale for "
@@ -156,6 +172,45 @@ class AffineCoupling(tfp.bijectors.Bijector):
         shift, h = tf.split(tf.cast(output, changed.dtype), 2, axis=-1)
         log_scale = self._bound * tf.tanh(h / self._bound)
         return tf.reshape(shift, tf.shape(changed)), tf.reshape(log_scale, tf.shape(changed))
+
+    def _check_condition(self, condition, kept, num_leading):
+        leading = kept.shape[:num_leading]
+        message = (
+            f"The condition of `{self.name}` must begin with the sample and batch dimensions of the events, "
+            f"{leading}; got shape {condition.shape}."
+        )
+        if not condition.shape[:num_leading].is_compatible_with(leading):
+            raise ValueError(message)
+        sizes = (tf.shape(value)[:num_leading] for value in (condition, kept))
+        tf.debugging.assert_equal(*sizes, message=message)
+
+    def _call_network(self, inputs):
+        number = len(inputs) if isinstance(inputs, list) else 1
+        # A Keras model may leave out an input too many.
+        known = getattr(self._network, "inputs", None)
+        try:
+            if isinstance(known, list) and len(known) != number:
+                raise ValueError(f"it has {len(known)} inputs, and got {number}.")
+            return self._network(inputs)
+        except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+            shapes = " and ".join(str(value.shape) for value in tf.nest.flatten(inputs))
+            raise ValueError(
+                f"The network of `{self.name}`, called {'with' if number > 1 else 'without'} a condition on "
+                f"shapes {shapes}, failed: {error} With the argument `condition` the network gets the list "
+                "`[kept, condition]`, without it the kept channels alone."
+            ) from error
+
+
+def _with_one_batch_dimension(value, num_leading):
+    flat = tf.reshape(value, tf.concat([[-1], tf.shape(value)[num_leading:]], axis=0))
+    return tf.ensure_shape(flat, tf.TensorShape([None]).concatenate(value.shape[num_leading:]))
+
+
+def _remembered(log_scale, condition):
+    """What `Passes` keeps of a pass: it finds nothing that is outside of the graph."""
+    if condition is None:
+        return [log_scale]
+    return [log_scale, condition] if tf.is_symbolic_tensor(condition) else []
 
 
 def _keras_weights(network):

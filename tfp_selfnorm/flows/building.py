@@ -20,14 +20,16 @@ def standard_normal_flow(latent_shape, bijectors, dtype, name):
 
 
 def activation_maker(activation, dtype):
-    """A function from the event shape, or size, to the bijector, data to latent."""
-    if activation is None or callable(activation):
-        return activation
+    """A function from the event shape, or size, and a name to the bijector, data to latent."""
+    if activation is None:
+        return None
+    if callable(activation):
+        return lambda event_shape, name: activation(event_shape)
     slope = tf.constant(0.3, dtype)
     makers = {
-        "smooth_leaky_relu": lambda event_shape: SmoothLeakyReLU(slope),
-        "leaky_relu": lambda event_shape: LeakyReLU(slope),
-        "spline": lambda event_shape: trainable_spline(event_shape, dtype=dtype),
+        "smooth_leaky_relu": lambda event_shape, name: SmoothLeakyReLU(slope, name=name),
+        "leaky_relu": lambda event_shape, name: LeakyReLU(slope, name=name),
+        "spline": lambda event_shape, name: trainable_spline(event_shape, dtype=dtype, name=name),
     }
     if activation not in makers:
         raise ValueError(

@@ -1,5 +1,6 @@
 """`conv_flow`, the paper's convolutional flow."""
 
+import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -16,6 +17,7 @@ from tfp_selfnorm.integers import check_positive_int
 tfb = tfp.bijectors
 
 
+@keras.saving.register_keras_serializable("tfp_selfnorm")
 def conv_flow(
     image_shape,
     num_blocks=3,
@@ -87,5 +89,5 @@ def conv_flow(
             bijectors.append(layer)
             is_last = block == num_blocks - 1 and i == layers_per_block - 1
             if make_activation is not None and not is_last:
-                bijectors.append(tfb.Invert(make_activation(shape)))
+                bijectors.append(tfb.Invert(make_activation(shape, f"block_{block}_activation_{i}")))
     return standard_normal_flow(shape, bijectors, dtype, name)

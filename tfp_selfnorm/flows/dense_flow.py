@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -17,6 +18,7 @@ from tfp_selfnorm.integers import check_positive_int
 tfb = tfp.bijectors
 
 
+@keras.saving.register_keras_serializable("tfp_selfnorm")
 def dense_flow(
     event_shape,
     num_layers=2,
@@ -70,7 +72,7 @@ def dense_flow(
         bijectors.append(tfb.Reshape(event_shape_out=event_shape, event_shape_in=[event_size]))
     for i in range(num_layers):
         if i > 0 and make_activation is not None:
-            bijectors.append(tfb.Invert(make_activation(event_size)))
+            bijectors.append(tfb.Invert(make_activation(event_size, f"activation_{i - 1}")))
         bijectors.append(
             SelfNormDense.trainable(
                 event_size,

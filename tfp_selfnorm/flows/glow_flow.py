@@ -1,5 +1,6 @@
 """`glow_flow`, the Glow-like flow of the paper."""
 
+import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -19,6 +20,7 @@ tfb = tfp.bijectors
 MIXINGS = ("self_norm", "exact", "lu")
 
 
+@keras.saving.register_keras_serializable("tfp_selfnorm")
 def glow_flow(
     image_shape,
     num_blocks=2,
@@ -32,6 +34,7 @@ def glow_flow(
     inversion=None,
     preprocessing=None,
     dtype=tf.float32,
+    network_dtype=None,
     seed=None,
     name="glow_flow",
 ):
@@ -59,7 +62,9 @@ def glow_flow(
       mixture: see `SelfNormConv2D`, as for the argument below.
       inversion: see `SelfNormConv2D`.
       preprocessing: bijector that ends the way from latent to data, such as `images.pixel_sigmoid()`.
-      dtype: floating dtype; coupling networks have it too.
+      dtype: floating dtype of events, kernels and all arithmetic but that of the coupling networks.
+      network_dtype: Keras dtype policy of the coupling networks, such as "mixed_float16" or "mixed_bfloat16";
+        `None` is the global policy for a float32 flow, and the dtype of others.
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
 
@@ -85,6 +90,9 @@ def glow_flow(
         raise ValueError(f"`mixing` must be one of {MIXINGS}; got {mixing!r}.")
     if mixing == "lu" and set(np.atleast_1d(kernel_size)) != {1}:
         raise ValueError(f"`mixing` 'lu' needs `kernel_size` 1; got {kernel_size!r}.")
+    dtype = tf.as_dtype(dtype)
+    if network_dtype is None and dtype != tf.float32:
+        network_dtype = dtype.name
     seeds = iter(split_seeds(seed, num_blocks * (2 * steps_per_block + 1), "glow_flow"))
 
     def mix(shape, name):
@@ -102,7 +110,7 @@ def glow_flow(
             2 * (shape[2] - kept),
             width,
             seed=_int_seed(next(seeds)),
-            dtype=tf.as_dtype(dtype).name,
+            dtype=network_dtype,
             name=f"{name}_network",
         )
         return AffineCoupling(network, name=name)
@@ -130,6 +138,8 @@ def _lu_mixing(channels, dtype, seed, name):
     """A random rotation of the channels as the trainable factors that `tfb.ScaleMatvecLU` takes."""
     rotation = tf.linalg.qr(tf.random.stateless_normal([channels, channels], seed, dtype=dtype)).q
     lower_upper, permutation = tf.linalg.lu(rotation)
+    # A variable too, so that it is saved with the factors that it belongs to.
+    permutation = tf.Variable(permutation, trainable=False, name=f"{name}_permutation")
     return tfb.ScaleMatvecLU(tf.Variable(lower_upper, name=f"{name}_lower_upper"), permutation, name=name)
 
 

@@ -1,0 +1,394 @@
+"""Use without FlowModel: TFP's optimisation loops, variational inference, and TFP's compositions."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+import tf_keras
+from scipy import special, stats
+
+import tfp_selfnorm as sn
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+KERNEL = np.array([[1.0, 0.8, 0.0], [-0.3, 0.7, 0.5], [0.2, -0.6, 1.4]])
+MEAN, COVARIANCE = np.array([1.0, -2.0, 0.5]), KERNEL @ KERNEL.T
+TARGET = tfd.MultivariateNormalTriL(MEAN, np.linalg.cholesky(COVARIANCE))
+
+
+def base(size=3):
+    return tfd.MultivariateNormalDiag(tf.zeros(size, tf.float64))
+
+
+def decaying_adam(num_steps, learning_rate=0.05):
+    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, num_steps))
+
+
+def arrays(layer):
+    """W, R and the bias."""
+    return layer.inverse_kernel.numpy(), layer.forward_kernel.numpy(), layer.bias.numpy()
+
+
+def used_variables(flow):
+    """Without the forward kernels, which nothing computes with where all is exact."""
+    return [variable for variable in flow.trainable_variables if "forward_kernel" not in variable.name]
+
+
+def affine_map(bijector):
+    """The matrix and the offset of what `forward` computes, from the variables alone."""
+    if isinstance(bijector, tfb.Chain):
+        matrix, offset = np.eye(3), np.zeros(3)
+        for part in reversed(bijector.bijectors):
+            part_matrix, part_offset = affine_map(part)
+            matrix, offset = part_matrix @ matrix, part_matrix @ offset + part_offset
+        return matrix, offset
+    if isinstance(bijector, tfb.Invert):
+        w, _, bias = arrays(bijector.bijector)
+        return w, bias
+    w, r, bias = arrays(bijector)
+    matrix = r if bijector.inversion == "learned" else np.linalg.inv(w)
+    return matrix, -matrix @ bias
+
+
+def other_affine_map(bijector):
+    """The same map as the density sees it: the inverse of what `inverse` computes."""
+    if isinstance(bijector, tfb.Invert):
+        _, r, bias = arrays(bijector.bijector)
+        return np.linalg.inv(r), bias
+    w, _, bias = arrays(bijector)
+    return np.linalg.inv(w), -np.linalg.solve(w, bias)
+
+
+def check_moments(matrix, offset, mean, covariance, tolerance):
+    found = matrix @ matrix.T
+    assert np.linalg.norm(found - covariance) < tolerance * np.linalg.norm(covariance)
+    assert np.linalg.norm(offset - mean) < tolerance * np.linalg.norm(mean)
+
+
+def regular_data(rng, size=500):
+    """Three correlated columns, whose own mean and covariance are the optimum."""
+    data = MEAN + rng.normal(size=[size, 3]) @ KERNEL.T
+    return tf.constant(data), data.mean(axis=0), np.cov(data.T, bias=True)
+
+
+@pytest.mark.parametrize("gradient", ["self_norm", "exact", "relative"])
+def test_minimize_finds_the_covariance_of_the_data(gradient, rng):
+    data, mean, covariance = regular_data(rng)
+    layer = sn.SelfNormDense.trainable(3, tf.float64, seed=1, gradient=gradient)
+    flow = tfd.TransformedDistribution(base(), layer)
+
+    def loss():
+        if gradient != "self_norm":
+            return -tf.reduce_mean(flow.log_prob(tf.identity(data)))
+        with sn.training_scope(sn.Reconstruction()) as scope:
+            return -tf.reduce_mean(flow.log_prob(tf.identity(data))) + scope.reconstruction_loss()
+
+    variables = None if gradient == "self_norm" else used_variables(flow)
+    tfp.math.minimize(loss, 500, decaying_adam(500), trainable_variables=variables)
+    check_moments(*other_affine_map(layer), mean, covariance, tolerance=1e-3)
+    check_moments(*affine_map(layer), mean, covariance, tolerance=1e-3)
+    optimum = -stats.multivariate_normal(mean, covariance).logpdf(data.numpy()).mean()
+    np.testing.assert_allclose(-tf.reduce_mean(flow.log_prob(tf.identity(data))), optimum, rtol=1e-5)
+
+
+OPTIMIZERS = {
+    "keras": keras.optimizers.SGD,
+    "tf_keras": tf_keras.optimizers.SGD,
+    "tf_keras legacy": tf_keras.optimizers.legacy.SGD,
+    "tf.compat.v1": tf.compat.v1.train.GradientDescentOptimizer,
+}
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_minimize_takes_every_optimizer(name, jit_compile, make_layer, rng):
+    """Four steps of gradient descent, against the steps written out."""
+    data = tf.constant(rng.normal(size=[20, 3]))
+    layer = make_layer(3)
+    flow = tfd.TransformedDistribution(base(), layer)
+
+    def loss():
+        with sn.training_scope() as scope:
+            return -tf.reduce_mean(flow.log_prob(tf.identity(data))) + scope.reconstruction_loss()
+
+    twin = sn.SelfNormDense(*(tf.Variable(v) for v in (layer.forward_kernel, *arrays(layer)[::2])))
+    losses = tfp.math.minimize(loss, 4, OPTIMIZERS[name](0.01), jit_compile=jit_compile)
+    x, expected = data.numpy(), []
+    for _ in range(4):
+        w, r, bias = arrays(twin)
+        images = x @ w.T
+        z, error = images + bias, x - images @ r.T
+        expected.append(-stats.norm.logpdf(z).sum(axis=1).mean() + (error**2).sum(axis=1).mean())
+        d_w = 0.5 * (z.T @ x / 20 - r.T) - 2.0 * r.T @ error.T @ x / 20
+        d_r = 0.5 * (w.T - w.T @ z.T @ images / 20) - 2.0 * error.T @ images / 20
+        for variable, gradient in zip(
+            (twin.inverse_kernel, twin.forward_kernel, twin.bias), (d_w, d_r, z.mean(axis=0)), strict=True
+        ):
+            variable.assign_sub(0.01 * gradient)
+    np.testing.assert_allclose(losses, expected, **TOLERANCE)
+    for found, other in zip(arrays(layer), arrays(twin), strict=True):
+        np.testing.assert_allclose(found, other, **TOLERANCE)
+
+
+SURROGATES = {
+    "forward": lambda layer: layer,
+    "invert": tfb.Invert,
+    "chain of both": lambda layer: tfb.Chain([layer, tfb.Invert(sn.SelfNormDense.trainable(3, tf.float64))]),
+}
+
+
+@pytest.mark.parametrize("name", ["forward", "invert"])
+def test_an_exact_surrogate_posterior(name):
+    layer = sn.SelfNormDense.trainable(3, tf.float64, seed=1, gradient="exact")
+    surrogate = tfd.TransformedDistribution(base(), SURROGATES[name](layer))
+    losses = tfp.vi.fit_surrogate_posterior(
+        TARGET.log_prob,
+        surrogate,
+        decaying_adam(1000),
+        num_steps=1000,
+        sample_size=200,
+        trainable_variables=used_variables(surrogate),
+        seed=1,
+    )
+    check_moments(*affine_map(surrogate.bijector), MEAN, COVARIANCE, tolerance=0.02)
+    np.testing.assert_allclose(losses[-1], 0.0, atol=0.02)  # the divergence, as the target is normalised
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_a_self_normalizing_surrogate_posterior(name):
+    layer = sn.SelfNormDense.trainable(3, tf.float64, seed=1)
+    surrogate = tfd.TransformedDistribution(base(), SURROGATES[name](layer))
+
+    def loss(seed):
+        with sn.training_scope() as scope:
+            divergence = tfp.vi.monte_carlo_variational_loss(
+                TARGET.log_prob, surrogate, sample_size=200, seed=seed
+            )
+            return divergence + scope.reconstruction_loss()
+
+    tfp.math.minimize(loss, 1000, decaying_adam(1000), seed=1)
+    check_moments(*affine_map(surrogate.bijector), MEAN, COVARIANCE, tolerance=0.02)
+    if name != "chain of both":
+        # The other direction has followed, so that the density is that of the samples.
+        check_moments(*other_affine_map(surrogate.bijector), MEAN, COVARIANCE, tolerance=0.02)
+
+
+@pytest.mark.parametrize("name", ["forward", "invert"])
+def test_fit_surrogate_posterior_with_a_learned_inverse(name):
+    """The regularizer comes with the discrepancy; the log-dets are exact."""
+    tf.random.set_seed(1)
+    layer = sn.SelfNormDense.trainable(3, tf.float64, seed=1)
+    surrogate = tfd.TransformedDistribution(base(), SURROGATES[name](layer))
+
+    def discrepancy(log_weights):
+        with sn.training_scope() as scope:
+            surrogate.sample(200)
+        return tfp.vi.kl_reverse(log_weights) + scope.reconstruction_loss()
+
+    losses = tfp.vi.fit_surrogate_posterior(
+        TARGET.log_prob,
+        surrogate,
+        decaying_adam(1000),
+        num_steps=1000,
+        sample_size=200,
+        discrepancy_fn=discrepancy,
+        seed=1,
+    )
+    check_moments(*affine_map(surrogate.bijector), MEAN, COVARIANCE, tolerance=0.02)
+    check_moments(*other_affine_map(surrogate.bijector), MEAN, COVARIANCE, tolerance=0.02)
+    np.testing.assert_allclose(losses[-1], 0.0, atol=0.02)
+
+
+@pytest.mark.parametrize("in_scope", [False, True], ids=["exact values", "scope"])
+@pytest.mark.parametrize("gradient", ["self_norm", "exact"])
+@pytest.mark.parametrize("name", ["forward", "invert"])
+def test_gradients_of_the_variational_loss_are_numpys(name, gradient, in_scope, make_layer):
+    layer = make_layer(3, gradient=gradient, inversion="learned" if gradient == "self_norm" else "exact")
+    surrogate = tfd.TransformedDistribution(base(), SURROGATES[name](layer))
+
+    def loss():
+        sample, log_prob = surrogate.experimental_sample_and_log_prob(10, seed=(1, 2))
+        return sample, tf.reduce_mean(log_prob - TARGET.log_prob(sample))
+
+    with tf.GradientTape() as tape:
+        if in_scope:
+            with sn.training_scope(None):
+                sample, value = loss()
+        else:
+            sample, value = loss()
+    found = tape.gradient(value, [layer.inverse_kernel, layer.forward_kernel, layer.bias])
+    w, r, bias = arrays(layer)
+    matrix, offset = affine_map(surrogate.bijector)
+    z, x = base().sample(10, seed=(1, 2)).numpy(), sample.numpy()
+    np.testing.assert_allclose(x, z @ matrix.T + offset, **TOLERANCE)
+    d_x = np.linalg.solve(COVARIANCE, (x - MEAN).T).T / 10
+    # As functions of the matrix M that samples, x = M u + ..., and of the other one.
+    u = z if name == "invert" else z - bias
+    other = np.linalg.inv(matrix) if gradient == "exact" else (r if name == "invert" else w)
+    d_matrix = d_x.T @ u - other.T
+    d_other = matrix.T - matrix.T @ d_x.T @ (u @ matrix.T)
+    if gradient == "exact":
+        d_w = d_matrix if name == "invert" else -matrix.T @ d_matrix @ matrix.T
+        expected = [d_w, None]
+    else:
+        expected = [0.5 * d_matrix, 0.5 * d_other] if name == "invert" else [0.5 * d_other, 0.5 * d_matrix]
+    expected.append(d_x.sum(axis=0) if name == "invert" else -(d_x @ matrix).sum(axis=0))
+    assert (found[1] is None) == (gradient == "exact")
+    for one, numpys in zip(found, expected, strict=True):
+        if one is not None:
+            np.testing.assert_allclose(one, numpys, **TOLERANCE)
+    log_prob = stats.norm.logpdf(z).sum(axis=1) - (0.0 if in_scope else np.linalg.slogdet(matrix)[1])
+    target = stats.multivariate_normal(MEAN, COVARIANCE).logpdf(x)
+    np.testing.assert_allclose(value, (log_prob - target).mean(), **TOLERANCE)
+
+
+def flow_log_prob(layer, x):
+    """Of a standard normal base, in numpy."""
+    w, _, bias = arrays(layer)
+    z = np.einsum("...ij,...j->...i", w, x) + bias
+    return stats.norm.logpdf(z).sum(axis=-1) + np.linalg.slogdet(w)[1]
+
+
+def flow_gradients(layer, x, weight):
+    """Gradients of the weighted sum of `flow_log_prob`, those of the paper, for W, R and the bias.
+
+    For a batch of kernels x and the weight have the batch as their last batch dimension.
+    """
+    w, r, bias = arrays(layer)
+    images = np.einsum("...ij,...j->...i", w, x)
+    z = images + bias
+    d_z = -weight[..., np.newaxis] * z
+    d_x = np.einsum("...ij,...i->...j", w, d_z)
+    subscripts = "n...i,n...j->...ij"
+    total = weight.sum(axis=0)[..., np.newaxis, np.newaxis]
+    x = np.broadcast_to(x, z.shape)
+    d_w = 0.5 * (np.einsum(subscripts, d_z, x) + total * np.swapaxes(r, -1, -2))
+    d_r = -0.5 * (np.einsum(subscripts, d_x, images) + total * np.swapaxes(w, -1, -2))
+    return d_w, d_r, d_z.sum(axis=0)
+
+
+def check_log_prob_and_gradients(distribution, x, expected, layers_and_gradients):
+    """The log-prob and its gradients, outside of a scope and in one that holds the exact log-dets."""
+    held = {layer: layer.exact_log_det() for layer, _ in layers_and_gradients}
+    variables = [
+        variable
+        for layer, _ in layers_and_gradients
+        for variable in (layer.inverse_kernel, layer.forward_kernel, layer.bias)
+    ]
+    gradients = [gradient for _, of_layer in layers_and_gradients for gradient in of_layer]
+
+    def outside(x):
+        with tf.GradientTape() as tape:
+            log_prob = distribution.log_prob(tf.nest.map_structure(tf.identity, x))
+        return log_prob, tape.gradient(log_prob, variables)
+
+    def inside(x):
+        with tf.GradientTape() as tape, sn.training_scope(None, log_dets=held):
+            log_prob = distribution.log_prob(tf.nest.map_structure(tf.identity, x))
+        return log_prob, tape.gradient(log_prob, variables)
+
+    for function in (outside, inside, tf.function(outside), tf.function(inside)):
+        log_prob, found = function(x)
+        np.testing.assert_allclose(log_prob, expected, **TOLERANCE)
+        for one, other in zip(found, gradients, strict=True):
+            np.testing.assert_allclose(one, other, **TOLERANCE)
+    assert {id(v) for v in variables} <= {id(v) for v in distribution.trainable_variables}
+
+
+@pytest.mark.parametrize("kind", ["sequential", "named"])
+def test_in_a_joint_distribution(kind, make_layer, rng):
+    """A normal whose mean is the sum of what the flow made."""
+    layer = make_layer(3, inverse_is_exact=True)
+    flow = tfd.TransformedDistribution(base(), layer)
+
+    def noisy_sum(flow):
+        return tfd.Normal(tf.reduce_sum(flow, axis=-1), tf.constant(0.5, tf.float64))
+
+    x, y = rng.normal(size=[7, 3]), rng.normal(size=[7])
+    if kind == "sequential":
+        joint, value = tfd.JointDistributionSequential([flow, noisy_sum]), (tf.constant(x), tf.constant(y))
+    else:
+        joint = tfd.JointDistributionNamed({"flow": flow, "noisy_sum": noisy_sum})
+        value = {"flow": tf.constant(x), "noisy_sum": tf.constant(y)}
+    expected = flow_log_prob(layer, x) + stats.norm.logpdf(y, x.sum(axis=1), 0.5)
+    gradients = flow_gradients(layer, x, np.ones(7))
+    check_log_prob_and_gradients(joint, value, expected, [(layer, gradients)])
+    sampled, total = tf.nest.flatten(joint.sample(20_000, seed=(1, 2)))
+    matrix, offset = affine_map(layer)
+    np.testing.assert_allclose(np.cov(sampled.numpy().T), matrix @ matrix.T, rtol=0.05, atol=0.05)
+    np.testing.assert_allclose(np.mean(sampled, axis=0), offset, atol=0.1)
+    np.testing.assert_allclose(np.std(total - tf.reduce_sum(sampled, axis=1)), 0.5, atol=0.02)
+
+
+def random_batch_layer(rng, num_flows, **options):
+    kernel = np.eye(3) + 0.4 * rng.normal(size=[num_flows, 3, 3])
+    other = np.linalg.inv(kernel) + 0.1 * rng.normal(size=[num_flows, 3, 3])
+    bias = rng.normal(size=[num_flows, 3])
+    return sn.SelfNormDense(*(tf.Variable(value) for value in (other, kernel, bias)), **options)
+
+
+def test_in_a_mixture_of_one_family(rng):
+    layer = random_batch_layer(rng, 2)
+    logits = np.array([0.3, -0.4])
+    mixture = tfd.MixtureSameFamily(
+        tfd.Categorical(logits=logits),
+        tfd.TransformedDistribution(tfd.MultivariateNormalDiag(tf.zeros([2, 3], tf.float64)), layer),
+    )
+    x = rng.normal(size=[7, 3])
+    terms = special.log_softmax(logits) + flow_log_prob(layer, x[:, np.newaxis])
+    expected = special.logsumexp(terms, axis=-1)
+    weight = np.exp(terms - expected[:, np.newaxis])
+    gradients = flow_gradients(layer, x[:, np.newaxis], weight)
+    check_log_prob_and_gradients(mixture, tf.constant(x), expected, [(layer, gradients)])
+    # Without the log-dets the weights of the components are others.
+    with sn.training_scope(None):
+        assert np.ptp(mixture.log_prob(tf.constant(x)) - expected) > 0.01
+
+
+def test_in_a_mixture_of_two_flows(make_layer, rng):
+    layers = [make_layer(3), make_layer(3)]
+    flows = [tfd.TransformedDistribution(base(), layer) for layer in layers]
+    mixture = tfd.Mixture(tfd.Categorical(probs=np.array([0.3, 0.7])), flows)
+    x = rng.normal(size=[7, 3])
+    terms = np.log([0.3, 0.7]) + np.stack([flow_log_prob(layer, x) for layer in layers], axis=-1)
+    expected = special.logsumexp(terms, axis=-1)
+    weight = np.exp(terms - expected[:, np.newaxis])
+    gradients = [(layer, flow_gradients(layer, x, weight[:, i])) for i, layer in enumerate(layers)]
+    check_log_prob_and_gradients(mixture, tf.constant(x), expected, gradients)
+    sample = mixture.sample(20_000, seed=(1, 2))
+    means = [affine_map(layer)[1] for layer in layers]
+    np.testing.assert_allclose(np.mean(sample, axis=0), 0.3 * means[0] + 0.7 * means[1], atol=0.1)
+
+
+def test_independent_over_a_batch_of_flows(rng):
+    layer = random_batch_layer(rng, 4)
+    flows = tfd.TransformedDistribution(tfd.MultivariateNormalDiag(tf.zeros([4, 3], tf.float64)), layer)
+    independent = tfd.Independent(flows, reinterpreted_batch_ndims=1)
+    assert independent.event_shape == (4, 3)
+    assert independent.batch_shape == ()
+    x = rng.normal(size=[7, 4, 3])
+    expected = flow_log_prob(layer, x).sum(axis=-1)
+    gradients = flow_gradients(layer, x, np.ones([7, 4]))
+    check_log_prob_and_gradients(independent, tf.constant(x), expected, [(layer, gradients)])
+    sample = independent.sample(20_000, seed=(1, 2)).numpy()
+    for i in range(4):
+        w, r, bias = (value[i] for value in arrays(layer))
+        np.testing.assert_allclose(np.cov(sample[:, i].T), r @ r.T, rtol=0.1, atol=0.1)
+        np.testing.assert_allclose(sample[:, i].mean(axis=0), -r @ bias, atol=0.1)
+
+
+@pytest.mark.parametrize("inversion", ["learned", "exact"])
+def test_an_inverted_layer_samples_by_the_inverse_kernel(inversion, make_layer, rng):
+    layer = make_layer(3, inversion=inversion)
+    flow = tfd.TransformedDistribution(base(), tfb.Invert(layer))
+    w, r, bias = arrays(layer)
+    way_back = r if inversion == "learned" else np.linalg.inv(w)
+    sample, log_prob = flow.experimental_sample_and_log_prob(10, seed=(1, 2))
+    z = base().sample(10, seed=(1, 2)).numpy()
+    np.testing.assert_allclose(sample, z @ w.T + bias, **TOLERANCE)
+    expected = stats.norm.logpdf(z).sum(axis=1) - np.linalg.slogdet(w)[1]
+    np.testing.assert_allclose(log_prob, expected, **TOLERANCE)
+    x = rng.normal(size=[10, 3])
+    expected = stats.norm.logpdf((x - bias) @ way_back.T).sum(axis=1) + np.linalg.slogdet(way_back)[1]
+    np.testing.assert_allclose(flow.log_prob(tf.constant(x)), expected, **TOLERANCE)
