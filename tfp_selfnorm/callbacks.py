@@ -109,18 +109,18 @@ class InverseQuality(keras.callbacks.Callback):
 
     The error of a layer is `||I - R W|| / ||I||` (Frobenius norm) for `W = inverse_kernel`, from data to
     latent, and `R = forward_kernel`, back: of random probes, what is lost of them on the way to the latent
-    and back, relative to their size. 0 is exact, and 1 no better than an R of zeros. A convolution is taken
-    as the matrix of its map, zero padding included. See `tfp_selfnorm.inverse_error`.
+    and back, relative to their size. 0 is exact, and 1 no better than an R of zeros. Of a batch of kernels
+    it is the largest, of a convolution that of its map, zero padding included.
 
     `logs` get the largest error as `worst_inverse_error`, for Keras's own callbacks behind this one in the
-    list; an epoch without an estimate, where `every` is more than 1, repeats the last. Values that are not
-    finite are reported as they are, and NaN counts as the worst.
+    list (EarlyStopping takes `mode="min"`); an epoch without an estimate, where `every` is more than 1,
+    repeats the last. Values that are not finite are reported as they are, and NaN counts as the worst.
 
-    Costs O(n D^2) for n probes of a dense layer, two convolutions of 8 images at most of another. The
-    probes are the same each time.
+    Costs O(n D^2) for n probes of a dense layer; a wider convolution passes at most 8 images there and back.
+    The probes are the same each time.
 
     Args:
-      num_probes: probes of a layer; at most D, or 8 for convolutions wider than 1x1, are used.
+      num_probes: probes of a layer; at most D, or 8 of a convolution wider than 1x1, are used.
       every: epochs from one estimate to the next; the first epoch has one too.
       seed: int that the probes depend on.
       verbose: whether to print a line with each estimate.
@@ -189,8 +189,8 @@ class ExactLikelihood(keras.callbacks.Callback):
     Each time costs one exact log-det a layer (O(D^3) if dense) and O(D^2) an event; the first compiles the
     log density. With `steps_per_execution` the figure comes at the end of the execution that `every` falls
     into. At the end of an epoch `logs` get the last figure as `exact_nll`, for Keras's own callbacks behind
-    this one in the list; the first epoch has one in any case. A figure that is not finite is reported as it
-    is.
+    this one in the list (EarlyStopping takes `mode="min"`); the first epoch has one in any case. A figure
+    that is not finite is reported as it is.
 
     Args:
       x: events `(number, *event_shape)`, an array of a floating dtype.
@@ -286,7 +286,7 @@ class ExactLikelihood(keras.callbacks.Callback):
 
 
 def _compiled_mean_nll(distribution, layers, x):
-    """The mean NLL of a batch like those of `x`, in float64, as a function of it and of the log-dets."""
+    """The mean NLL of a batch like those of `x`, as a function of it and of the layers' log-dets."""
     events = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
     log_dets = [
         tf.TensorSpec(layer.inverse_kernel.shape[: -layer.operations.kernel_ndims], layer.dtype)
@@ -297,7 +297,7 @@ def _compiled_mean_nll(distribution, layers, x):
     def mean_nll(batch, log_dets):
         with training_scope(None, dict(zip(layers, log_dets, strict=True))):
             log_prob = distribution.log_prob(tf.identity(tf.cast(batch, distribution.dtype)))
-        return -tf.reduce_mean(tf.cast(log_prob, tf.float64))
+        return -tf.reduce_mean(log_prob)
 
     return mean_nll
 

@@ -1,5 +1,7 @@
 """`FlowModel`, a Keras model over any TFP distribution."""
 
+import contextlib
+
 import keras
 import tensorflow as tf
 
@@ -113,6 +115,7 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         self._inverse_error = keras.metrics.Mean("inverse_error") if self._tracked_self_norm else None
         self._skipped_updates = keras.metrics.Sum("skipped_updates")
         self._step = None
+        self._is_evaluating = False
         self.built = True
 
     def compile(
@@ -187,7 +190,7 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         """Keras's `evaluate`, with exact likelihoods: the log-dets are computed once, at its start."""
         check_adapted(self.distribution)
         self.refresh_log_dets()
-        with naming_the_batch():
+        with naming_the_batch(), self._evaluating():
             return super().evaluate(check_finite(x), *args, **weighted(x, kwargs))
 
     def train_on_batch(self, *args, **kwargs):
@@ -199,7 +202,8 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         """Keras's `test_on_batch`, with exact likelihoods."""
         check_adapted(self.distribution)
         self.refresh_log_dets()
-        return super().test_on_batch(*args, **kwargs)
+        with self._evaluating():
+            return super().test_on_batch(*args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
         """The exact log density of each event, batch by batch; the log-dets are computed once."""
@@ -220,6 +224,14 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         # Counts are the same on all replicas, and have no mean.
         aggregation = "mean" if dtype == "float32" else "only_first_replica"
         return self.add_weight((), initializer, dtype, trainable=False, aggregation=aggregation, name=name)
+
+    @contextlib.contextmanager
+    def _evaluating(self):
+        self._is_evaluating = True
+        try:
+            yield
+        finally:
+            self._is_evaluating = False
 
     def _trains_inverse(self, layer):
         """Whether a gradient reaches the layer's forward kernel."""

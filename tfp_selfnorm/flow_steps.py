@@ -67,7 +67,7 @@ class FlowSteps:
             step = tf.cast(self._iteration(), tf.int32)
             error = sketch_and_project(layer, self.inverse_learning.num_probes, tf.stack([i, step]))
             self._inverse_error.update_state(error)
-        return self.get_metrics_result()
+        return self._figures()
 
     def test_step(self, data):
         """The figures of one batch, from the held log-dets."""
@@ -79,9 +79,7 @@ class FlowSteps:
         for i, layer in enumerate(self._tracked_self_norm):
             error = inverse_error(layer, self.inverse_learning.num_probes, seed=i)
             self._inverse_error.update_state(error)
-        figures = self.get_metrics_result()
-        del figures[self._skipped_updates.name]
-        return figures
+        return self._figures()
 
     def predict_step(self, data):
         """The log densities of one batch, from the held log-dets."""
@@ -103,6 +101,22 @@ class FlowSteps:
             return logs
 
         self.train_function = train_function
+
+    def get_metrics_result(self):
+        """Keras's, without the figures that only training has."""
+        figures = super().get_metrics_result()
+        if self._is_evaluating:
+            del figures[self._skipped_updates.name]
+        return figures
+
+    def _figures(self):
+        figures = self.get_metrics_result()
+        strategy = tf.distribute.get_strategy()
+        is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        if is_multi_worker and strategy.extended._in_multi_worker_mode():
+            # Keras takes the mean over the first dimension, too, and scalars have none.
+            figures = {name: tf.reshape(figure, [1]) for name, figure in figures.items()}
+        return figures
 
     def _update_figures(self, log_prob, sample_weight, loss, scope, training, is_valid=True):
         """Feeds the metrics; a step that is not valid weighs nothing."""
