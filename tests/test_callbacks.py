@@ -210,7 +210,7 @@ def test_models_without_a_distribution(events):
     model = keras.Sequential([keras.layers.Dense(1)])
     for callback in (SampleGrid("grid.png"), InverseQuality(), ExactLikelihood(events)):
         name = type(callback).__name__
-        with pytest.raises(TypeError, match=f"{name} needs a FlowModel; got a Sequential"):
+        with pytest.raises(TypeError, match=f"{name} needs a FlowModel; got Sequential"):
             begin(callback, model)
 
 
@@ -296,7 +296,7 @@ def test_epochs_between_estimates_repeat_the_last(three_layers):
 
 def test_no_inverse_to_watch():
     for flow in (sn.dense_flow(2, gradient="exact", seed=1), pixel_noise((2, 2))):
-        with pytest.raises(ValueError, match="needs a self-normalizing layer with a learned inverse"):
+        with pytest.raises(ValueError, match="needs a layer with a learned inverse"):
             begin(InverseQuality(), compiled(flow))
 
 
@@ -394,10 +394,10 @@ def test_events_that_have_no_likelihood(events):
         with pytest.raises(ValueError, match="`x` must be a batch of events, one or more; got shape"):
             ExactLikelihood(empty)
     model = compiled(dense_images())
-    with pytest.raises(ValueError, match=r"`x` has shape \(40, 4\); expected a batch of events of shape"):
-        begin(ExactLikelihood(events[:, 0]), model)
-    with pytest.raises(ValueError, match=r"`x` has shape \(4, 4\), which is that of one event"):
-        begin(ExactLikelihood(events[0]), model)
+    for other in (events[:, 0], events[0]):
+        message = r"`x\[0\]` has shape \(4,\); expected a batch of events of shape \(4, 4\)"
+        with pytest.raises(ValueError, match=message):
+            begin(ExactLikelihood(other), model)
 
 
 def summaries(folder):

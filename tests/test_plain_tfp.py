@@ -12,16 +12,18 @@ import tfp_selfnorm as sn
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
-KERNEL = np.array([[1.0, 0.8, 0.0], [-0.3, 0.7, 0.5], [0.2, -0.6, 1.4]])
-MEAN, COVARIANCE = np.array([1.0, -2.0, 0.5]), KERNEL @ KERNEL.T
-TARGET = tfd.MultivariateNormalTriL(MEAN, np.linalg.cholesky(COVARIANCE))
+DEVIATIONS, CORRELATIONS = [1.5, 0.7, 1.0], [[1.0, 0.8, -0.4], [0.8, 1.0, -0.2], [-0.4, -0.2, 1.0]]
+MEAN, COVARIANCE = np.array([1.0, -2.0, 0.5]), np.multiply(CORRELATIONS, np.outer(DEVIATIONS, DEVIATIONS))
+KERNEL = np.linalg.cholesky(COVARIANCE)
+TARGET = tfd.MultivariateNormalTriL(MEAN, KERNEL)
+NUM_STEPS, SAMPLE_SIZE = 1000, 500
 
 
 def base(size=3):
     return tfd.MultivariateNormalDiag(tf.zeros(size, tf.float64))
 
 
-def decaying_adam(num_steps, learning_rate=0.05):
+def decaying_adam(num_steps, learning_rate=0.1):
     return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, num_steps))
 
 
@@ -85,7 +87,7 @@ def test_minimize_finds_the_covariance_of_the_data(gradient, rng):
             return -tf.reduce_mean(flow.log_prob(tf.identity(data))) + scope.reconstruction_loss()
 
     variables = None if gradient == "self_norm" else used_variables(flow)
-    tfp.math.minimize(loss, 500, decaying_adam(500), trainable_variables=variables)
+    tfp.math.minimize(loss, NUM_STEPS, decaying_adam(NUM_STEPS), trainable_variables=variables)
     check_moments(*other_affine_map(layer), mean, covariance, tolerance=1e-3)
     check_moments(*affine_map(layer), mean, covariance, tolerance=1e-3)
     optimum = -stats.multivariate_normal(mean, covariance).logpdf(data.numpy()).mean()
@@ -145,9 +147,9 @@ def test_an_exact_surrogate_posterior(name):
     losses = tfp.vi.fit_surrogate_posterior(
         TARGET.log_prob,
         surrogate,
-        decaying_adam(1000),
-        num_steps=1000,
-        sample_size=200,
+        decaying_adam(NUM_STEPS),
+        num_steps=NUM_STEPS,
+        sample_size=SAMPLE_SIZE,
         trainable_variables=used_variables(surrogate),
         seed=1,
     )
@@ -163,15 +165,40 @@ def test_a_self_normalizing_surrogate_posterior(name):
     def loss(seed):
         with sn.training_scope() as scope:
             divergence = tfp.vi.monte_carlo_variational_loss(
-                TARGET.log_prob, surrogate, sample_size=200, seed=seed
+                TARGET.log_prob, surrogate, sample_size=SAMPLE_SIZE, seed=seed
             )
             return divergence + scope.reconstruction_loss()
 
-    tfp.math.minimize(loss, 1000, decaying_adam(1000), seed=1)
+    tfp.math.minimize(loss, NUM_STEPS, decaying_adam(NUM_STEPS), seed=1)
     check_moments(*affine_map(surrogate.bijector), MEAN, COVARIANCE, tolerance=0.02)
     if name != "chain of both":
         # The other direction has followed, so that the density is that of the samples.
         check_moments(*other_affine_map(surrogate.bijector), MEAN, COVARIANCE, tolerance=0.02)
+
+
+def test_a_tracked_surrogate_posterior():
+    """Sampled by W, with R brought after it where TFP lets one look at each step."""
+    layer = sn.SelfNormDense.trainable(3, tf.float64, seed=1)
+    surrogate = tfd.TransformedDistribution(base(), tfb.Invert(layer))
+    tracking = sn.Tracking()
+
+    def loss(seed):
+        with sn.training_scope(tracking):
+            return tfp.vi.monte_carlo_variational_loss(
+                TARGET.log_prob, surrogate, sample_size=SAMPLE_SIZE, seed=seed
+            )
+
+    errors = tfp.math.minimize(
+        loss,
+        NUM_STEPS,
+        decaying_adam(NUM_STEPS),
+        trainable_variables=used_variables(surrogate),
+        trace_fn=lambda state: tracking.update([layer], int(state.step)),
+        seed=1,
+    )
+    assert errors[-1] < 1e-4
+    check_moments(*affine_map(surrogate.bijector), MEAN, COVARIANCE, tolerance=0.02)
+    check_moments(*other_affine_map(surrogate.bijector), MEAN, COVARIANCE, tolerance=0.02)
 
 
 @pytest.mark.parametrize("name", ["forward", "invert"])
@@ -183,15 +210,15 @@ def test_fit_surrogate_posterior_with_a_learned_inverse(name):
 
     def discrepancy(log_weights):
         with sn.training_scope() as scope:
-            surrogate.sample(200)
+            surrogate.sample(SAMPLE_SIZE)
         return tfp.vi.kl_reverse(log_weights) + scope.reconstruction_loss()
 
     losses = tfp.vi.fit_surrogate_posterior(
         TARGET.log_prob,
         surrogate,
-        decaying_adam(1000),
-        num_steps=1000,
-        sample_size=200,
+        decaying_adam(NUM_STEPS),
+        num_steps=NUM_STEPS,
+        sample_size=SAMPLE_SIZE,
         discrepancy_fn=discrepancy,
         seed=1,
     )

@@ -15,6 +15,7 @@ from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.tracking import inverse_error
 from tfp_selfnorm.training_scope import training_scope
 from tfp_selfnorm.tree import self_norm_layers
+from tfp_selfnorm.variables import unused_name
 
 _RED, _GREY = (255, 0, 0), 128
 
@@ -22,16 +23,14 @@ _RED, _GREY = (255, 0, 0), 128
 class SampleGrid(keras.callbacks.Callback):
     """Draws samples at the end of epochs, as one picture: a PNG file, an image in TensorBoard, or both.
 
-    The latents are the same each time, so that the pictures of two epochs show the same samples. They are
-    laid out by rows, in a square or nearly, with grey lines between. A pixel is rounded down to its level,
-    and levels from 0 to `num_levels - 1` are drawn from black to white; what is outside is clipped. Pixels
-    that are not finite are red, and a warning says how many samples hold any.
-
-    Costs one `model.sample`, and changes nothing in the model.
+    The latents are the same each time, so that epochs can be compared. Samples are laid out by rows, in a
+    square or nearly, with grey lines between. A pixel is rounded down to its level, and levels from 0 to
+    `num_levels - 1` are drawn from black to white; what is outside is clipped. Pixels that are not finite
+    are red, and a warning says how many samples hold any. Costs one `model.sample`.
 
     Args:
-      filepath: where to write the PNG, in colour (RGB); may hold `{epoch}`, counted from 1, with a format as
-        in `{epoch:03d}`, else the file is overwritten each time. Missing folders are made.
+      filepath: where to write the PNG (RGB), as in `samples/{epoch:03d}.png`, where epochs count from 1;
+        without `{epoch}` it is written over. Missing folders are made.
       num_levels: number of levels of a pixel, 256 for 8-bit images.
       num_samples: how many samples to draw.
       every: epochs from one picture to the next.
@@ -42,9 +41,9 @@ class SampleGrid(keras.callbacks.Callback):
     Raises:
       ImportError: if `log_dir` is given and TensorBoard is not installed.
       TypeError: at the start of training, if the model is no `FlowModel`.
-      ValueError: if neither `filepath` nor `log_dir` is given, `filepath` holds another field than `epoch`,
-        or a number is out of range; at the start of training, if the events are no images of shape
-        (height, width), (height, width, 1) or (height, width, 3).
+      ValueError: if neither `filepath` nor `log_dir` is given, `filepath` holds another field, or a number is
+        out of range; at the start of training, if the events are no images of shape (height, width),
+        (height, width, 1) or (height, width, 3).
 
     >>> import os, tempfile
     >>> from tfp_selfnorm.callbacks import SampleGrid
@@ -107,28 +106,24 @@ class SampleGrid(keras.callbacks.Callback):
 class InverseQuality(keras.callbacks.Callback):
     """Estimates at the end of epochs how far each learned inverse is off, and names the worst layer.
 
-    The error of a layer is `||I - R W|| / ||I||` (Frobenius norm) for `W = inverse_kernel`, from data to
-    latent, and `R = forward_kernel`, back: of random probes, what is lost of them on the way to the latent
-    and back, relative to their size. 0 is exact, and 1 no better than an R of zeros. Of a batch of kernels
-    it is the largest, of a convolution that of its map, zero padding included.
+    The error of a layer is `||I - R W|| / ||I||` (Frobenius norm), with W from data to latent and R back:
+    what random probes, the same each time, lose on the way there and back. 0 is exact, and 1 no better than
+    an R of zeros. Of a batch of kernels it is the largest, of a convolution that of its map, zero padding
+    included. Costs O(n D^2) a layer for n probes.
 
     `logs` get the largest error as `worst_inverse_error`, for Keras's own callbacks behind this one in the
     list (EarlyStopping takes `mode="min"`); an epoch without an estimate, where `every` is more than 1,
     repeats the last. Values that are not finite are reported as they are, and NaN counts as the worst.
 
-    Costs O(n D^2) for n probes of a dense layer; a wider convolution passes at most 8 images there and back.
-    The probes are the same each time.
-
     Args:
-      num_probes: probes of a layer; at most D, or 8 of a convolution wider than 1x1, are used.
+      num_probes: probes of a layer; at most D, or 8 images of a convolution wider than 1x1, are used.
       every: epochs from one estimate to the next; the first epoch has one too.
       seed: int that the probes depend on.
       verbose: whether to print a line with each estimate.
 
     Attributes:
-      errors: dict from the names of the layers that need their learned inverse, made unique, to their last
-        errors.
-      worst_layer: the name of the layer with the largest.
+      errors: dict from the names of the layers that need their learned inverse, made unique, to the errors.
+      worst_layer: the name of the layer with the largest error.
 
     Raises:
       TypeError: at the start of training, if the model is no `FlowModel`.
@@ -149,19 +144,17 @@ class InverseQuality(keras.callbacks.Callback):
         self.every = check_positive_int(every, "every")
         self.seed = seed
         self.verbose = verbose
-        self.errors = {}
-        self.worst_layer = None
-        self._layers = {}
+        self.errors, self.worst_layer, self._layers = {}, None, {}
 
     def on_train_begin(self, logs=None):
-        layers = [layer for layer in self_norm_layers(_distribution_of(self)) if layer.needs_inverse]
-        if not layers:
+        self.errors, self.worst_layer, self._layers = {}, None, {}
+        for layer in self_norm_layers(_distribution_of(self)):
+            if layer.needs_inverse:
+                self._layers[unused_name(layer.name, self._layers)] = layer
+        if not self._layers:
             raise ValueError(
-                "InverseQuality needs a self-normalizing layer with a learned inverse; the distribution has "
-                "none."
+                "InverseQuality needs a layer with a learned inverse; the distribution has none."
             )
-        self._layers = dict(zip(_unique_names(layers), layers, strict=True))
-        self.errors, self.worst_layer = {}, None
 
     def on_epoch_end(self, epoch, logs=None):
         if (epoch + 1) % self.every == 0 or not self.errors:
@@ -169,10 +162,8 @@ class InverseQuality(keras.callbacks.Callback):
                 name: float(inverse_error(layer, self.num_probes, seed=[self.seed, i]))
                 for i, (name, layer) in enumerate(self._layers.items())
             }
-            # No number is more than NaN, and none is less.
-            self.worst_layer = max(
-                self.errors, key=lambda name: (math.isnan(self.errors[name]), self.errors[name])
-            )
+            # To argmax, NaN is the largest.
+            self.worst_layer = list(self.errors)[np.argmax(list(self.errors.values()))]
             if self.verbose:
                 worst = self.errors[self.worst_layer]
                 print(f"\nEpoch {epoch + 1}: the worst learned inverse, `{self.worst_layer}`: {worst:.3g}")
@@ -183,14 +174,13 @@ class InverseQuality(keras.callbacks.Callback):
 class ExactLikelihood(keras.callbacks.Callback):
     """Computes the exact mean negative log-likelihood of given events while the model trains, in nats.
 
-    That is every `every` steps of the optimizer, and at the end of training. Training goes on as it would
-    without, to the bit: no metric, no held log-det and no other variable is changed.
+    That is every `every` steps of the optimizer, and at the end of training; with `steps_per_execution`, at
+    the end of the execution that the step falls into. Training goes on as it would without, to the bit. Each
+    time costs one exact log-det a layer (O(D^3) if dense) and O(D^2) an event; the first compiles.
 
-    Each time costs one exact log-det a layer (O(D^3) if dense) and O(D^2) an event; the first compiles the
-    log density. With `steps_per_execution` the figure comes at the end of the execution that `every` falls
-    into. At the end of an epoch `logs` get the last figure as `exact_nll`, for Keras's own callbacks behind
-    this one in the list (EarlyStopping takes `mode="min"`); the first epoch has one in any case. A figure
-    that is not finite is reported as it is.
+    At the end of an epoch `logs` get the last figure as `exact_nll`, for Keras's own callbacks behind this
+    one in the list (EarlyStopping takes `mode="min"`); the first epoch has one in any case. A figure that is
+    not finite is reported as it is.
 
     Args:
       x: events `(number, *event_shape)`, an array of a floating dtype.
@@ -201,15 +191,13 @@ class ExactLikelihood(keras.callbacks.Callback):
 
     Attributes:
       history: list of `(step, nll)`, `optimizer.iterations` and nats; further calls of `fit` add to it. The
-        last entry is of the weights that training ends with, those of `restore_best_weights` if
-        EarlyStopping comes first in the list.
+        last entry is of the weights that training ends with, averaged or restored ones if so.
 
     Raises:
       ImportError: if `log_dir` is given and TensorBoard is not installed.
       TypeError: if `x` is not floating; at the start of training, if the model is no `FlowModel`.
-      ValueError: if `x` is empty or has values that are not finite, or a number is not positive; at the start
-        of training, if `x` does not consist of events; in training, if the kernel of a convolution is
-        singular to working precision.
+      ValueError: if `x` is empty or not finite, or a number is not positive; at the start of training, if
+        `x` does not consist of events; in training, if the kernel of a convolution is singular.
 
     >>> from tfp_selfnorm.callbacks import ExactLikelihood
     >>> model = FlowModel(dense_flow(3, seed=1))
@@ -228,8 +216,7 @@ class ExactLikelihood(keras.callbacks.Callback):
         self.verbose = verbose
         self.history = []
         self._writer = _summary_writer(log_dir)
-        self._layers, self._mean_nll = [], None
-        self._step = 0
+        self._layers, self._mean_nll, self._step = [], None, 0
 
     def set_model(self, model):
         if model is not self.model:
@@ -238,11 +225,7 @@ class ExactLikelihood(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         distribution = _distribution_of(self)
-        check_events(self.x, distribution)
-        if self.x.ndim == distribution.event_shape.rank:
-            raise ValueError(
-                f"`x` has shape {self.x.shape}, which is that of one event; expected a batch of them."
-            )
+        check_events(self.x[0], distribution, name="x[0]")
         if self._mean_nll is None:
             self._layers = self_norm_layers(distribution)
             self._mean_nll = _compiled_mean_nll(distribution, self._layers, self.x)
@@ -271,8 +254,7 @@ class ExactLikelihood(keras.callbacks.Callback):
         step = self._iterations()
         log_dets = [layer.exact_log_det() for layer in self._layers]
         batches = [self.x[i : i + self.batch_size] for i in range(0, len(self.x), self.batch_size)]
-        total = sum(len(batch) * float(self._mean_nll(batch, log_dets)) for batch in batches)
-        nll = total / len(self.x)
+        nll = sum(len(batch) * float(self._mean_nll(batch, log_dets)) for batch in batches) / len(self.x)
         self.history.append((step, nll))
         if self.verbose:
             print(f"\nStep {step}: exact NLL {nll:.6g} nats")
@@ -319,21 +301,8 @@ def _grid(samples, num_levels):
 
 def _distribution_of(callback):
     if not isinstance(callback.model, FlowFunctions):
-        raise TypeError(
-            f"{type(callback).__name__} needs a FlowModel; got a {type(callback.model).__name__}."
-        )
+        raise TypeError(f"{type(callback).__name__} needs a FlowModel; got {type(callback.model).__name__}.")
     return callback.model.distribution
-
-
-def _unique_names(layers):
-    names = []
-    for layer in layers:
-        name, number = layer.name, 0
-        while name in names:
-            number += 1
-            name = f"{layer.name}_{number}"
-        names.append(name)
-    return names
 
 
 def _check_pattern(filepath):

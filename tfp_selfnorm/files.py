@@ -1,13 +1,14 @@
 """Writes files so that a failure leaves the earlier one as it was."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
 
 
 @contextlib.contextmanager
-def replacing(filepath, suffix=""):
+def replacing(filepath, suffix="", num_bytes=0):
     """Yields a path beside `filepath` to write to, and moves what is there to `filepath` once it is complete.
 
     A file takes the place of a file; a folder that of an empty or absent folder.
@@ -15,15 +16,19 @@ def replacing(filepath, suffix=""):
     Args:
       filepath: where the result is to be.
       suffix: what the path that is yielded ends with.
+      num_bytes: about the size of the file, which must be free before anything is written.
 
     Raises:
       FileNotFoundError: if the folder that `filepath` is in does not exist.
+      OSError: if the disk is full.
     """
     target = pathlib.Path(filepath).resolve()
     if not target.parent.is_dir():
         raise FileNotFoundError(f"The folder of {str(filepath)!r} does not exist; nothing was written.")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial{suffix}")
     try:
+        if num_bytes:
+            _check_room(partial, num_bytes)
         yield partial
         if partial.is_file():
             with open(partial, "rb") as file:
@@ -39,3 +44,18 @@ def replacing(filepath, suffix=""):
 def is_local(filepath) -> bool:
     """Whether it is a path, and no address such as gs://..."""
     return "://" not in str(filepath)
+
+
+def _check_room(path, num_bytes):
+    # HDF5 crashes the process some time after it met a full disk, so it must not meet one.
+    with open(path, "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        except AttributeError:
+            if shutil.disk_usage(path.parent).free < num_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        except OSError as error:
+            # File systems that cannot reserve room say so.
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+    path.unlink()

@@ -99,4 +99,6 @@ class FlowFunctions:
 
     @functools.cached_property
     def _exact_distribution(self):
-        return exact(self.distribution)
+        # The first call may come from inside a graph, which must not own the constants of its parts.
+        with tf.init_scope():
+            return exact(self.distribution)

@@ -1,5 +1,8 @@
 """How a `FlowModel` is saved and loaded: as a `.keras` file, if a builder made it, and by named weights."""
 
+import math
+from contextlib import nullcontext
+
 import keras
 import numpy as np
 
@@ -54,11 +57,14 @@ class FlowSaving:
         """Builds the model anew from what `get_config` returns; raises ValueError if it is not such."""
         unknown = set(config) - set(_CONFIG)
         missing = set(_CONFIG[:-1]) - set(config)
-        if unknown or missing:
+        if unknown or missing or not isinstance(config["arguments"], dict):
             raise ValueError(
-                f"The config of a FlowModel must have the entries {_CONFIG}; got {sorted(config)}."
+                f"The config of a FlowModel must have the entries {_CONFIG}, with the arguments by name; got "
+                f"{config}."
             )
-        with keras.saving.custom_object_scope(custom_objects or {}):
+        # An empty scope would hide the one that `load_model` has opened.
+        scope = keras.saving.custom_object_scope(custom_objects) if custom_objects else nullcontext()
+        with scope:
             builder = decode(config["builder"], "builder")
             arguments = {
                 name: decode(value, f"arguments.{name}") for name, value in config["arguments"].items()
@@ -100,6 +106,7 @@ class FlowSaving:
 
         Raises:
           FileNotFoundError: if the folder does not exist.
+          OSError: if the disk is full.
           ValueError: if the model was made from a distribution.
         """
         self.get_config()
@@ -107,7 +114,7 @@ class FlowSaving:
             overwrite and is_local(filepath) and str(filepath).endswith(".keras") and zipped is not False
         ):
             return super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
-        with replacing(filepath, ".keras") as partial:
+        with replacing(filepath, ".keras", self._file_size()) as partial:
             return super().save(partial, zipped=zipped, **kwargs)
 
     def save_weights(self, filepath, overwrite=True, **kwargs):
@@ -115,10 +122,11 @@ class FlowSaving:
 
         Raises:
           FileNotFoundError: if the folder does not exist.
+          OSError: if the disk is full.
         """
         if not (overwrite and is_local(filepath) and str(filepath).endswith(".weights.h5") and not kwargs):
             return super().save_weights(filepath, overwrite=overwrite, **kwargs)
-        with replacing(filepath, ".weights.h5") as partial:
+        with replacing(filepath, ".weights.h5", self._file_size()) as partial:
             return super().save_weights(partial)
 
     def save_own_variables(self, store):
@@ -145,6 +153,13 @@ class FlowSaving:
             raise ValueError(f"The weights are those of another model: {'; '.join(problems)}.")
         for name, variable in own.items():
             variable.assign(saved[name])
+
+    def _file_size(self):
+        """More bytes than the weights and the state of the optimizer take in a file."""
+        optimizer = getattr(self, "optimizer", None)
+        variables = [*self.variables, *(optimizer.variables if optimizer is not None else [])]
+        # Eight bytes suffice for any dtype; names and the tables of the file take some more.
+        return 2**16 + sum(8 * math.prod(variable.shape) + 2**13 for variable in variables)
 
     def _own_variables(self):
         return [*self._trainable_variables, *self._non_trainable_variables]

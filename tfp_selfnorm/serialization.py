@@ -90,7 +90,7 @@ def encode(value, name):
     if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
         if _schedule(type(value).__name__) is type(value):
             return {"schedule": [type(value).__name__, _encode_items(value.get_config(), name)]}
-    elif callable(value) and _registered(keras.saving.get_registered_name(value)) is value:
+    elif hasattr(value, "__name__") and _registered(keras.saving.get_registered_name(value)) is value:
         return {"function": keras.saving.get_registered_name(value)}
     raise TypeError(
         f"`{name}` is a {type(value).__name__} that cannot be saved as an argument of a builder. Register a "
