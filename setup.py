@@ -39,6 +39,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.17",
+            "tensorboard>=2.18",
             "setuptools>=77",
             *EXAMPLES,
         ],

@@ -46,6 +46,8 @@ class FlowSteps:
             y_pred = self(x, training=True)
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
             scaled_loss = self.optimizer.scale_loss(loss)
+        if self._mean_weight is not None:
+            self._mean_weight.update_state(self._reconstruction_weights.mean(self._iteration()))
         is_finite = self._guard.apply(
             self.optimizer,
             tape.gradient(scaled_loss, variables),
@@ -59,8 +61,6 @@ class FlowSteps:
             tf.cast(~is_finite, tf.float32) / tf.distribute.get_strategy().num_replicas_in_sync
         )
         self._update_figures(y_pred, sample_weight, loss, scope, True, is_finite)
-        if self._mean_weight is not None:
-            self._mean_weight.update_state(self._reconstruction_weights.mean(self._iteration()))
         if self._reconstruction_weights.is_adaptive:
             self._reconstruction_weights.update(scope.reconstruction_errors(), is_finite)
         for i, layer in enumerate(self._tracked_self_norm):

@@ -165,6 +165,9 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         kernels = self._inverse_kernel, self._forward_kernel
         if direction == "forward" and self._inversion == "learned":
             kernels = kernels[::-1]
+        if self._gradient != "self_norm" and current_scope() is None:
+            # The other one plays no part. If it were read, a tape would ask for its gradient, which is None.
+            kernels = kernels[:1] * 2
         return tuple(tf.convert_to_tensor(kernel) for kernel in kernels)
 
     def _pass_kernel(self, x, kernel, other_kernel, direction):
