@@ -5,9 +5,10 @@
     python examples/demo.py --dataset mnist --epochs 30      # any image data set of TFDS, by name
 
 The flow is dense (two layers), convolutional (three blocks of three 3x3 layers) or Glow-like (two blocks of
-four steps). Each way fits the same: the self-normalizing gradient with the paper's regularizer, the same
-with a tracked inverse (not for 3x3 convolutions, which have none), and the exact gradient. Then one table,
-one picture, and a SavedModel that a fresh process loads and scores.
+four steps); `--layers 1 --steps-per-epoch 10` is for a quick look. Each way fits the same: the
+self-normalizing gradient with the paper's regularizer, the same with a tracked inverse (not for 3x3
+convolutions, which have none), and the exact gradient. Then one table, one picture, and a SavedModel that a
+fresh process loads and scores.
 """
 
 import argparse
@@ -27,6 +28,8 @@ import tfp_selfnorm as sn
 METHODS = ("self_norm, paper", "self_norm, tracked", "exact gradient")
 # Of the paper's regularizer.
 WEIGHTS = {"dense": 1.0, "conv": 1.0, "glow": 100.0}
+# Of the dense flow, and of each block of the others.
+LAYERS = {"dense": 2, "conv": 3, "glow": 4}
 SHOWN = 64
 RELOAD = """
 import sys, numpy as np, tensorflow as tf
@@ -84,11 +87,13 @@ def make_model(method, image_shape, num_levels, arguments):
     gradient = "exact" if method == "exact gradient" else "self_norm"
     options = {"preprocessing": sn.images.pixel_sigmoid(num_levels), "seed": arguments.seed}
     if arguments.model == "dense":
-        flow = sn.dense_flow(image_shape, num_layers=2, gradient=gradient, **options)
+        flow = sn.dense_flow(image_shape, num_layers=arguments.layers, gradient=gradient, **options)
     elif arguments.model == "conv":
+        options["layers_per_block"] = arguments.layers
         flow = sn.conv_flow(image_shape, gradient=gradient, **options)
     else:
-        flow = sn.glow_flow(image_shape, steps_per_block=4, width=32, mixing=gradient, **options)
+        options["steps_per_block"] = arguments.layers
+        flow = sn.glow_flow(image_shape, width=32, mixing=gradient, **options)
     inverse_learning = {
         "self_norm, paper": sn.Reconstruction("data", WEIGHTS[arguments.model]),
         "self_norm, tracked": sn.Tracking(),
@@ -104,7 +109,7 @@ def train(method, splits, num_levels, arguments):
     model.adapt(batches(training, arguments.batch_size))
     # Small sets pass several times in an epoch, so that the validation stays cheap.
     passes = max(1, 13_000 // len(training))
-    steps = passes * (len(training) // arguments.batch_size)
+    steps = arguments.steps_per_epoch or passes * (len(training) // arguments.batch_size)
     total, warmup = steps * arguments.epochs, steps * arguments.epochs // 20
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, total - warmup, warmup_target=arguments.learning_rate, warmup_steps=warmup
@@ -165,7 +170,9 @@ def main():
     parser.add_argument("--model", choices=WEIGHTS, default="dense")
     parser.add_argument("--dataset", default="digits", help="digits, or the name of a TFDS image data set")
     parser.add_argument("--data-dir", help="where TFDS keeps its data")
+    parser.add_argument("--layers", type=int, help="of the dense flow, or of each block (glow: steps)")
     parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--steps-per-epoch", type=int, help="default: passes through all training images")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--learning-rate", type=float, help="default: 3e-3 for dense on digits, 1e-3 else")
     parser.add_argument("--seed", type=int, default=1)
@@ -173,6 +180,7 @@ def main():
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo_output"))
     arguments = parser.parse_args()
     digits = arguments.dataset == "digits"
+    arguments.layers = arguments.layers or LAYERS[arguments.model]
     if arguments.learning_rate is None:
         arguments.learning_rate = 3e-3 if digits and arguments.model == "dense" else 1e-3
     if arguments.methods is None:

@@ -32,7 +32,7 @@ def test_demo_on_digits(tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize(("model", "method"), [("conv", "self_norm, paper"), ("glow", "self_norm, tracked")])
 def test_demo_with_other_models(model, method, tmp_path, monkeypatch, capfd):
     arguments = ["--model", model, "--methods", method, "--epochs", 1, "--output", tmp_path]
-    run_example("demo.py", arguments, monkeypatch)
+    run_example("demo.py", [*arguments, "--layers", 1, "--steps-per-epoch", 20], monkeypatch)
     assert float(capfd.readouterr().out.split("largest difference:")[1].split()[0]) < 1e-2
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 2
     assert (tmp_path / "samples.png").stat().st_size > 10_000
@@ -53,7 +53,16 @@ def test_demo_on_a_data_set_of_tfds(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", lambda self: None)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "as_dataset", random_images)
     monkeypatch.setattr(tfds.core.DatasetInfo, "splits", splits)
-    arguments = ["--dataset", "mnist", "--data-dir", tmp_path / "data", "--epochs", 1]
+    arguments = [
+        "--dataset",
+        "mnist",
+        "--data-dir",
+        tmp_path / "data",
+        "--epochs",
+        1,
+        "--steps-per-epoch",
+        10,
+    ]
     methods = ["--methods", "self_norm, tracked", "--output", tmp_path / "out"]
     run_example("demo.py", [*arguments, *methods], monkeypatch)
     printed = capfd.readouterr().out

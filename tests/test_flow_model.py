@@ -68,13 +68,13 @@ WAYS = {
 COMPILED = {"default": {}, "xla": {"jit_compile": True}, "eager": {"run_eagerly": True}}
 
 
-def trained(distribution, data, inverse_learning=sn.Tracking(), epochs=3, rate=1e-2, **compile_options):  # noqa: B008
+def trained(distribution, data, inverse_learning=sn.Tracking(), epochs=3, rate=2e-2, **compile_options):  # noqa: B008
     keras.utils.set_random_seed(1)
     model = sn.FlowModel(distribution, inverse_learning)
     model.compile(keras.optimizers.Adam(rate), **compile_options)
     before = float(-tf.reduce_mean(model.log_prob(data)))
     history = model.fit(
-        data[:512], epochs=epochs, batch_size=32, validation_data=(data[512:],), verbose=0
+        data[:512], epochs=epochs, batch_size=64, validation_data=(data[512:],), verbose=0
     ).history
     return model, before, history
 
