@@ -40,8 +40,7 @@ class FlowSteps:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         kept = [(variable.value, tf.identity(variable.value)) for variable in self._moving_variables]
         variables = self.trainable_variables
-        if not self.optimizer.built:
-            self.optimizer.build(variables)
+        self._build_optimizer()
         with self._open_scope() as scope, tf.GradientTape() as tape:
             y_pred = self(x, training=True)
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
@@ -90,6 +89,7 @@ class FlowSteps:
         """Keras's, with what must not be compiled before and after each call."""
         if self.train_function is not None and not force:
             return
+        self._build_optimizer()
         super().make_train_function(force=force)
         compiled_steps = self.train_function
 
@@ -157,6 +157,12 @@ class FlowSteps:
             refresh_inverse(layer)
         self._held_log_dets.refresh(is_due)
         self._step += self.steps_per_execution
+
+    def _build_optimizer(self):
+        # Variables made inside the compiled step would have Keras trace it twice.
+        if not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
 
     def _check_guard(self):
         self._guard.check(self._max_skipped_updates, int(self.optimizer.iterations.numpy()))
