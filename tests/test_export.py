@@ -1,5 +1,6 @@
 """The SavedModel, in processes that have neither this package nor TFP."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -23,13 +24,25 @@ except ImportError:
     pass
 else:
     raise SystemExit("the package was importable")
-folder = sys.argv[1]
-flow = tf.saved_model.load(folder + "/model")
-x = np.load(folder + "/x.npy")
-results = {"log_prob": flow.log_prob(x), "one": flow.log_prob(x[:1]), "sample": flow.sample(7, [1, 2])}
-if hasattr(flow, "encode"):
-    results |= {"encode": flow.encode(x), "decode": flow.decode(flow.encode(x))}
-np.savez(folder + "/results.npz", **results)
+for folder in sys.argv[1:]:
+    flow = tf.saved_model.load(folder + "/model")
+    x = tf.constant(np.load(folder + "/x.npy"))
+    variables = sorted(flow.trainable_variables, key=lambda variable: variable.name)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        log_prob = flow.log_prob(x)
+    gradients = tape.gradient(log_prob, [x, *variables])
+    results = {"log_prob": log_prob, "one": flow.log_prob(x[:1]), "sample": flow.sample(7, [1, 2])}
+    results |= {f"gradient {i}": gradient for i, gradient in enumerate(gradients)}
+    served = flow.signatures["sample"](n=tf.constant(7), seed=tf.constant([1, 2]))
+    results |= {"served sample": served["output_0"]}
+    results |= {"served": flow.signatures["serving_default"](x=x)["output_0"]}
+    if hasattr(flow, "sample_exact"):
+        results |= {"sample_exact": flow.sample_exact(7, [1, 2])}
+        results |= {"decode_exact": flow.decode_exact(flow.encode(x))}
+    if hasattr(flow, "encode"):
+        results |= {"encode": flow.encode(x), "decode": flow.decode(flow.encode(x))}
+    np.savez(folder + "/results.npz", **results)
 """
 
 
@@ -52,22 +65,78 @@ def plain_distribution():
     )
 
 
-@pytest.mark.parametrize(
-    "make", [dense_flow_of_images, conv_flow_of_images, glow_flow_of_images, plain_distribution]
-)
-def test_a_process_without_the_package_gets_the_same(make, tmp_path, rng):
-    model = sn.FlowModel(make())
-    x = rng.uniform(0.1, 3.9, [50, *model.distribution.event_shape]).astype(np.float32)
-    model.adapt(x)
-    model.compile(keras.optimizers.Adam(1e-2))
-    model.fit(x, epochs=2, batch_size=10, verbose=0)
-    np.save(tmp_path / "x.npy", x)
-    model.export(tmp_path / "model")
-    subprocess.run([sys.executable, "-I", "-c", SCORE, str(tmp_path)], check=True)
-    results = np.load(tmp_path / "results.npz")
+FLOWS = (dense_flow_of_images, conv_flow_of_images, glow_flow_of_images, plain_distribution)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Trained models, their data, and what a process without the package made of their SavedModels."""
+    models = []
+    for make in FLOWS:
+        folder = tmp_path_factory.mktemp(make.__name__)
+        model = sn.FlowModel(make())
+        event_shape = model.distribution.event_shape
+        x = np.random.default_rng(1).uniform(0.1, 3.9, [50, *event_shape]).astype(np.float32)
+        model.adapt(x)
+        model.compile(keras.optimizers.Adam(1e-2))
+        model.fit(x, epochs=2, batch_size=10, verbose=0)
+        np.save(folder / "x.npy", x)
+        model.export(folder / "model")
+        models.append((model, x, folder))
+    subprocess.run([sys.executable, "-I", "-c", SCORE, *(folder for _, _, folder in models)], check=True)
+    return dict(zip(FLOWS, models, strict=True))
+
+
+@pytest.mark.parametrize("make", FLOWS)
+def test_a_process_without_the_package_gets_the_same(make, exported):
+    model, x, folder = exported[make]
+    results = np.load(folder / "results.npz")
     np.testing.assert_allclose(results["log_prob"], model.log_prob(x), atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(results["one"], model.log_prob(x[:1]), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(results["served"], results["log_prob"], rtol=1e-5)
     np.testing.assert_allclose(results["sample"], model.sample(7, seed=(1, 2)), atol=1e-4)
-    if make is not plain_distribution:
-        np.testing.assert_allclose(results["encode"], model.encode(x), atol=1e-5, rtol=1e-5)
-        np.testing.assert_allclose(results["decode"], model.reconstruct(x), atol=1e-4)
+    np.testing.assert_allclose(results["served sample"], results["sample"], atol=1e-5)
+    if make is plain_distribution:
+        assert "encode" not in results
+        assert "sample_exact" not in results
+        return
+    np.testing.assert_allclose(results["sample_exact"], model.sample(7, (1, 2), exact=True), atol=1e-4)
+    assert np.abs(results["sample_exact"] - results["sample"]).max() > 1e-6
+    np.testing.assert_allclose(results["encode"], model.encode(x), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(results["decode"], model.reconstruct(x), atol=1e-4)
+    np.testing.assert_allclose(results["decode_exact"], x, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", FLOWS)
+def test_gradients_are_kept(make, exported):
+    """Those of the data, and of the variables, with the self-normalizing gradient."""
+    model, x, folder = exported[make]
+    variables = sorted((v.value for v in model.trainable_variables), key=lambda variable: variable.name)
+    x = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        log_prob = model.log_prob(x)
+    gradients = tape.gradient(log_prob, [x, *variables])
+    results = np.load(folder / "results.npz")
+    for i, gradient in enumerate(gradients):
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(results[f"gradient {i}"], gradient, atol=1e-4 * scale, rtol=1e-4)
+
+
+def test_a_failure_leaves_no_folder(tmp_path, monkeypatch):
+    def fail(self, folder, **options):
+        pathlib.Path(folder).mkdir()
+        (pathlib.Path(folder) / "part").write_text("...")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(type(keras.export.ExportArchive()), "write_out", fail)
+    with pytest.raises(OSError, match="disk full"):
+        sn.FlowModel(plain_distribution()).export(tmp_path / "new" / "model")
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_an_exact_sample_may_first_be_asked_for_inside_a_graph():
+    """Its parts are made on that occasion, and must outlive the graph."""
+    model = sn.FlowModel(sn.glow_flow((4, 4, 1), 2, 1, width=4, act_norm=False, seed=1))
+    sample = tf.function(lambda: model.sample(3, seed=1, exact=True))()
+    np.testing.assert_allclose(model.sample(3, seed=1, exact=True), sample, atol=1e-5)
