@@ -51,9 +51,17 @@ def make_model(builder, seed=1, **options):
     return model
 
 
-def fit(model, epochs=EPOCHS, **options):
+def images_with_a_fault():
+    """The last image of the second batch has no density; of two replicas one sees it, and both skip."""
+    data = images()
+    data[2 * BATCH - 1] = 5.0
+    return data
+
+
+def fit(model, epochs=EPOCHS, data=None, **options):
     """Trains on the images, in their order, and returns the history."""
-    return model.fit(images(), batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, **options).history
+    data = images() if data is None else data
+    return model.fit(data, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, **options).history
 
 
 def check_same_weights(model, weights, tolerance=0.0):
@@ -115,13 +123,13 @@ def sigkill_and_resume(builder, folder):
 
 
 def mirrored(builder, folder):
-    """Two replicas of one process train as one device does."""
+    """Two replicas of one process train as one device does, and skip a batch together."""
     finish([start_training("mirrored", builder, folder)])
     check_same_training(builder, [folder])
 
 
 def two_workers(builder, folder):
-    """Two processes train as one does: the same curve of losses to 1e-5."""
+    """Two processes train as one does: the same curve of losses to 1e-5, and a batch skipped together."""
     ports = free_ports(2)
     workers = []
     for index in range(2):
@@ -168,9 +176,11 @@ CHECKS = {
 
 def check_same_training(builder, folders):
     model = make_model(builder)
-    history = fit(model)
+    history = fit(model, data=images_with_a_fault())
+    assert history["skipped_updates"] == EPOCHS * [1.0]
     for folder in folders:
         other = json.loads((folder / "history.json").read_text())
+        assert other["skipped_updates"] == history["skipped_updates"]
         for figure in ("loss", "nll"):
             np.testing.assert_allclose(other[figure], history[figure], rtol=1e-5, err_msg=figure)
         weights = np.load(folder / "weights.npz")
@@ -250,7 +260,8 @@ def train(kind, builder, folder, kill):
     with make_strategy[kind]().scope():
         model = make_model(builder)
     callbacks = [keras.callbacks.BackupAndRestore(folder / "backup")] if kind == "resumable" else []
-    history = fit(model, callbacks=[*callbacks, *([KillInSecondEpoch()] if kill else [])])
+    callbacks += [KillInSecondEpoch()] if kill else []
+    history = fit(model, data=images() if kind == "resumable" else images_with_a_fault(), callbacks=callbacks)
     np.savez(folder / "weights.npz", *model.get_weights())
     (folder / "history.json").write_text(json.dumps(history))
 

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import subprocess
 import sys
 import zipfile
 
@@ -174,6 +175,18 @@ def test_keras_saves_during_training(tmp_path, data):
     np.testing.assert_allclose(-np.mean(best.log_prob(data)), min(history.history["val_nll"]), rtol=1e-6)
 
 
+def test_a_new_process_needs_no_custom_objects(saved, data, tmp_path):
+    model, path = saved
+    np.save(tmp_path / "x.npy", data)
+    load = (
+        "import sys, keras, numpy as np, tfp_selfnorm; model = keras.models.load_model(sys.argv[1]); "
+        "np.save(sys.argv[3], model.log_prob(np.load(sys.argv[2])))"
+    )
+    arguments = [path, tmp_path / "x.npy", tmp_path / "log_prob.npy"]
+    subprocess.run([sys.executable, "-c", load, *arguments], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "log_prob.npy"), model.log_prob(data))
+
+
 def tampered(path, change):
     """A copy of the file with its config changed."""
     other = path.with_name("tampered.keras")
@@ -295,7 +308,7 @@ def through_json(value):
         sn.Tracking(num_probes=3, reconstruction=sn.Reconstruction("probes", 2.0)),
         sn.Reconstruction("symmetric", sn.AdaptiveWeight(0.5, bounds=(1e-3, 10.0))),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_arguments_survive_json(value):
     result = through_json(value)

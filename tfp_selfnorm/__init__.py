@@ -1,6 +1,6 @@
 """Self-normalizing flows for TensorFlow Probability and Keras."""
 
-from tfp_selfnorm import bijectors, flows, images
+from tfp_selfnorm import bijectors, callbacks, flows, images
 from tfp_selfnorm.adaptation import adapt, is_adapted
 from tfp_selfnorm.bijectors import (
     ActNorm,
@@ -42,6 +42,7 @@ __all__ = [
     "Tracking",
     "adapt",
     "bijectors",
+    "callbacks",
     "conv_flow",
     "coupling_network",
     "dense_flow",

@@ -41,7 +41,7 @@ class UpdateGuard:
             if gradient is not None
         ]
         suspects = [*((f"`{v.name}`", v) for v in variables), *suspects, *gradients_by_name]
-        self._names = [name for name, _ in suspects] + ["another replica"]
+        self._names = [name for name, _ in suspects]
         values = [value for _, value in suspects]
         loss_is_finite = _on_all_replicas(tf.math.is_finite(loss))
         gradients_are_finite = _on_all_replicas(_all_finite([gradient for _, gradient in gradients_by_name]))
@@ -82,7 +82,7 @@ class UpdateGuard:
             self._run.assign(0)
 
         def skip():
-            first = tf.reduce_min(tf.stack(on_each_replica(_first_not_finite, suspects)))
+            first = on_each_replica(_first_not_finite, suspects)[0]
             run = tf.convert_to_tensor(self._run)
             self._first.assign(tf.where(run == 0, first, tf.convert_to_tensor(self._first)))
             self._run.assign(run + 1)
@@ -98,16 +98,20 @@ def _all_finite(tensors):
 
 
 def _first_not_finite(values):
-    """The index of the first, or their number."""
-    bad = tf.stack([~_all_finite([value]) for value in values] + [tf.constant(True)])
-    return tf.argmax(bad, output_type=tf.int32)
+    """The index of the first that is not, on any replica."""
+    bad = tf.stack([tf.cast(~_all_finite([value]), tf.float32) for value in values])
+    return tf.argmax(tf.cast(_sum_over_replicas(bad) > 0.0, tf.int32), output_type=tf.int32)
 
 
 def _on_all_replicas(is_true):
+    return _sum_over_replicas(tf.cast(~is_true, tf.float32)) == 0.0
+
+
+def _sum_over_replicas(value):
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
-        return is_true
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(~is_true, tf.float32)) == 0.0
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 def _dense(gradient):

@@ -1,0 +1,136 @@
+"""`ExactLikelihood`, the likelihood of given events between epochs."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_selfnorm.callbacks.shared import distribution_of, summary_writer
+from tfp_selfnorm.checks import check_events, check_finite
+from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.training_scope import training_scope
+from tfp_selfnorm.tree import self_norm_layers
+
+
+class ExactLikelihood(keras.callbacks.Callback):
+    """Computes the exact mean negative log-likelihood of given events while the model trains, in nats.
+
+    That is every `every` steps of the optimizer, and at the end of training; with `steps_per_execution`, at
+    the end of the execution that the step falls into. Training goes on as it would without, to the bit. Each
+    time costs one exact log-det a layer (O(D^3) if dense) and O(D^2) an event; the first compiles.
+
+    At the end of an epoch `logs` get the last figure as `exact_nll`, for Keras's own callbacks behind this
+    one in the list (EarlyStopping takes `mode="min"`); the first epoch has one in any case. A figure that is
+    not finite is reported as it is.
+
+    Args:
+      x: events `(number, *event_shape)`, an array of a floating dtype.
+      every: steps from one figure to the next.
+      batch_size: how many events to take at a time.
+      log_dir: folder for TensorBoard (which must be installed); the scalar is called `exact_nll`.
+      verbose: whether to print a line with each figure.
+
+    Attributes:
+      history: list of `(step, nll)`, `optimizer.iterations` and nats; further calls of `fit` add to it. The
+        last entry is of the weights that training ends with, averaged or restored ones if so.
+
+    Raises:
+      ImportError: if `log_dir` is given and TensorBoard is not installed.
+      TypeError: if `x` is not floating; at the start of training, if the model is no `FlowModel`.
+      ValueError: if `x` is empty or not finite, or a number is not positive; at the start of training, if
+        `x` does not consist of events; in training, if the kernel of a convolution is singular.
+
+    >>> from tfp_selfnorm.callbacks import ExactLikelihood
+    >>> model = FlowModel(dense_flow(3, seed=1))
+    >>> model.compile("adam")
+    >>> likelihood = ExactLikelihood(np.zeros([50, 3]), every=2)
+    >>> history = model.fit(tf.zeros([40, 3]), batch_size=8, callbacks=[likelihood], verbose=0)
+    >>> [step for step, nll in likelihood.history]
+    [2, 4, 5]
+    """
+
+    def __init__(self, x, every=100, batch_size=100, log_dir=None, verbose=0):
+        super().__init__()
+        self.x = _check_array(x)
+        self.every = check_positive_int(every, "every")
+        self.batch_size = check_positive_int(batch_size, "batch_size")
+        self.verbose = verbose
+        self.history = []
+        self._writer = summary_writer(log_dir)
+        self._layers, self._mean_nll, self._step = [], None, 0
+
+    def set_model(self, model):
+        if model is not self.model:
+            self.history, self._mean_nll = [], None
+        super().set_model(model)
+
+    def on_train_begin(self, logs=None):
+        distribution = distribution_of(self)
+        check_events(self.x[0], distribution, name="x[0]")
+        if self._mean_nll is None:
+            self._layers = self_norm_layers(distribution)
+            self._mean_nll = _compiled_mean_nll(distribution, self._layers, self.x)
+        self._step = self._iterations()
+
+    def on_train_batch_end(self, batch, logs=None):
+        # Keras's number of the batch counts whole executions, also where the data end within one.
+        step = self._iterations()
+        if step // self.every > self._step // self.every:
+            self._evaluate()
+        self._step = step
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not self.history:
+            self._evaluate()
+        if logs is not None:
+            logs["exact_nll"] = self.history[-1][1]
+
+    def on_train_end(self, logs=None):
+        if self.history and self.history[-1][0] == self._iterations():
+            # Averaged or restored weights may have taken the place of the last step's.
+            self.history.pop()
+        self._evaluate()
+
+    def _evaluate(self):
+        step = self._iterations()
+        log_dets = [layer.exact_log_det() for layer in self._layers]
+        batches = [self.x[i : i + self.batch_size] for i in range(0, len(self.x), self.batch_size)]
+        nll = sum(len(batch) * float(self._mean_nll(batch, log_dets)) for batch in batches) / len(self.x)
+        self.history.append((step, nll))
+        if self.verbose:
+            print(f"\nStep {step}: exact NLL {nll:.6g} nats")
+        if self._writer is not None:
+            with self._writer.as_default():
+                tf.summary.scalar("exact_nll", nll, step=step)
+            self._writer.flush()
+
+    def _iterations(self):
+        return int(self.model.optimizer.iterations.numpy())
+
+
+def _compiled_mean_nll(distribution, layers, x):
+    """The mean NLL of a batch like those of `x`, as a function of it and of the layers' log-dets."""
+    events = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
+    log_dets = [
+        tf.TensorSpec(layer.inverse_kernel.shape[: -layer.operations.kernel_ndims], layer.dtype)
+        for layer in layers
+    ]
+
+    @tf.function(input_signature=(events, log_dets))
+    def mean_nll(batch, log_dets):
+        with training_scope(None, dict(zip(layers, log_dets, strict=True))):
+            log_prob = distribution.log_prob(tf.identity(tf.cast(batch, distribution.dtype)))
+        return -tf.reduce_mean(log_prob)
+
+    return mean_nll
+
+
+def _check_array(x):
+    x = np.asarray(x)
+    if not np.issubdtype(x.dtype, np.floating):
+        raise TypeError(
+            f"`x` must be an array of a floating dtype; got dtype {x.dtype}. Cast it, or for integer pixels "
+            "use `tfp_selfnorm.images.dequantize`."
+        )
+    if x.size == 0 or x.ndim == 0:
+        raise ValueError(f"`x` must be a batch of events, one or more; got shape {x.shape}.")
+    return check_finite(x)

@@ -1,0 +1,78 @@
+"""`InverseQuality`, the errors of learned inverses."""
+
+import keras
+import numpy as np
+
+from tfp_selfnorm.callbacks.shared import distribution_of
+from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.tracking import inverse_error
+from tfp_selfnorm.tree import self_norm_layers
+from tfp_selfnorm.variables import unused_name
+
+
+class InverseQuality(keras.callbacks.Callback):
+    """Estimates at the end of epochs how far each learned inverse is off, and names the worst layer.
+
+    The error of a layer is `||I - R W|| / ||I||` (Frobenius norm), with W from data to latent and R back:
+    what random probes, the same each time, lose on the way there and back. 0 is exact, and 1 no better than
+    an R of zeros. Of a batch of kernels it is the largest, of a convolution that of its map, zero padding
+    included. Costs O(n D^2) a layer for n probes.
+
+    `logs` get the largest error as `worst_inverse_error`, for Keras's own callbacks behind this one in the
+    list (EarlyStopping takes `mode="min"`); an epoch without an estimate, where `every` is more than 1,
+    repeats the last. Values that are not finite are reported as they are, and NaN counts as the worst.
+
+    Args:
+      num_probes: probes of a layer; at most D, or 8 images of a convolution wider than 1x1, are used.
+      every: epochs from one estimate to the next; the first epoch has one too.
+      seed: int that the probes depend on.
+      verbose: whether to print a line with each estimate.
+
+    Attributes:
+      errors: dict from the names of the layers that need their learned inverse, made unique, to the errors.
+      worst_layer: the name of the layer with the largest error.
+
+    Raises:
+      TypeError: at the start of training, if the model is no `FlowModel`.
+      ValueError: if a number is not positive; at the start of training, if no layer needs a learned inverse.
+
+    >>> from tfp_selfnorm.callbacks import InverseQuality
+    >>> model = FlowModel(dense_flow(3, seed=1))
+    >>> model.compile("adam")
+    >>> quality = InverseQuality()
+    >>> history = model.fit(tf.zeros([8, 3]), callbacks=[quality], verbose=0)
+    >>> list(quality.errors), history.history["worst_inverse_error"][0] < 0.1
+    (['dense_0', 'dense_1'], True)
+    """
+
+    def __init__(self, num_probes=32, every=1, seed=0, verbose=0):
+        super().__init__()
+        self.num_probes = check_positive_int(num_probes, "num_probes")
+        self.every = check_positive_int(every, "every")
+        self.seed = seed
+        self.verbose = verbose
+        self.errors, self.worst_layer, self._layers = {}, None, {}
+
+    def on_train_begin(self, logs=None):
+        self.errors, self.worst_layer, self._layers = {}, None, {}
+        for layer in self_norm_layers(distribution_of(self)):
+            if layer.needs_inverse:
+                self._layers[unused_name(layer.name, self._layers)] = layer
+        if not self._layers:
+            raise ValueError(
+                "InverseQuality needs a layer with a learned inverse; the distribution has none."
+            )
+
+    def on_epoch_end(self, epoch, logs=None):
+        if (epoch + 1) % self.every == 0 or not self.errors:
+            self.errors = {
+                name: float(inverse_error(layer, self.num_probes, seed=[self.seed, i]))
+                for i, (name, layer) in enumerate(self._layers.items())
+            }
+            # To argmax, NaN is the largest.
+            self.worst_layer = list(self.errors)[np.argmax(list(self.errors.values()))]
+            if self.verbose:
+                worst = self.errors[self.worst_layer]
+                print(f"\nEpoch {epoch + 1}: the worst learned inverse, `{self.worst_layer}`: {worst:.3g}")
+        if logs is not None:
+            logs["worst_inverse_error"] = self.errors[self.worst_layer]
