@@ -164,6 +164,20 @@ def test_no_log_det_is_computed_in_the_training_graph(way):
     assert "LogMatrixDeterminant" in op_types(model.log_prob, tf.TensorSpec([None, 4], tf.float32))
 
 
+def test_a_model_without_trainable_weights_is_only_measured(data):
+    model = sn.FlowModel(sn.dense_flow(2, seed=1))
+    for variable in model.trainable_variables:
+        variable.trainable = False
+    model.compile("adam")
+    weights = model.get_weights()
+    with pytest.warns(UserWarning, match="no trainable weights"):
+        history = model.fit(data, epochs=1, batch_size=len(data), verbose=0).history
+    np.testing.assert_allclose(history["nll"], -np.mean(model.log_prob(data)), rtol=1e-5)
+    for variable, value in zip(model.variables, weights, strict=True):
+        if "held_log_det" not in variable.name:
+            np.testing.assert_allclose(variable, value, atol=1e-6)
+
+
 def test_adopted_variables_are_the_distributions_own(data):
     flow = sn.dense_flow(2, seed=1)
     tracked = sn.FlowModel(flow)

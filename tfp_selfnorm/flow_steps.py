@@ -1,5 +1,7 @@
 """The steps of a `FlowModel`: one batch of training, of evaluation, of prediction."""
 
+import warnings
+
 import keras
 import tensorflow as tf
 
@@ -47,15 +49,21 @@ class FlowSteps:
             scaled_loss = self.optimizer.scale_loss(loss)
         if self._mean_weight is not None:
             self._mean_weight.update_state(self._reconstruction_weights.mean(self._iteration()))
-        is_finite = self._guard.apply(
-            self.optimizer,
-            tape.gradient(scaled_loss, variables),
-            variables,
-            loss,
-            _suspects(x, y_pred, scope),
-            self._max_skipped_updates,
-            kept,
-        )
+        if variables:
+            is_finite = self._guard.apply(
+                self.optimizer,
+                tape.gradient(scaled_loss, variables),
+                variables,
+                loss,
+                _suspects(x, y_pred, scope),
+                self._max_skipped_updates,
+                kept,
+            )
+        else:
+            warnings.warn(
+                "The model has no trainable weights: it is measured, and not trained.", stacklevel=2
+            )
+            is_finite = tf.constant(True)
         self._skipped_updates.update_state(
             tf.cast(~is_finite, tf.float32) / tf.distribute.get_strategy().num_replicas_in_sync
         )
