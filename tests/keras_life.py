@@ -113,7 +113,7 @@ def export(builder, folder):
 def sigkill_and_resume(builder, folder):
     """Killed in the middle of an epoch and started again it ends with the weights of an undisturbed run."""
     killed = start_training("resumable", builder, folder / "killed", "--kill")
-    assert killed.wait() == -signal.SIGKILL
+    assert killed.wait() == -signal.SIGKILL, (folder / "killed" / "log.txt").read_text()[-3000:]
     assert not (folder / "killed" / "weights.npz").exists()
     finish([start_training("resumable", builder, folder / "killed")])
     finish([start_training("resumable", builder, folder / "whole")])
