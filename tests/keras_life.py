@@ -44,7 +44,10 @@ def make_model(builder, seed=1, **options):
     """A small compiled model, started from the images."""
     function, arguments = BUILDERS[builder]
     pixels = sn.images.pixel_sigmoid(num_levels=4)
-    model = sn.FlowModel.from_builder(function, preprocessing=pixels, seed=seed, **arguments)
+    weight = sn.AdaptiveWeight(tolerance=0.01, rate=0.1)
+    # A refresh in mid-epoch, so that it matters where a training goes on.
+    learning = sn.Tracking(refresh_every=3, reconstruction=sn.Reconstruction(weight=weight))
+    model = sn.FlowModel.from_builder(function, learning, preprocessing=pixels, seed=seed, **arguments)
     if not sn.is_adapted(model.distribution):
         model.adapt(images())
     model.compile(keras.optimizers.Adam(1e-2), **options)

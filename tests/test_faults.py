@@ -18,7 +18,8 @@ def data(rng):
 
 
 def make_model(**options):
-    model = sn.FlowModel(sn.dense_flow(3, seed=1), sn.Reconstruction())
+    weight = sn.AdaptiveWeight(tolerance=0.1, rate=0.5)
+    model = sn.FlowModel(sn.dense_flow(3, seed=1), sn.Reconstruction(weight=weight))
     model.compile(keras.optimizers.Adam(1e-2), **options)
     return model
 
@@ -28,8 +29,9 @@ def fit(model, data, **options):
 
 
 def trained(model):
-    """What a step changes: the weights and the state of the optimizer."""
-    return [value.numpy() for value in (*model.trainable_variables, *model.optimizer.variables)]
+    """What a step changes: the weights, the state of the optimizer, and that of the regularizer's weight."""
+    adaptive = [variable for variable in model.non_trainable_variables if "reconstruction" in variable.name]
+    return [v.numpy() for v in (*model.trainable_variables, *model.optimizer.variables, *adaptive)]
 
 
 @pytest.mark.parametrize("options", COMPILED.values(), ids=COMPILED)

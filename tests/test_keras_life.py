@@ -8,7 +8,7 @@ RUN = {
     "dense_flow": keras_life.CHECKS,
     "conv_flow": ["save/load", "weights", "Mirrored"],
     "glow_flow": ["save/load", "two workers", "float16", "bfloat16"],
-    "glow_flow, lu": ["save/load"],
+    "glow_flow, lu": ["weights"],
 }
 
 
