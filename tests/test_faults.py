@@ -54,14 +54,14 @@ def test_training_stops_after_a_run_of_bad_steps_with_the_weights_before_it(opti
     model = make_model(max_skipped_updates=4, **options)
     fit(model, data)
     before = trained(model)
-    # A run of 2, which ends, and a run of 5.
-    batches = [HUGE, HUGE, 1, HUGE, HUGE, HUGE, HUGE, HUGE, 1, 1]
+    # Two runs of 3, which end, and a run of 5.
+    batches = [*[HUGE, HUGE, HUGE, 1] * 2, HUGE, HUGE, HUGE, HUGE, HUGE, 1]
     bad = np.concatenate([np.full([10, 3], HUGE) if batch == HUGE else data[:10] for batch in batches])
     with pytest.raises(
-        ValueError, match="4 updates in a row were not finite.*from step 7 on.*log-likelihood"
+        ValueError, match="4 updates in a row were not finite.*from step 8 on.*log-likelihood"
     ):
         fit(model, bad)
-    assert int(model.optimizer.iterations) == 7
+    assert int(model.optimizer.iterations) == 8
     assert any((value != other).any() for value, other in zip(trained(model), before, strict=True))
     assert all(np.isfinite(value).all() for value in trained(model))
     # A new fit begins anew.

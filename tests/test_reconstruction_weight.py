@@ -119,7 +119,10 @@ def test_convolutions_under_tracking_have_a_weight_too(rng):
 
 
 def test_probes_are_the_same_at_the_same_step(data):
-    runs = [fit(1.0, data, epochs=3, kind="probes")[1]["loss"] for _ in range(2)]
+    runs = []
+    for seed in (1, 2):
+        tf.random.set_seed(seed)
+        runs.append(fit(1.0, data, epochs=3, kind="probes")[1]["loss"])
     np.testing.assert_array_equal(*runs)
     # The data are the same at each step, and the probes are not.
     model, _ = fit(1.0, data, epochs=1, kind="probes")
@@ -163,3 +166,15 @@ def test_a_weight_of_another_kind_is_refused(weight):
         TypeError, match="`weight` must be a number, a variable, a function of the step, or an"
     ):
         sn.Reconstruction(weight=weight)
+
+
+def test_a_weight_that_no_layer_needs_is_no_figure(data):
+    """Tracking has a regularizer for convolutions, and here are none."""
+    for weight in (sn.AdaptiveWeight(0.1), Schedule(0.0, 4, 2.0)):
+        model = sn.FlowModel(
+            sn.dense_flow(3, seed=1), sn.Tracking(reconstruction=sn.Reconstruction(weight=weight))
+        )
+        model.compile("sgd")
+        history = model.fit(data, batch_size=20, verbose=0).history
+        assert "reconstruction_weight" not in history
+        assert not [variable for variable in model.variables if "reconstruction" in variable.name]

@@ -96,13 +96,13 @@ class ReconstructionWeights:
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether the weight follows the errors."""
-        return isinstance(self._weight, AdaptiveWeight)
+        """Whether there are layers, whose errors the weight follows."""
+        return isinstance(self._weight, AdaptiveWeight) and bool(self._layers)
 
     @property
     def changes(self) -> bool:
-        """Whether the weight is another one from step to step."""
-        return self.is_adaptive or callable(self._weight)
+        """Whether there are layers, and the weight is another one from step to step."""
+        return self.is_adaptive or (callable(self._weight) and bool(self._layers))
 
     def read(self, step):
         """The weight at a step, for `TrainingScope.reconstruction_loss`.
