@@ -378,3 +378,15 @@ class Subclass(tfb.Shift):
 def test_what_cannot_be_kept_is_refused_before_the_training(value, path):
     with pytest.raises(TypeError, match=f"`{path}` is .* cannot be saved as an argument of a builder"):
         encode(value, "value")
+
+
+def test_builders_give_each_variable_a_name_of_its_own():
+    flows = [
+        sn.dense_flow(2, num_layers=3, activation="spline"),
+        sn.conv_flow((4, 4, 1), num_blocks=2, layers_per_block=2, activation="spline"),
+        sn.glow_flow((4, 4, 1), steps_per_block=2, width=4),
+        sn.glow_flow((4, 4, 1), steps_per_block=2, width=4, mixing="lu"),
+    ]
+    for flow in flows:
+        names = [variable.name for variable in flow.variables]
+        assert len(set(names)) == len(names)
