@@ -28,6 +28,11 @@ def fit(model, data, **options):
     return model.fit(data, batch_size=10, shuffle=False, verbose=0, **options).history
 
 
+def train_on(model, batches):
+    for batch in batches:
+        model.train_on_batch(batch)
+
+
 def trained(model):
     """What a step changes: the weights, the state of the optimizer, and that of the regularizer's weight."""
     adaptive = [variable for variable in model.non_trainable_variables if "reconstruction" in variable.name]
@@ -66,6 +71,41 @@ def test_training_stops_after_a_run_of_bad_steps_with_the_weights_before_it(opti
     assert all(np.isfinite(value).all() for value in trained(model))
     # A new fit begins anew.
     assert np.isfinite(fit(model, data)["nll"]).all()
+
+
+@pytest.mark.parametrize("clipping", [{}, {"global_clipnorm": 1.0}], ids=["plain", "clipped"])
+def test_finite_gradients_whose_squares_are_not_are_kept_out_too(clipping, data):
+    model = sn.FlowModel(sn.dense_flow(3, seed=1), sn.Reconstruction())
+    model.compile(keras.optimizers.Adam(1e-2, **clipping))
+    data[25] = 1e12
+    assert fit(model, data)["skipped_updates"] == [1.0]
+    assert all(np.isfinite(value).all() for value in trained(model))
+    before = trained(model)
+    assert fit(model, data[:20])["skipped_updates"] == [0.0]
+    assert any((value != other).any() for value, other in zip(trained(model), before, strict=True))
+
+
+def test_training_by_batches_stops_and_goes_on(data):
+    model = make_model(max_skipped_updates=3)
+    model.train_on_batch(data)
+    with pytest.raises(ValueError, match="3 updates in a row"):
+        train_on(model, 9 * [np.full([10, 3], HUGE)])
+    before = trained(model)
+    model.train_on_batch(data)
+    assert any((value != other).any() for value, other in zip(trained(model), before, strict=True))
+
+
+def test_a_run_goes_on_from_fit_to_fit_and_ends_with_compile(data):
+    model = make_model(max_skipped_updates=4)
+    bad = np.full([30, 3], HUGE)
+    history = fit(model, bad)
+    assert history["skipped_updates"] == [3.0]
+    assert np.isnan(history["loss"] + history["nll"] + history["reconstruction"]).all()
+    with pytest.raises(ValueError, match="4 updates in a row"):
+        fit(model, bad)
+    fit(model, bad)
+    model.compile(keras.optimizers.Adam(1e-2), max_skipped_updates=4)
+    fit(model, bad)
 
 
 def nan_from(name):

@@ -132,6 +132,31 @@ def test_probes_are_the_same_at_the_same_step(data):
     assert history["nll"][0] == history["nll"][1]
 
 
+@pytest.mark.parametrize("kind", ["data", "symmetric", "inverse_only"])
+def test_no_examples_have_no_error(kind):
+    """As those of a replica for which the last batch left none."""
+    flow = sn.dense_flow(3, seed=1)
+    with tf.GradientTape() as tape, sn.training_scope(sn.Reconstruction(kind)) as scope:
+        flow.log_prob(tf.zeros([0, 3]))
+        loss = scope.reconstruction_loss()
+    assert float(loss) == 0.0
+    assert float(scope.reconstruction_error()) == 0.0
+    for layer in sn.self_norm_layers(flow):
+        np.testing.assert_array_equal(tape.gradient(loss, layer.forward_kernel), np.zeros([3, 3]))
+        break
+
+
+def test_layers_without_an_error_leave_the_adaptation_to_others(data):
+    solved = sn.SelfNormDense(tf.Variable(tf.eye(3)), tf.Variable(tf.eye(3)), inversion="exact")
+    learned = sn.SelfNormDense.trainable(3)
+    for per_layer in (False, True):
+        weight = sn.AdaptiveWeight(0.0, rate=0.5, momentum=0.0, per_layer=per_layer)
+        weights = sn.ReconstructionWeights(sn.Reconstruction(weight=weight), [solved, learned])
+        weights.update({learned: tf.constant(2.0)})
+        np.testing.assert_allclose(weights.read(1)[learned], np.exp(1.0), rtol=1e-6)
+        np.testing.assert_allclose(weights.read(1)[solved], 1.0 if per_layer else np.exp(1.0), rtol=1e-6)
+
+
 def test_a_weight_that_depends_on_the_step_must_be_given(data):
     flow = sn.dense_flow(3, seed=1)
     for weight in (Schedule(0.0, 4, 2.0), sn.AdaptiveWeight(0.1)):

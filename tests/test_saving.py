@@ -101,6 +101,156 @@ def test_variables_of_one_name_are_told_apart_by_where_they_stand():
     assert names == ["shift.bijector.bijectors.0.shift", "shift.bijector.bijectors.1.shift"]
 
 
+class Line(tf.Module):
+    """A network with two variables of one shape, under attributes of given names."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.attributes = first, second
+        for value, name in enumerate(self.attributes):
+            setattr(self, name, tf.Variable(tf.fill([2], float(value))))
+
+    def __call__(self, x):
+        first, second = (getattr(self, name) for name in self.attributes)
+        return x * first[0] + second
+
+
+def coupled(network, size=2):
+    base = tfd.Sample(tfd.Normal(0.0, 1.0), [size])
+    return tfd.TransformedDistribution(base, sn.AffineCoupling(network, 1, event_ndims=1))
+
+
+def test_a_renamed_attribute_of_a_network_does_not_swap(tmp_path):
+    model = sn.FlowModel(coupled(Line("a", "b")))
+    assert [v.name for v in model.trainable_variables] == ["bijector.network.a", "bijector.network.b"]
+    model.save_weights(tmp_path / "flow.weights.h5")
+    reordered = Line("b", "a")
+    sn.FlowModel(coupled(reordered)).load_weights(tmp_path / "flow.weights.h5")
+    np.testing.assert_array_equal(reordered.a, [0.0, 0.0])
+    with pytest.raises(
+        ValueError, match="`bijector.network.z` is missing in the file; `bijector.network.a` is"
+    ):
+        sn.FlowModel(coupled(Line("z", "b"))).load_weights(tmp_path / "flow.weights.h5")
+
+
+def test_named_bijectors_in_another_order_find_unnamed_variables(tmp_path):
+    def shifts(names):
+        parts = [tfb.Shift(tf.Variable([0.0, 0.0]), name=name) for name in names]
+        return tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), [2]), tfb.Chain(parts)), parts
+
+    flow, (_, up) = shifts(["down", "up"])
+    up.shift.assign([1.0, 2.0])
+    sn.FlowModel(flow).save_weights(tmp_path / "flow.weights.h5")
+    flow, (up, down) = shifts(["up", "down"])
+    sn.FlowModel(flow).load_weights(tmp_path / "flow.weights.h5")
+    np.testing.assert_array_equal(up.shift, [1.0, 2.0])
+    np.testing.assert_array_equal(down.shift, [0.0, 0.0])
+
+
+class Custom(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.last, self.hidden = (
+            keras.layers.Dense(2),
+            [keras.layers.Dense(3), keras.layers.BatchNormalization()],
+        )
+
+    def call(self, x):
+        for layer in self.hidden:
+            x = layer(x)
+        return self.last(x)
+
+
+def sequential():
+    return keras.Sequential([keras.Input([1]), keras.layers.Dense(3), keras.layers.Dense(2)])
+
+
+def functional():
+    x = keras.Input([1])
+    return keras.Model(x, keras.layers.Dense(2)(keras.layers.Dropout(0.5)(keras.layers.Dense(3)(x))))
+
+
+def custom():
+    network = Custom()
+    network(tf.zeros([1, 1]))
+    return network
+
+
+def in_a_closure():
+    layers = keras.layers.Dense(3), keras.layers.Dense(2)
+    return lambda x: layers[1](layers[0](x))
+
+
+@pytest.mark.parametrize("make", [sequential, functional, custom, in_a_closure])
+def test_names_do_not_count_what_was_built_before(make, tmp_path):
+    model = sn.FlowModel(coupled(make()))
+    for variable in model.trainable_variables:
+        variable.assign(variable + 1.0)
+    model.save_weights(tmp_path / "flow.weights.h5")
+    other = sn.FlowModel(coupled(make()))
+    other.load_weights(tmp_path / "flow.weights.h5")
+    assert parts(other).keys() == parts(model).keys()
+    for name, value in parts(model).items():
+        np.testing.assert_array_equal(parts(other)[name], value, err_msg=name)
+
+
+def test_state_of_the_package_makes_way_for_names_of_the_user(tmp_path):
+    model = sn.FlowModel(two_shifts(["skipped_in_a_row", "training_steps"]))
+    names = [variable.name for variable in model.variables]
+    assert len(set(names)) == len(names)
+    model.save_weights(tmp_path / "flow.weights.h5")
+    model.load_weights(tmp_path / "flow.weights.h5")
+
+
+def test_frozen_variables_stay_frozen_and_keep_the_others_momenta(tmp_path, data):
+    for freeze_first in (True, False):
+        model = sn.FlowModel.from_builder(two_shifts)
+        if freeze_first:
+            model.trainable_variables[0].trainable = False
+        model.compile(keras.optimizers.Adam(0.1))
+        model.fit(data, epochs=2, verbose=0)
+        model._adopted[0].trainable = False
+        model.save(tmp_path / "flow.keras")
+        loaded = keras.models.load_model(tmp_path / "flow.keras")
+        assert [v.name for v in loaded.trainable_variables] == ["second"]
+        for mine, other in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
+            np.testing.assert_array_equal(mine, other)
+
+
+def test_the_dtype_policy_of_networks_is_kept(tmp_path, rng):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = sn.FlowModel.from_builder(
+            sn.glow_flow,
+            image_shape=(2, 2, 1),
+            num_blocks=1,
+            steps_per_block=1,
+            width=4,
+            act_norm=False,
+            seed=1,
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for variable in model.trainable_variables:
+        variable.assign(variable + 0.1 * rng.normal(size=variable.shape))
+    model.save(tmp_path / "flow.keras")
+    loaded = keras.models.load_model(tmp_path / "flow.keras")
+    assert keras.config.dtype_policy().name == "float32"
+    x = rng.normal(size=[5, 2, 2, 1]).astype(np.float32)
+    np.testing.assert_array_equal(loaded.log_prob(x), model.log_prob(x))
+
+
+class Subclass(sn.FlowModel):
+    def __init__(self, distribution, temperature=2.0, **options):
+        super().__init__(distribution, **options)
+
+
+def test_subclasses_have_builders_too():
+    model = Subclass.from_builder(two_shifts, sn.Reconstruction(), bits_per_dim=True)
+    assert isinstance(model, Subclass)
+    assert isinstance(model.inverse_learning, sn.Reconstruction)
+
+
 def test_variables_are_in_the_order_of_their_numbers():
     names = [f"block_{i}" for i in (10, 2, 1)]
     model = sn.FlowModel(two_shifts(names))
@@ -115,15 +265,22 @@ def test_variables_are_in_the_order_of_their_numbers():
     ],
 )
 def test_weights_of_another_model_are_refused_and_change_nothing(arguments, problem, tmp_path):
-    sn.FlowModel.from_builder(two_shifts).save_weights(tmp_path / "flow.weights.h5")
+    model = sn.FlowModel.from_builder(two_shifts)
+    model.compile(keras.optimizers.Adam(0.1))
+    model.fit(np.ones([40, 2], np.float32), verbose=0)
+    model.save_weights(tmp_path / "flow.weights.h5")
     other = sn.FlowModel.from_builder(two_shifts, **arguments)
     for variable in other.trainable_variables:
         variable.assign(variable + 4.0)
-    before = parts(other)
+    other.compile(keras.optimizers.Adam(0.1))
+    other.fit(np.ones([4, *other.distribution.event_shape], np.float32), verbose=0)
+    before, state = parts(other), [variable.numpy() for variable in other.optimizer.variables]
     with pytest.raises(ValueError, match=problem):
         other.load_weights(tmp_path / "flow.weights.h5")
     for name, value in parts(other).items():
         np.testing.assert_array_equal(value, before[name])
+    for variable, value in zip(other.optimizer.variables, state, strict=True):
+        np.testing.assert_array_equal(variable, value)
 
 
 def test_a_model_of_a_distribution_saves_weights_and_says_why_not_more(tmp_path, data):
@@ -239,8 +396,16 @@ TAMPERINGS = {
         "`num_probes` must be 1 or more; got -1",
     ),
     "array": (
-        lambda c: c["config"]["arguments"].update(event_shape={"array": ["object", [2], False]}),
-        "`arguments.event_shape` of the saved model is an array of the unknown dtype 'object'",
+        lambda c: c["config"]["arguments"].update(event_shape={"array": ["object", [1], [2], "array"]}),
+        "`arguments.event_shape` of the saved model does not describe",
+    ),
+    "short array": (
+        lambda c: c["config"]["arguments"].update(event_shape={"array": ["float32", [1]]}),
+        "`arguments.event_shape` of the saved model does not describe",
+    ),
+    "schedule": (
+        lambda c: c["config"]["arguments"].update(event_shape={"schedule": ["__class__", {"name": "x"}]}),
+        "`arguments.event_shape` of the saved model is a schedule of the class '__class__', which is none",
     ),
     "kind": (
         lambda c: c["config"]["arguments"].update(event_shape={"pickle": "gASV"}),
@@ -317,8 +482,9 @@ def test_arguments_survive_json(value):
 
 
 def test_arrays_survive_json_bit_by_bit(rng):
-    for dtype in (np.float32, np.float64, np.int32, np.bool_):
-        array = (10 * rng.normal(size=[2, 3])).astype(dtype)
+    arrays = [10 * rng.normal(size=shape) for shape in ([2, 3], [0, 3], [])]
+    for dtype in (np.float32, np.float64, np.int8, np.uint16, np.int32, np.bool_):
+        array = np.abs(arrays[0]).astype(dtype)
         result = through_json(array)
         assert isinstance(result, np.ndarray)
         assert result.dtype == dtype
@@ -326,7 +492,12 @@ def test_arrays_survive_json_bit_by_bit(rng):
         tensor = through_json(tf.constant(array))
         assert tensor.dtype == dtype
         np.testing.assert_array_equal(tensor, array)
-    assert through_json(np.float32(0.1)) == float(np.float32(0.1))
+    for array in arrays:
+        np.testing.assert_array_equal(through_json(array), array, strict=True)
+    assert through_json(np.float32(0.1)) == np.float32(0.1)
+    assert through_json(np.float64(0.1)).dtype == np.float64
+    assert through_json(np.int64(3)) == 3
+    assert through_json(np.float64) == through_json(np.dtype("float64")) == tf.float64
 
 
 def test_a_schedule_of_keras_survives_json():
@@ -341,6 +512,7 @@ def test_trees_of_bijectors_survive_json(rng):
             sn.images.pixel_sigmoid(num_levels=4),
             tfb.Invert(tfb.Softplus(hinge_softness=0.5)),
             tfb.Shift([1.0, 2.0, 3.0]),
+            tfb.Shift(np.float32(0.1)),
             sn.SmoothLeakyReLU(0.3),
             tfb.Invert(sn.LeakyReLU(0.2)),
             tfb.Permute([2, 0, 1]),
@@ -358,7 +530,14 @@ def test_trees_of_bijectors_survive_json(rng):
     )
 
 
-class Subclass(tfb.Shift):
+def test_parameters_that_are_none_stay_none():
+    bijector = tfb.FillScaleTriL(diag_bijector=tfb.Exp(), diag_shift=None)
+    result = through_json(bijector)
+    x = np.array([1.0, -9.0, 0.5], np.float32)
+    np.testing.assert_array_equal(result.forward(x), bijector.forward(x))
+
+
+class OtherShift(tfb.Shift):
     pass
 
 
@@ -369,7 +548,9 @@ class Subclass(tfb.Shift):
         ([1, {"a": object()}], r"value\[1\].a"),
         (tf.Variable(1.0), "value"),
         (tfb.Shift(tf.Variable(1.0)), "value.shift"),
-        (tfb.Chain([tfb.Exp(), Subclass(1.0)]), r"value.bijectors\[1\]"),
+        (tfb.Scale(tfp.util.TransformedVariable(2.0, tfb.Exp())), "value.scale"),
+        (keras.Variable(1.0), "value"),
+        (tfb.Chain([tfb.Exp(), OtherShift(1.0)]), r"value.bijectors\[1\]"),
         (tfb.Inline(forward_fn=tf.exp, forward_min_event_ndims=0), "value"),
         (sn.Reconstruction(weight=tf.Variable(1.0)), "value.weight"),
         (np.array([object()]), "value"),

@@ -5,6 +5,7 @@ import pathlib
 import keras
 import tensorflow as tf
 
+from tfp_selfnorm.adaptation import check_adapted
 from tfp_selfnorm.checks import has_latent
 from tfp_selfnorm.files import replacing
 from tfp_selfnorm.tree import self_norm_layers
@@ -15,6 +16,7 @@ def export_flow(model, filepath) -> None:
     folder = pathlib.Path(filepath)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`filepath` must be an empty or absent folder; {str(folder)!r} is neither.")
+    check_adapted(model.distribution)
     archive = keras.export.ExportArchive()
     archive.track(model)
     for name, (function, signature) in _endpoints(model).items():

@@ -33,6 +33,8 @@ def replacing(filepath, suffix="", num_bytes=0):
         if partial.is_file():
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
+            if target.is_file():
+                shutil.copymode(target, partial)
         os.replace(partial, target)
     finally:
         if partial.is_dir():

@@ -90,7 +90,7 @@ class FlowFunctions:
           filepath: folder to write to; it must be empty or absent, and appears once all is written.
 
         Raises:
-          ValueError: if the folder is not empty.
+          ValueError: if the folder is not empty, or an `ActNorm` has no start.
         """
         export_flow(self, filepath)
 

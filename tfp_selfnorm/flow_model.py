@@ -26,6 +26,7 @@ from tfp_selfnorm.reconstruction_weight import ReconstructionWeights
 from tfp_selfnorm.tracking import Tracking, refresh_inverse
 from tfp_selfnorm.tree import bijectors_of
 from tfp_selfnorm.update_guard import UpdateGuard
+from tfp_selfnorm.variable_names import unused_name
 from tfp_selfnorm.variables import adopt, reachable
 
 
@@ -98,7 +99,7 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         self._adopted = adopt(variables, distribution, frozen)
         # Such as the moving statistics of batch normalisation.
         self._moving_variables = [variable for variable in self._adopted if not variable.value.trainable]
-        self._held_log_dets = HeldLogDets(layers, self.add_weight)
+        self._held_log_dets = HeldLogDets(layers, self._add_named)
         self._guard = UpdateGuard(self._add_state)
         reconstruction = self._tracking.reconstruction if self._tracking else inverse_learning
         self._reconstruction_weights = ReconstructionWeights(
@@ -148,6 +149,8 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         if auto_scale_loss and self._scales_loss and not is_scaled:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer=optimizer, auto_scale_loss=auto_scale_loss, **kwargs)
+        self._guard.reset()
+        self._optimized_variables = None
         self._step = None
 
     def refresh_log_dets(self):
@@ -176,7 +179,6 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
             validation = check_finite(validation, "validation_data")
             kwargs["validation_data"] = with_dummy_targets(validation)
         self._step = None
-        self._guard.reset()
         with naming_the_batch():
             history = super().fit(check_finite(x), *args, **weighted(x, kwargs))
         self._check_guard()
@@ -223,7 +225,12 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         initializer = keras.initializers.Constant(initial)
         # Counts are the same on all replicas, and have no mean.
         aggregation = "mean" if dtype == "float32" else "only_first_replica"
-        return self.add_weight((), initializer, dtype, trainable=False, aggregation=aggregation, name=name)
+        return self._add_named((), initializer, dtype, trainable=False, aggregation=aggregation, name=name)
+
+    def _add_named(self, *args, name, **kwargs):
+        """Keras's `add_weight`, under a name that no variable has: files go by names."""
+        name = unused_name(name, {variable.name for variable in self.variables})
+        return self.add_weight(*args, name=name, **kwargs)
 
     @contextlib.contextmanager
     def _evaluating(self):

@@ -1,16 +1,18 @@
 """How a `FlowModel` is saved and loaded: as a `.keras` file, if a builder made it, and by named weights."""
 
 import math
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfp_selfnorm.files import is_local, replacing
 from tfp_selfnorm.serialization import decode, encode
 from tfp_selfnorm.tracking import Tracking
 
-_CONFIG = ("builder", "arguments", "inverse_learning", "bits_per_dim", "name")
+_RECIPE = ("builder", "arguments", "inverse_learning", "bits_per_dim", "dtype_policy")
+_STATE = ("name", "trainable_variables")
 
 
 class FlowSaving:
@@ -33,9 +35,9 @@ class FlowSaving:
             registered with `keras.saving.register_keras_serializable()`.
           inverse_learning: see `FlowModel`.
           bits_per_dim: see `FlowModel`.
-          **arguments: for the builder: numbers, strings, None; lists, tuples and dicts of such; dtypes,
-            shapes, constant arrays and tensors; registered functions; and TFP's elementary bijectors and
-            chains of them with constant parameters, such as `images.pixel_sigmoid()`.
+          **arguments: for the builder, `name` included: numbers, strings, None; lists, tuples and dicts of
+            such; dtypes, shapes, constant arrays and tensors; registered functions; and TFP's elementary
+            bijectors and chains of them with constant parameters, such as `images.pixel_sigmoid()`.
 
         Raises:
           TypeError: if the builder is not registered, or an argument is of another kind.
@@ -49,18 +51,19 @@ class FlowSaving:
             "arguments": {name: encode(value, name) for name, value in arguments.items()},
             "inverse_learning": encode(inverse_learning, "inverse_learning"),
             "bits_per_dim": bool(bits_per_dim),
+            "dtype_policy": keras.config.dtype_policy().name,
         }
         return cls.from_config(recipe)
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """Builds the model anew from what `get_config` returns; raises ValueError if it is not such."""
-        unknown = set(config) - set(_CONFIG)
-        missing = set(_CONFIG[:-1]) - set(config)
+        unknown = set(config) - {*_RECIPE, *_STATE}
+        missing = set(_RECIPE) - set(config)
         if unknown or missing or not isinstance(config["arguments"], dict):
             raise ValueError(
-                f"The config of a FlowModel must have the entries {_CONFIG}, with the arguments by name; got "
-                f"{config}."
+                f"The config of a FlowModel must have the entries {_RECIPE}, with the arguments by name, and "
+                f"may have {_STATE}; got {config}."
             )
         # An empty scope would hide the one that `load_model` has opened.
         scope = keras.saving.custom_object_scope(custom_objects) if custom_objects else nullcontext()
@@ -72,9 +75,17 @@ class FlowSaving:
             inverse_learning = decode(config["inverse_learning"], "inverse_learning")
         if not callable(builder):
             raise ValueError(f"`builder` of the saved model is no function: {builder!r}.")
-        distribution = builder(**arguments)
-        model = cls(distribution, inverse_learning, config["bits_per_dim"], config.get("name"))
-        model._recipe = {key: config[key] for key in _CONFIG[:-1]}
+        with _dtype_policy(config["dtype_policy"]):
+            model = cls(
+                builder(**arguments),
+                inverse_learning=inverse_learning,
+                bits_per_dim=config["bits_per_dim"],
+                name=config.get("name"),
+            )
+        model._recipe = {key: config[key] for key in _RECIPE}
+        if "trainable_variables" in config:
+            for variable in model._adopted:
+                variable.trainable = variable.name in config["trainable_variables"]
         return model
 
     def get_config(self):
@@ -89,17 +100,26 @@ class FlowSaving:
                 "`FlowModel.from_builder`, save its weights with `save_weights` (`save_weights_only=True` in "
                 "ModelCheckpoint), or `export` it."
             )
-        return {**self._recipe, "name": self.name}
+        trainable = [variable.name for variable in self._adopted if variable.trainable]
+        return {**self._recipe, "name": self.name, "trainable_variables": trainable}
 
     def get_compile_config(self):
-        """What `compile` was given."""
+        """What `compile` was given, and the names of the variables that the optimizer has a state for."""
         config = super().get_compile_config()
-        return {**config, "max_skipped_updates": self._max_skipped_updates} if config else config
+        if config:
+            config["max_skipped_updates"] = self._max_skipped_updates
+            if self.optimizer.built:
+                trainable = [variable.name for variable in self.trainable_variables]
+                config["optimized_variables"] = self._optimized_variables or trainable
+        return config
 
     def compile_from_config(self, config):
-        """Compiles the model as it was when it was saved, and makes the variables of the optimizer."""
+        """Compiles the model as it was when it was saved, and makes the variables that its optimizer had."""
+        config = dict(config)
+        optimized = config.pop("optimized_variables", None)
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
+        if optimized is not None:
+            self._build_optimizer(optimized)
 
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         """Keras's `save`, for models from `from_builder`; an earlier file stays until the new one is whole.
@@ -129,6 +149,23 @@ class FlowSaving:
         with replacing(filepath, ".weights.h5", self._file_size()) as partial:
             return super().save_weights(partial)
 
+    def load_weights(self, filepath, *args, **kwargs):
+        """Keras's `load_weights`, by name; without the weights, the state of the optimizer stays as well.
+
+        Raises:
+          ValueError: if a variable is missing in the file, or surplus, or of another shape.
+        """
+        if self.optimizer is not None:
+            self._build_optimizer()
+        state = [] if self.optimizer is None else self.optimizer.variables
+        values = [variable.numpy() for variable in state]
+        try:
+            return super().load_weights(filepath, *args, **kwargs)
+        except Exception:
+            for variable, value in zip(state, values, strict=True):
+                variable.assign(value)
+            raise
+
     def save_own_variables(self, store):
         """Puts each variable into the store under its name."""
         for variable in self._own_variables():
@@ -156,10 +193,23 @@ class FlowSaving:
 
     def _file_size(self):
         """More bytes than the weights and the state of the optimizer take in a file."""
-        optimizer = getattr(self, "optimizer", None)
-        variables = [*self.variables, *(optimizer.variables if optimizer is not None else [])]
-        # Eight bytes suffice for any dtype; names and the tables of the file take some more.
-        return 2**16 + sum(8 * math.prod(variable.shape) + 2**13 for variable in variables)
+        variables = [*self.variables, *(self.optimizer.variables if self.optimizer is not None else [])]
+        sizes = [math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in variables]
+        # Names and the tables of the file take some more.
+        return 2**16 + 2**12 * len(variables) + sum(sizes)
 
     def _own_variables(self):
-        return [*self._trainable_variables, *self._non_trainable_variables]
+        passing = [id(variable) for variable in self._guard.passing_state]
+        variables = (*self._trainable_variables, *self._non_trainable_variables)
+        return [variable for variable in variables if id(variable) not in passing]
+
+
+@contextmanager
+def _dtype_policy(name):
+    """Keras's global policy while a network is built."""
+    current = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(current)

@@ -3,6 +3,7 @@
 import warnings
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm import images
@@ -17,6 +18,9 @@ _ERROR_EXAMPLES = 8
 class FlowSteps:
     """What Keras compiles, and what the host does between: refreshes in O(D^3), and a look at the guard."""
 
+    # Until `compile`.
+    optimizer = None
+
     def call(self, x, training=False):
         """The log density of each event: exact, or the surrogate of the training scope that is open."""
         log_prob = self.distribution.log_prob(tf.identity(check_events(x, self.distribution)))
@@ -24,7 +28,7 @@ class FlowSteps:
         if scope is None or not scope.records:
             return log_prob
         if any(self._reconstruction_of(layer) is not None for layer in scope.layers):
-            self.add_loss(scope.reconstruction_loss(self._reconstruction_weights.read(self._iteration())))
+            self.add_loss(scope.reconstruction_loss(self._reconstruction_weights.read(self._iterations())))
         return log_prob
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -48,7 +52,7 @@ class FlowSteps:
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
             scaled_loss = self.optimizer.scale_loss(loss)
         if self._mean_weight is not None:
-            self._mean_weight.update_state(self._reconstruction_weights.mean(self._iteration()))
+            self._mean_weight.update_state(self._reconstruction_weights.mean(self._iterations()))
         if variables:
             is_finite = self._guard.apply(
                 self.optimizer,
@@ -71,8 +75,8 @@ class FlowSteps:
         if self._reconstruction_weights.is_adaptive:
             self._reconstruction_weights.update(scope.reconstruction_errors(), is_finite)
         for i, layer in enumerate(self._tracked_self_norm):
-            step = tf.cast(self._iteration(), tf.int32)
-            error = sketch_and_project(layer, self.inverse_learning.num_probes, tf.stack([i, step]))
+            seed = tf.stack([i, tf.convert_to_tensor(self._guard.steps)])
+            error = sketch_and_project(layer, self.inverse_learning.num_probes, seed)
             self._inverse_error.update_state(error)
         return self._figures()
 
@@ -111,10 +115,16 @@ class FlowSteps:
         self.train_function = train_function
 
     def get_metrics_result(self):
-        """Keras's, without the figures that only training has."""
+        """Keras's, without the figures that only training has; NaN where nothing was measured."""
         figures = super().get_metrics_result()
-        if self._is_evaluating:
-            del figures[self._skipped_updates.name]
+        for metric in self.metrics:
+            if metric in (self._skipped_updates, self._mean_weight):
+                if self._is_evaluating:
+                    del figures[metric.name]
+            elif isinstance(metric, keras.metrics.Mean):
+                figure = tf.convert_to_tensor(figures[metric.name])
+                is_measured = tf.convert_to_tensor(metric.count) > 0.0
+                figures[metric.name] = tf.where(is_measured, figure, tf.constant(np.nan, figure.dtype))
         return figures
 
     def _figures(self):
@@ -145,17 +155,18 @@ class FlowSteps:
             update(self._reconstruction, error, count)
 
     def _open_scope(self):
-        seed = tf.stack([0, tf.cast(self._iteration(), tf.int32)])
+        seed = tf.stack([0, tf.convert_to_tensor(self._guard.steps)])
         return training_scope(self.inverse_learning, self._held_log_dets.read(), seed)
 
-    def _iteration(self):
-        """How many updates there were."""
+    def _iterations(self):
+        """How many updates there were, for schedules."""
         return 0 if self.optimizer is None else tf.convert_to_tensor(self.optimizer.iterations)
 
     def _refresh_when_due(self):
         """Host side of the training step: what costs O(D^3) stays out of the compiled graph."""
-        if self._step is None:
-            self._step = int(self.optimizer.iterations.numpy())
+        # An execution of several steps may have ended with the data; one of a single step has not.
+        if self._step is None or self.steps_per_execution > 1:
+            self._step = int(self._guard.steps.numpy())
 
         def is_due(layer):
             interval = self._tracking.interval(layer) if self._tracking else layer.refresh_interval
@@ -166,11 +177,17 @@ class FlowSteps:
         self._held_log_dets.refresh(is_due)
         self._step += self.steps_per_execution
 
-    def _build_optimizer(self):
+    def _build_optimizer(self, names=None):
+        """Makes the optimizer's variables, for the trainable variables or those of the names."""
         # Variables made inside the compiled step would have Keras trace it twice.
-        if not self.optimizer.built:
-            with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
+        if self.optimizer.built:
+            return
+        variables = self.trainable_variables
+        if names is not None:
+            variables = [variable for variable in self._adopted if variable.name in names]
+        with self.distribute_strategy.scope():
+            self.optimizer.build(variables)
+        self._optimized_variables = [variable.name for variable in variables]
 
     def _check_guard(self):
         self._guard.check(self._max_skipped_updates, int(self.optimizer.iterations.numpy()))

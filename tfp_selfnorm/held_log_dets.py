@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.variables import unused_name
+from tfp_selfnorm.variable_names import unused_name
 
 
 class HeldLogDets:

@@ -73,11 +73,11 @@ class Reconstruction:
         """The unweighted loss of one pass of a layer, a scalar; the seed is that of probes."""
         if self.kind == "probes":
             return self._probe_loss(record, seed)
-        data = tf.reduce_mean(record.error)
+        data = _mean(record.error)
         if self.kind != "symmetric":
             return data
         z = tf.stop_gradient(record.output)
-        return 0.5 * data + 0.5 * tf.reduce_mean(_distance(z, record, record.other_kernel, record.kernel))
+        return 0.5 * data + 0.5 * _mean(_distance(z, record, record.other_kernel, record.kernel))
 
     def _probe_loss(self, record, seed):
         layer = record.layer
@@ -91,11 +91,16 @@ class Reconstruction:
     def error(record, num_examples: int | None = None) -> tf.Tensor:
         """The data error of one pass of a layer, a mean over its first `num_examples` examples."""
         if record.error is not None and num_examples is None:
-            return tf.reduce_mean(record.error)
+            return _mean(record.error)
         operations, x, z = record.layer.operations, record.input, record.output
         if x.shape.rank > operations.event_ndims and num_examples is not None:
             x, z = x[:num_examples], z[:num_examples]
-        return tf.reduce_mean(operations.squared_norm(x - operations.apply(record.other_kernel, z)))
+        return _mean(operations.squared_norm(x - operations.apply(record.other_kernel, z)))
+
+
+def _mean(x):
+    """The mean, and 0 of nothing: the last batch may leave a replica without examples."""
+    return tf.math.divide_no_nan(tf.reduce_sum(x), tf.cast(tf.size(x), x.dtype))
 
 
 def _distance(x, record, first_kernel, second_kernel):

@@ -137,7 +137,11 @@ class ReconstructionWeights:
         """
         errors = {layer.key: error for layer, error in errors.items()}
         for group, log_weight, average in self._states:
-            error = tf.add_n([tf.cast(errors[layer.key], tf.float32) for layer in group])
+            # A layer that was passed by an exact solve has no error.
+            known = [tf.cast(errors[layer.key], tf.float32) for layer in group if layer.key in errors]
+            if not known:
+                continue
+            error = tf.add_n(known)
             momentum, rate = self._weight.momentum, self._weight.rate
             constraint = momentum * average + (1.0 - momentum) * (error - self._weight.tolerance)
             lowest, highest = map(math.log, self._weight.bounds)

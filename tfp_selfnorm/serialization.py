@@ -46,6 +46,8 @@ _TFP_BIJECTORS = (
 )
 _BIJECTORS = {name: getattr(tfp.bijectors, name) for name in _TFP_BIJECTORS}
 _BIJECTORS |= {kind.__name__: kind for kind in (LeakyReLU, SmoothLeakyReLU, Squeeze)}
+_ARRAY_DTYPES = ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64")
+_ARRAY_DTYPES += ("uint8", "uint16", "uint32", "uint64")
 _OPTIONS = {kind.__name__: kind for kind in (AdaptiveWeight, Reconstruction, Tracking)}
 
 
@@ -63,9 +65,10 @@ def encode(value, name):
     Raises:
       TypeError: if the value, or a part of it, is of no such kind.
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
+    # A float64 of numpy is a float, and more.
+    if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, np.floating)):
         return value
-    if isinstance(value, np.generic):
+    if isinstance(value, (np.integer, np.bool_)):
         return value.item()
     if isinstance(value, list):
         return [encode(item, f"{name}[{i}]") for i, item in enumerate(value)]
@@ -73,17 +76,15 @@ def encode(value, name):
         return {"tuple": encode(list(value), name)}
     if type(value) is dict and all(isinstance(key, str) for key in value):
         return {"dict": _encode_items(value, name)}
-    if isinstance(value, tf.DType):
-        return {"dtype": value.name}
+    if isinstance(value, (tf.DType, np.dtype)) or (isinstance(value, type) and issubclass(value, np.generic)):
+        return {"dtype": tf.as_dtype(value).name}
     if isinstance(value, tf.TensorShape) and value.rank is not None:
         return {"shape": value.as_list()}
     if _is_constant(value):
         array = np.asarray(value)
-        return {"array": [array.dtype.name, array.tolist(), tf.is_tensor(value)]}
+        return {"array": [array.dtype.name, list(array.shape), array.ravel().tolist(), _kind(value)]}
     if _BIJECTORS.get(type(value).__name__) is type(value):
-        # TFP's constructors have defaults for what is None.
-        given = {key: item for key, item in value.parameters.items() if item is not None}
-        return {"bijector": [type(value).__name__, _encode_items(given, name)]}
+        return {"bijector": [type(value).__name__, _encode_items(value.parameters, name)]}
     if _OPTIONS.get(type(value).__name__) is type(value):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {"option": [type(value).__name__, _encode_items(fields, name)]}
@@ -116,7 +117,7 @@ def decode(value, name):
         raise ValueError(f"`{name}` of the saved model is of no known kind: {_shortened(content)}.")
     try:
         return _DECODERS[kind](content, name)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError) as error:
         raise ValueError(
             f"`{name}` of the saved model does not describe a {kind}: {_shortened(content)}."
         ) from error
@@ -131,11 +132,11 @@ def _decode_items(items, name):
 
 
 def _decode_array(content, name):
-    dtype, values, is_tensor = content
-    if dtype not in ("bool", "int32", "int64", "uint8", "float16", "float32", "float64"):
-        raise ValueError(f"`{name}` of the saved model is an array of the unknown dtype {dtype!r}.")
-    array = np.asarray(values, dtype)
-    return tf.constant(array) if is_tensor else array
+    if len(content) != 4 or content[0] not in _ARRAY_DTYPES:
+        raise TypeError
+    dtype, shape, values, kind = content
+    array = np.asarray(values, dtype).reshape(shape)
+    return {"tensor": tf.constant, "array": np.asarray, "scalar": lambda array: array[()]}[kind](array)
 
 
 def _decode_function(content, name):
@@ -163,9 +164,15 @@ def _decoder_of_classes(find, kind):
 
 
 def _is_constant(value):
-    # Of a variable only the present value would be kept.
-    is_array = isinstance(value, np.ndarray) or (tf.is_tensor(value) and hasattr(value, "numpy"))
-    return is_array and not isinstance(value, tf.Variable) and np.asarray(value).dtype.kind in "biuf"
+    # Of a variable, or what is computed from one, only the present value would be kept.
+    is_tensor = isinstance(value, tf.Tensor) and hasattr(value, "numpy")
+    return (is_tensor or isinstance(value, (np.ndarray, np.floating))) and value.dtype.name in _ARRAY_DTYPES
+
+
+def _kind(value):
+    if isinstance(value, np.floating):
+        return "scalar"
+    return "array" if isinstance(value, np.ndarray) else "tensor"
 
 
 def _registered(name):
@@ -174,7 +181,8 @@ def _registered(name):
 
 def _schedule(name):
     kind = getattr(keras.optimizers.schedules, name, None) if isinstance(name, str) else None
-    return kind if isinstance(kind, type) else None
+    is_schedule = isinstance(kind, type) and issubclass(kind, keras.optimizers.schedules.LearningRateSchedule)
+    return kind if is_schedule else None
 
 
 def _shortened(value):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.self_norm import SelfNorm
@@ -61,33 +60,6 @@ def self_norm_layers(distribution_or_bijector) -> list[SelfNorm]:
         # Copies of a layer share its variables, and count once.
         layers.setdefault(layer.key, layer)
     return list(layers.values())
-
-
-def variable_paths(value, path="") -> dict:
-    """Where each variable stands in nested TFP objects: a mapping from its `ref()` to names with dots.
-
-    >>> layer = SelfNormDense.trainable(2)
-    >>> variable_paths(tfb.Chain([tfb.Exp(), layer]))[layer.bias.ref()]
-    'bijectors.1.bias'
-    """
-    if isinstance(value, tf.Variable):
-        return {value.ref(): path}
-    if _is_tfp_object(value):
-        children = dict(value.parameters or {})
-    elif isinstance(value, dict):
-        children = value
-    elif isinstance(value, (list, tuple)):
-        children = dict(enumerate(value))
-    elif isinstance(value, tf.Module):
-        # Such as a `tfp.util.DeferredTensor`.
-        children = dict(enumerate(value.variables))
-    else:
-        children = {}
-    paths = {}
-    for name, child in children.items():
-        for reference, found in variable_paths(child, f"{path}.{name}" if path else str(name)).items():
-            paths.setdefault(reference, found)
-    return paths
 
 
 def _check_object(value):

@@ -7,7 +7,9 @@ import tensorflow as tf
 class UpdateGuard:
     """Applies the gradients of a step if they and the loss are finite, and skips the step otherwise.
 
-    After `max_skipped` in a row nothing is applied any more until `reset`: so the host may look, by `check`,
+    Gradients whose sum of squares overflows count as not finite: optimizers square them.
+
+    After `max_skipped` in a row nothing is applied any more until `check` has raised: so the host may look
     now and then, and need not wait for the device at every step.
 
     Args:
@@ -17,7 +19,18 @@ class UpdateGuard:
     def __init__(self, add_state):
         self._run = add_state(0, "skipped_in_a_row", "int32")
         self._first = add_state(0, "first_not_finite", "int32")
+        self._steps = add_state(0, "training_steps", "int32")
         self._names = []
+
+    @property
+    def steps(self):
+        """How many steps there were, skipped ones included: a Keras variable."""
+        return self._steps
+
+    @property
+    def passing_state(self) -> tuple:
+        """The variables that no file is to keep: a run of skipped steps ends with the process."""
+        return self._run, self._first
 
     def apply(self, optimizer, gradients, variables, loss, suspects, max_skipped, kept=()) -> tf.Tensor:
         """Applies the gradients, or not.
@@ -33,7 +46,7 @@ class UpdateGuard:
           kept: pairs of a `tf.Variable` and its value before the step, which a skipped step puts back.
 
         Returns:
-          Whether loss and gradients were finite, a scalar of bool.
+          Whether the step was right, a scalar of bool.
         """
         gradients_by_name = [
             (f"the gradient of `{variable.name}`", gradient)
@@ -43,36 +56,40 @@ class UpdateGuard:
         suspects = [*((f"`{v.name}`", v) for v in variables), *suspects, *gradients_by_name]
         self._names = [name for name, _ in suspects]
         values = [value for _, value in suspects]
+        gradients_given = [gradient for _, gradient in gradients_by_name]
         loss_is_finite = _on_all_replicas(tf.math.is_finite(loss))
-        gradients_are_finite = _on_all_replicas(_all_finite([gradient for _, gradient in gradients_by_name]))
-        is_finite = loss_is_finite & gradients_are_finite
-        is_right = is_finite
+        goes_on = tf.convert_to_tensor(self._run) < max_skipped
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            scale = tf.convert_to_tensor(optimizer.dynamic_scale)
+            is_finite = loss_is_finite & _on_all_replicas(_squares_are_finite(gradients_given, scale))
             # It has a guard of its own, against overflow of the scaled gradients, and needs to see them.
-            is_right |= loss_is_finite & (tf.convert_to_tensor(optimizer.dynamic_scale) > 1.0)
+            overflows = ~_on_all_replicas(_all_finite(gradients_given)) & (scale > 1.0)
+            is_passed_on = is_finite | (loss_is_finite & overflows)
+        else:
+            is_finite = loss_is_finite & _on_all_replicas(_squares_are_finite(gradients_given))
+            is_passed_on = is_finite
         # The branches may only be entered by all replicas at once.
         tf.distribute.get_replica_context().merge_call(
-            self._apply_or_skip, args=(optimizer, gradients, variables, is_right, values, max_skipped, kept)
+            self._apply_or_skip, args=(optimizer, gradients, variables, is_passed_on & goes_on, values, kept)
         )
-        return is_finite
+        return is_finite & goes_on
 
     def reset(self) -> None:
         """Forgets the run."""
         self._run.assign(0)
 
     def check(self, max_skipped, step) -> None:
-        """Raises ValueError if so many steps in a row were skipped."""
+        """Raises ValueError if so many steps in a row were skipped; then the next run begins."""
         if int(self._run.numpy()) >= max_skipped:
             first = self._names[int(self._first.numpy())]
+            self.reset()
             raise ValueError(
                 f"{max_skipped} updates in a row were not finite and so skipped, from step {step} on; first "
                 f"to be not finite was {first}. The weights are those of step {step}. See "
                 "`max_skipped_updates` of `compile`; a smaller learning rate or `clipnorm` may help."
             )
 
-    def _apply_or_skip(
-        self, strategy, optimizer, gradients, variables, is_right, suspects, max_skipped, kept
-    ):
+    def _apply_or_skip(self, strategy, optimizer, gradients, variables, is_passed_on, suspects, kept):
         def on_each_replica(function, *arguments):
             results = strategy.extended.call_for_each_replica(function, args=arguments)
             return strategy.experimental_local_results(results)
@@ -89,8 +106,14 @@ class UpdateGuard:
             for variable, value in kept:
                 strategy.extended.update(variable, lambda v, old: v.assign(old), args=(value,))
 
-        is_right = strategy.experimental_local_results(is_right)[0]
-        tf.cond(is_right & (tf.convert_to_tensor(self._run) < max_skipped), apply, skip)
+        self._steps.assign_add(1)
+        tf.cond(strategy.experimental_local_results(is_passed_on)[0], apply, skip)
+
+
+def _squares_are_finite(gradients, scale=1.0):
+    return tf.math.is_finite(
+        tf.add_n([tf.cast(tf.nn.l2_loss(_dense(g) / tf.cast(scale, g.dtype)), tf.float32) for g in gradients])
+    )
 
 
 def _all_finite(tensors):

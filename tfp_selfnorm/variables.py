@@ -1,14 +1,12 @@
 """Finds every layer and variable that a distribution depends on, and wraps variables for Keras."""
 
-import collections
-import re
-
 import keras
 import tensorflow as tf
 
 from tfp_selfnorm.bijectors.act_norm import act_norm_mode
 from tfp_selfnorm.training_scope import training_scope
-from tfp_selfnorm.tree import self_norm_layers, variable_paths
+from tfp_selfnorm.tree import self_norm_layers
+from tfp_selfnorm.variable_names import name_variables
 
 
 def reachable(distribution) -> tuple[list, list]:
@@ -45,31 +43,17 @@ def reachable(distribution) -> tuple[list, list]:
 def adopt(variables, distribution, frozen=()) -> list[keras.Variable]:
     """Wraps each `tf.Variable` for Keras, sharing its storage, in the order of their names.
 
-    Names are those of the variables; where some are the same, followed by the way to the variable, such as
-    `bijector.bijectors.0.shift`. So names and order, by which Keras and its optimizers save, are the same in
-    each process, whatever the order of attributes.
-
     Args:
       variables: the variables.
-      distribution: what they were found in.
+      distribution: what they were found in, which names them; see `name_variables`.
       frozen: those that Keras is not to train, although they are trainable.
     """
     frozen_references = {variable.ref() for variable in frozen}
-    plain = {v.ref(): v.name.split(":")[0].replace("/", ".") for v in variables}
-    counts, paths = collections.Counter(plain.values()), variable_paths(distribution)
-    named = {}
-    for variable in variables:
-        name = plain[variable.ref()]
-        if counts[name] > 1 and variable.ref() in paths:
-            name = f"{name}.{paths[variable.ref()]}"
-        named[unused_name(name, named)] = variable
     return [
         keras.Variable(
-            named[name],
-            trainable=named[name].trainable and named[name].ref() not in frozen_references,
-            name=name,
+            variable, trainable=variable.trainable and variable.ref() not in frozen_references, name=name
         )
-        for name in sorted(named, key=_natural_order)
+        for name, variable in name_variables(variables, distribution).items()
     ]
 
 
@@ -101,17 +85,3 @@ def _check_strategy(variable):
             "distribution strategy; make the distribution and the FlowModel under the same "
             "`with strategy.scope():`."
         )
-
-
-def _natural_order(name):
-    """With block_2 before block_10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-
-
-def unused_name(name, taken) -> str:
-    """The name, with the first number after it that makes it unlike those taken, if it is taken."""
-    number, candidate = 0, name
-    while candidate in taken:
-        number += 1
-        candidate = f"{name}_{number}"
-    return candidate

@@ -7,7 +7,7 @@ from tfp_selfnorm.callbacks.shared import distribution_of
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.tracking import inverse_error
 from tfp_selfnorm.tree import self_norm_layers
-from tfp_selfnorm.variables import unused_name
+from tfp_selfnorm.variable_names import unused_name
 
 
 class InverseQuality(keras.callbacks.Callback):
