@@ -410,7 +410,6 @@ def summaries(folder):
 
 
 def test_tensorboard(tmp_path, make_layer, make_flow, rng):
-    pytest.importorskip("tensorboard")
     model = compiled(pixel_noise((3, 4)))
     begin(SampleGrid(None, LEVELS, num_samples=5, log_dir=tmp_path / "images"), model).on_epoch_end(6)
     ((tag, step, (width, height, png)),) = summaries(tmp_path / "images")

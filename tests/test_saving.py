@@ -9,25 +9,12 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 import tensorflow_probability as tfp
+from two_shifts import parts, two_shifts
 
 import tfp_selfnorm as sn
-from tfp_selfnorm.serialization import decode, encode
 
 tfb, tfd = tfp.bijectors, tfp.distributions
-
-
-@keras.saving.register_keras_serializable("tests")
-def two_shifts(names=("first", "second"), size=2):
-    """Two variables of one shape, in the order of the names."""
-    shifts = [tfb.Shift(tf.Variable(tf.zeros([size]), name=name)) for name in names]
-    return tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), [size]), tfb.Chain(shifts))
-
-
-@keras.saving.register_keras_serializable("tests")
-def exponential(event_shape):
-    return tfb.Softplus()
 
 
 @pytest.fixture
@@ -54,10 +41,6 @@ def saved(tmp_path_factory):
     return model, folder / "flow.keras"
 
 
-def parts(model):
-    return {variable.name: variable.numpy() for variable in model.variables}
-
-
 def test_a_file_keeps_how_a_model_was_made_compiled_and_trained(saved, data):
     model, path = saved
     loaded = keras.models.load_model(path)
@@ -74,132 +57,6 @@ def test_a_file_keeps_how_a_model_was_made_compiled_and_trained(saved, data):
     for name, value in parts(loaded).items():
         np.testing.assert_array_equal(value, parts(model)[name], err_msg=name)
     np.testing.assert_array_equal(loaded.log_prob(data), model.log_prob(data))
-
-
-def test_reordered_variables_of_one_shape_find_their_values_and_momenta(tmp_path, data):
-    model = sn.FlowModel.from_builder(two_shifts)
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9))
-    model.fit(data, epochs=1, verbose=0)
-    first, second = model.distribution.bijector.bijectors
-    first.shift.assign([1.0, 2.0])
-    momenta = dict(zip([v.name for v in model.trainable_variables], model.optimizer.momentums, strict=True))
-    momenta["first"].assign([5.0, 6.0])
-    model.save_weights(tmp_path / "flow.weights.h5")
-    other = sn.FlowModel.from_builder(two_shifts, names=["second", "first"])
-    other.compile(keras.optimizers.SGD(0.1, momentum=0.9))
-    other.optimizer.build(other.trainable_variables)
-    other.load_weights(tmp_path / "flow.weights.h5")
-    now_second, now_first = other.distribution.bijector.bijectors
-    np.testing.assert_array_equal(now_first.shift, [1.0, 2.0])
-    np.testing.assert_array_equal(now_second.shift, second.shift)
-    momenta = dict(zip([v.name for v in other.trainable_variables], other.optimizer.momentums, strict=True))
-    np.testing.assert_array_equal(momenta["first"], [5.0, 6.0])
-
-
-def test_variables_of_one_name_are_told_apart_by_where_they_stand():
-    names = [variable.name for variable in sn.FlowModel(two_shifts(["shift", "shift"])).trainable_variables]
-    assert names == ["shift.bijector.bijectors.0.shift", "shift.bijector.bijectors.1.shift"]
-
-
-class Line(tf.Module):
-    """A network with two variables of one shape, under attributes of given names."""
-
-    def __init__(self, first, second):
-        super().__init__()
-        self.attributes = first, second
-        for value, name in enumerate(self.attributes):
-            setattr(self, name, tf.Variable(tf.fill([2], float(value))))
-
-    def __call__(self, x):
-        first, second = (getattr(self, name) for name in self.attributes)
-        return x * first[0] + second
-
-
-def coupled(network, size=2):
-    base = tfd.Sample(tfd.Normal(0.0, 1.0), [size])
-    return tfd.TransformedDistribution(base, sn.AffineCoupling(network, 1, event_ndims=1))
-
-
-def test_a_renamed_attribute_of_a_network_does_not_swap(tmp_path):
-    model = sn.FlowModel(coupled(Line("a", "b")))
-    assert [v.name for v in model.trainable_variables] == ["bijector.network.a", "bijector.network.b"]
-    model.save_weights(tmp_path / "flow.weights.h5")
-    reordered = Line("b", "a")
-    sn.FlowModel(coupled(reordered)).load_weights(tmp_path / "flow.weights.h5")
-    np.testing.assert_array_equal(reordered.a, [0.0, 0.0])
-    with pytest.raises(
-        ValueError, match="`bijector.network.z` is missing in the file; `bijector.network.a` is"
-    ):
-        sn.FlowModel(coupled(Line("z", "b"))).load_weights(tmp_path / "flow.weights.h5")
-
-
-def test_named_bijectors_in_another_order_find_unnamed_variables(tmp_path):
-    def shifts(names):
-        parts = [tfb.Shift(tf.Variable([0.0, 0.0]), name=name) for name in names]
-        return tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), [2]), tfb.Chain(parts)), parts
-
-    flow, (_, up) = shifts(["down", "up"])
-    up.shift.assign([1.0, 2.0])
-    sn.FlowModel(flow).save_weights(tmp_path / "flow.weights.h5")
-    flow, (up, down) = shifts(["up", "down"])
-    sn.FlowModel(flow).load_weights(tmp_path / "flow.weights.h5")
-    np.testing.assert_array_equal(up.shift, [1.0, 2.0])
-    np.testing.assert_array_equal(down.shift, [0.0, 0.0])
-
-
-class Custom(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.last, self.hidden = (
-            keras.layers.Dense(2),
-            [keras.layers.Dense(3), keras.layers.BatchNormalization()],
-        )
-
-    def call(self, x):
-        for layer in self.hidden:
-            x = layer(x)
-        return self.last(x)
-
-
-def sequential():
-    return keras.Sequential([keras.Input([1]), keras.layers.Dense(3), keras.layers.Dense(2)])
-
-
-def functional():
-    x = keras.Input([1])
-    return keras.Model(x, keras.layers.Dense(2)(keras.layers.Dropout(0.5)(keras.layers.Dense(3)(x))))
-
-
-def custom():
-    network = Custom()
-    network(tf.zeros([1, 1]))
-    return network
-
-
-def in_a_closure():
-    layers = keras.layers.Dense(3), keras.layers.Dense(2)
-    return lambda x: layers[1](layers[0](x))
-
-
-@pytest.mark.parametrize("make", [sequential, functional, custom, in_a_closure])
-def test_names_do_not_count_what_was_built_before(make, tmp_path):
-    model = sn.FlowModel(coupled(make()))
-    for variable in model.trainable_variables:
-        variable.assign(variable + 1.0)
-    model.save_weights(tmp_path / "flow.weights.h5")
-    other = sn.FlowModel(coupled(make()))
-    other.load_weights(tmp_path / "flow.weights.h5")
-    assert parts(other).keys() == parts(model).keys()
-    for name, value in parts(model).items():
-        np.testing.assert_array_equal(parts(other)[name], value, err_msg=name)
-
-
-def test_state_of_the_package_makes_way_for_names_of_the_user(tmp_path):
-    model = sn.FlowModel(two_shifts(["skipped_in_a_row", "training_steps"]))
-    names = [variable.name for variable in model.variables]
-    assert len(set(names)) == len(names)
-    model.save_weights(tmp_path / "flow.weights.h5")
-    model.load_weights(tmp_path / "flow.weights.h5")
 
 
 def test_frozen_variables_stay_frozen_and_keep_the_others_momenta(tmp_path, data):
@@ -249,12 +106,6 @@ def test_subclasses_have_builders_too():
     model = Subclass.from_builder(two_shifts, sn.Reconstruction(), bits_per_dim=True)
     assert isinstance(model, Subclass)
     assert isinstance(model.inverse_learning, sn.Reconstruction)
-
-
-def test_variables_are_in_the_order_of_their_numbers():
-    names = [f"block_{i}" for i in (10, 2, 1)]
-    model = sn.FlowModel(two_shifts(names))
-    assert [variable.name for variable in model.trainable_variables] == ["block_1", "block_2", "block_10"]
 
 
 @pytest.mark.parametrize(
@@ -449,125 +300,3 @@ def test_a_builder_must_be_known_where_it_is_loaded(tmp_path):
         "arguments": {"size": 3},
     }
     assert sn.FlowModel.from_config(config, custom_objects=known).distribution.event_shape == (3,)
-
-
-def through_json(value):
-    return decode(json.loads(json.dumps(encode(value, "value"))), "value")
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        None,
-        True,
-        3,
-        0.1,
-        float("inf"),
-        "text",
-        [1, [2.5, None]],
-        (1, ("a", 2)),
-        {"a": (1,), "tuple": {"shape": 2}},
-        tf.float64,
-        tf.TensorShape([2, None]),
-        exponential,
-        sn.Tracking(num_probes=3, reconstruction=sn.Reconstruction("probes", 2.0)),
-        sn.Reconstruction("symmetric", sn.AdaptiveWeight(0.5, bounds=(1e-3, 10.0))),
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
-)
-def test_arguments_survive_json(value):
-    result = through_json(value)
-    assert result == value
-    assert type(result) is type(value)
-
-
-def test_arrays_survive_json_bit_by_bit(rng):
-    arrays = [10 * rng.normal(size=shape) for shape in ([2, 3], [0, 3], [])]
-    for dtype in (np.float32, np.float64, np.int8, np.uint16, np.int32, np.bool_):
-        array = np.abs(arrays[0]).astype(dtype)
-        result = through_json(array)
-        assert isinstance(result, np.ndarray)
-        assert result.dtype == dtype
-        np.testing.assert_array_equal(result, array)
-        tensor = through_json(tf.constant(array))
-        assert tensor.dtype == dtype
-        np.testing.assert_array_equal(tensor, array)
-    for array in arrays:
-        np.testing.assert_array_equal(through_json(array), array, strict=True)
-    assert through_json(np.float32(0.1)) == np.float32(0.1)
-    assert through_json(np.float64(0.1)).dtype == np.float64
-    assert through_json(np.int64(3)) == 3
-    assert through_json(np.float64) == through_json(np.dtype("float64")) == tf.float64
-
-
-def test_a_schedule_of_keras_survives_json():
-    schedule = keras.optimizers.schedules.PolynomialDecay(0.0, 100, 1.0)
-    result = through_json(sn.Reconstruction(weight=schedule)).weight
-    assert [float(result(step)) for step in (0, 50, 200)] == [0.0, 0.5, 1.0]
-
-
-def test_trees_of_bijectors_survive_json(rng):
-    tree = tfb.Chain(
-        [
-            sn.images.pixel_sigmoid(num_levels=4),
-            tfb.Invert(tfb.Softplus(hinge_softness=0.5)),
-            tfb.Shift([1.0, 2.0, 3.0]),
-            tfb.Shift(np.float32(0.1)),
-            sn.SmoothLeakyReLU(0.3),
-            tfb.Invert(sn.LeakyReLU(0.2)),
-            tfb.Permute([2, 0, 1]),
-            tfb.ScaleMatvecTriL(np.array([[1, 0, 0], [2, 1, 0], [0, 3, 2]], np.float32)),
-            tfb.Reshape([3], [1, 3]),
-        ],
-        name="tree",
-    )
-    result = through_json(tree)
-    x = rng.normal(size=[5, 1, 3]).astype(np.float32)
-    assert result.name == "tree"
-    np.testing.assert_array_equal(result.forward(tf.identity(x)), tree.forward(tf.identity(x)))
-    np.testing.assert_array_equal(
-        result.forward_log_det_jacobian(tf.identity(x)), tree.forward_log_det_jacobian(tf.identity(x))
-    )
-
-
-def test_parameters_that_are_none_stay_none():
-    bijector = tfb.FillScaleTriL(diag_bijector=tfb.Exp(), diag_shift=None)
-    result = through_json(bijector)
-    x = np.array([1.0, -9.0, 0.5], np.float32)
-    np.testing.assert_array_equal(result.forward(x), bijector.forward(x))
-
-
-class OtherShift(tfb.Shift):
-    pass
-
-
-@pytest.mark.parametrize(
-    ("value", "path"),
-    [
-        (lambda x: x, "value"),
-        ([1, {"a": object()}], r"value\[1\].a"),
-        (tf.Variable(1.0), "value"),
-        (tfb.Shift(tf.Variable(1.0)), "value.shift"),
-        (tfb.Scale(tfp.util.TransformedVariable(2.0, tfb.Exp())), "value.scale"),
-        (keras.Variable(1.0), "value"),
-        (tfb.Chain([tfb.Exp(), OtherShift(1.0)]), r"value.bijectors\[1\]"),
-        (tfb.Inline(forward_fn=tf.exp, forward_min_event_ndims=0), "value"),
-        (sn.Reconstruction(weight=tf.Variable(1.0)), "value.weight"),
-        (np.array([object()]), "value"),
-    ],
-)
-def test_what_cannot_be_kept_is_refused_before_the_training(value, path):
-    with pytest.raises(TypeError, match=f"`{path}` is .* cannot be saved as an argument of a builder"):
-        encode(value, "value")
-
-
-def test_builders_give_each_variable_a_name_of_its_own():
-    flows = [
-        sn.dense_flow(2, num_layers=3, activation="spline"),
-        sn.conv_flow((4, 4, 1), num_blocks=2, layers_per_block=2, activation="spline"),
-        sn.glow_flow((4, 4, 1), steps_per_block=2, width=4),
-        sn.glow_flow((4, 4, 1), steps_per_block=2, width=4, mixing="lu"),
-    ]
-    for flow in flows:
-        names = [variable.name for variable in flow.variables]
-        assert len(set(names)) == len(names)
