@@ -45,8 +45,8 @@ def make_model(builder, seed=1, **options):
     function, arguments = BUILDERS[builder]
     pixels = sn.images.pixel_sigmoid(num_levels=4)
     weight = sn.AdaptiveWeight(tolerance=0.01, rate=0.1)
-    # A refresh in mid-epoch, so that it matters where a training goes on.
-    learning = sn.Tracking(refresh_every=3, reconstruction=sn.Reconstruction(weight=weight))
+    # Not a divisor of the steps of an epoch, so that it matters where a training goes on.
+    learning = sn.Tracking(refresh_every=5, reconstruction=sn.Reconstruction(weight=weight))
     model = sn.FlowModel.from_builder(function, learning, preprocessing=pixels, seed=seed, **arguments)
     if not sn.is_adapted(model.distribution):
         model.adapt(images())
@@ -263,8 +263,9 @@ def train(kind, builder, folder, kill):
         "worker": tf.distribute.MultiWorkerMirroredStrategy,
         "resumable": tf.distribute.get_strategy,
     }
-    # Executions of 3 of the 4 steps of an epoch, so that there is one that ends with the data.
-    options = {"steps_per_execution": 3} if kind == "resumable" else {}
+    # Of the 4 steps of an epoch 3 at once, so that there is an execution that ends with the data.
+    several = kind == "resumable" and builder == "dense_flow"
+    options = {"steps_per_execution": 3} if several else {}
     with make_strategy[kind]().scope():
         model = make_model(builder, **options)
     callbacks = [keras.callbacks.BackupAndRestore(folder / "backup")] if kind == "resumable" else []

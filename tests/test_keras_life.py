@@ -6,7 +6,7 @@ import pytest
 # XLA and eager fits of image flows are in test_flow_model_images.py, SavedModels in test_export.py.
 RUN = {
     "dense_flow": keras_life.CHECKS,
-    "conv_flow": ["save/load", "weights", "Mirrored"],
+    "conv_flow": ["save/load", "weights", "SIGKILL, resume", "Mirrored"],
     "glow_flow": ["save/load", "two workers", "float16", "bfloat16"],
     "glow_flow, lu": ["weights"],
 }
