@@ -108,6 +108,16 @@ def test_a_run_goes_on_from_fit_to_fit_and_ends_with_compile(data):
     fit(model, bad)
 
 
+def test_a_run_is_not_kept_in_files(data, tmp_path):
+    """A backup made in a run would stop each training that begins with it."""
+    bad = np.full([30, 3], HUGE)
+    model, other = make_model(max_skipped_updates=4), make_model(max_skipped_updates=4)
+    fit(model, bad)
+    model.save_weights(tmp_path / "flow.weights.h5")
+    other.load_weights(tmp_path / "flow.weights.h5")
+    assert fit(other, bad)["skipped_updates"] == [3.0]
+
+
 def nan_from(name):
     """A flow in which the forward pass of a layer, or a gradient, is not finite."""
 

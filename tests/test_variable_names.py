@@ -135,6 +135,17 @@ def test_names_do_not_count_what_was_built_before(make, tmp_path):
         np.testing.assert_array_equal(parts(other)[name], value, err_msg=name)
 
 
+def test_weights_of_networks_go_by_their_attributes_and_layers():
+    names = [v.name for v in sn.FlowModel(coupled(custom())).variables]
+    path = "bijector.network"
+    assert names[:6] == [
+        *(f"{path}.hidden.0.{part}" for part in ("bias", "kernel")),
+        *(f"{path}.hidden.1.{part}" for part in ("beta", "gamma")),
+        *(f"{path}.last.{part}" for part in ("bias", "kernel")),
+    ]
+    assert names[6:8] == [f"{path}.hidden.1.moving_{part}" for part in ("mean", "variance")]
+
+
 def test_state_of_the_package_makes_way_for_names_of_the_user(tmp_path):
     model = sn.FlowModel(two_shifts(["skipped_in_a_row", "training_steps"]))
     names = [variable.name for variable in model.variables]
