@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
-from two_shifts import parts, two_shifts
 
 import tfp_selfnorm as sn
+from tests.two_shifts import parts, two_shifts
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
