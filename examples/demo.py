@@ -22,6 +22,7 @@ import keras
 import matplotlib as mpl
 import numpy as np
 import tensorflow as tf
+from data_sets import load
 
 import tfp_selfnorm as sn
 
@@ -37,40 +38,6 @@ flow = tf.saved_model.load(sys.argv[1])
 np.save(sys.argv[3], flow.log_prob(np.load(sys.argv[2])))
 assert not {"tfp_selfnorm", "tensorflow_probability"} & set(sys.modules)
 """
-
-
-def load_digits():
-    """Scikit-learn's digits as train, validation and test arrays, with 17 grey levels."""
-    from sklearn import datasets
-
-    images = datasets.load_digits().images.astype(np.uint8)[..., np.newaxis]
-    images = images[np.random.default_rng(0).permutation(len(images))]
-    return (images[:1297], images[1297:1547], images[1547:]), 17
-
-
-def load_tfds(name, data_dir):
-    """Train, validation (the last sixth of train) and test images of a TFDS data set."""
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-        builder.download_and_prepare()
-    except Exception as error:  # TFDS raises as many kinds as there are ways to be offline.
-        raise SystemExit(
-            f"TFDS could not load or download {name!r}: {type(error).__name__}: {error}\n"
-            "If the data set is prepared already, name its folder with --data-dir. Without a network, "
-            "--dataset digits needs no download."
-        ) from None
-    if "image" not in builder.info.features:
-        raise SystemExit(f"{name!r} has no feature named 'image'; it has {list(builder.info.features)}.")
-    test = "test" if "test" in builder.info.splits else "validation"
-    held_out = builder.info.splits["train"].num_examples // 6
-    splits = [f"train[:-{held_out}]", f"train[-{held_out}:]", test]
-    arrays = [
-        np.stack([example["image"] for example in tfds.as_numpy(builder.as_dataset(split=split))])
-        for split in splits
-    ]
-    return arrays, 256
 
 
 def batches(images, batch_size, seed=0, training=False):
@@ -187,7 +154,10 @@ def main():
         arguments.methods = [METHODS[0], METHODS[2]] if arguments.model == "conv" else METHODS
     arguments.output.mkdir(parents=True, exist_ok=True)
 
-    splits, num_levels = load_digits() if digits else load_tfds(arguments.dataset, arguments.data_dir)
+    data = load(arguments.dataset, arguments.data_dir)
+    splits, num_levels = (data.train, data.validation, data.test), data.num_levels
+    if num_levels is None:
+        raise SystemExit(f"The demo is for images; {arguments.dataset!r} are points. Try toy_gallery.py.")
     sizes = ", ".join(
         f"{len(split)} {name}" for split, name in zip(splits, ("train", "validation", "test"), strict=True)
     )

@@ -55,7 +55,7 @@ def test_demo_on_a_data_set_of_tfds(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(tfds.core.DatasetInfo, "splits", splits)
     arguments = [
         "--dataset",
-        "mnist",
+        "kmnist",
         "--data-dir",
         tmp_path / "data",
         "--epochs",

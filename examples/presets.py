@@ -1,0 +1,192 @@
+"""Named experiments for `train.py`: those of the paper's published code, under its names, and ours.
+
+    python examples/presets.py    # lists them
+
+A preset says everything but the seed. `overridden` changes fields of one by their paths, so that
+`{"flow.num_layers": 3, "inverse_learning.num_probes": 8}` is a deeper flow with fewer probes.
+"""
+
+import dataclasses
+from typing import Any
+
+import keras
+
+import tfp_selfnorm as sn
+
+BUILDERS = {"dense_flow": sn.dense_flow, "conv_flow": sn.conv_flow, "glow_flow": sn.glow_flow}
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """An experiment.
+
+    Attributes:
+      builder: which flow, a name of `BUILDERS`.
+      flow: the arguments of the builder, but for the shape, the preprocessing and the seed.
+      inverse_learning: see `tfp_selfnorm.FlowModel`.
+      dataset: see `data_sets.load`.
+      epochs: passes through the training examples.
+      batch_size: examples in a step.
+      learning_rate: of Adam, after the warm-up.
+      schedule: after the warm-up the rate is "constant", or falls to 0 as a "cosine".
+      warmup_epochs: length of the linear warm-up; `None` is a twentieth of the run.
+      clip_norm: bound of the norm of the whole gradient; `None` for none.
+      augment: whether to mirror and move the training images.
+    """
+
+    builder: str
+    flow: dict[str, Any]
+    inverse_learning: sn.Tracking | sn.Reconstruction | None
+    dataset: str = "mnist"
+    epochs: int = 1000
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+    schedule: str = "constant"
+    warmup_epochs: float | None = 10
+    clip_norm: float | None = None
+    augment: bool = False
+
+    def __post_init__(self):
+        for name, value, known in (
+            ("builder", self.builder, tuple(BUILDERS)),
+            ("schedule", self.schedule, SCHEDULES),
+        ):
+            if value not in known:
+                raise ValueError(f"`{name}` must be one of {known}; got {value!r}.")
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be positive; got {getattr(self, name)!r}.")
+        if self.warmup_epochs is not None and self.warmup_epochs < 0:
+            raise ValueError(f"`warmup_epochs` must be 0 or more, or None; got {self.warmup_epochs!r}.")
+
+    def make_model(self, data, seed):
+        """The flow for a data set, in a `FlowModel` that can be saved whole."""
+        is_image = data.num_levels is not None
+        options = {"preprocessing": sn.images.pixel_sigmoid(data.num_levels)} if is_image else {}
+        shape = "event_shape" if self.builder == "dense_flow" else "image_shape"
+        return sn.FlowModel.from_builder(
+            BUILDERS[self.builder],
+            self.inverse_learning,
+            bits_per_dim=is_image,
+            seed=seed,
+            **{shape: tuple(data.event_shape)},
+            **options,
+            **self.flow,
+        )
+
+    def make_optimizer(self, steps_per_epoch):
+        """Adam, with the rate that goes up linearly and then stays or falls."""
+        total = self.epochs * steps_per_epoch
+        warmup = total // 20 if self.warmup_epochs is None else round(self.warmup_epochs * steps_per_epoch)
+        # A cosine that falls to all of the rate is a constant.
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0 if warmup else self.learning_rate,
+            max(1, total - warmup),
+            alpha=1.0 if self.schedule == "constant" else 0.0,
+            warmup_target=self.learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
+        return keras.optimizers.Adam(rate, global_clipnorm=self.clip_norm)
+
+
+def overridden(preset, changes):
+    """The preset with other values at some paths.
+
+    Raises:
+      ValueError: if there is no such path; the builder checks its own arguments, which `flow` may lack.
+    """
+    for path, value in changes.items():
+        preset = _replaced(preset, path.split("."), value, path)
+    return preset
+
+
+def _replaced(part, names, value, path):
+    name, *rest = names
+    if isinstance(part, dict):
+        return {**part, name: _replaced(part[name], rest, value, path) if rest else value}
+    fields = [field.name for field in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else []
+    if name not in fields:
+        expected = f"one of {fields}" if fields else "nothing"
+        raise ValueError(f"There is no `{path}` to set: {type(part).__name__} has {expected} named {name!r}.")
+    changed = _replaced(getattr(part, name), rest, value, path) if rest else value
+    return dataclasses.replace(part, **{name: changed})
+
+
+def _change(preset, **changes):
+    flow = {**preset.flow, **changes.pop("flow", {})}
+    return dataclasses.replace(preset, flow=flow, **changes)
+
+
+def _presets():
+    selfnorm_fc = Preset(
+        "dense_flow",
+        {"num_layers": 2, "activation": "smooth_leaky_relu"},
+        sn.Reconstruction("data", 1.0),
+        learning_rate=1e-4,
+    )
+    selfnorm_cnn = Preset(
+        "conv_flow",
+        {"num_blocks": 3, "layers_per_block": 3, "activation": "spline"},
+        sn.Reconstruction("data", 1.0),
+    )
+    selfnorm_glow = Preset(
+        "glow_flow",
+        {"num_blocks": 2, "steps_per_block": 16, "width": 512},
+        sn.Reconstruction("data", 100.0),
+    )
+    lu = {"mixing": "lu"}
+    conv1x1_glow = _change(selfnorm_glow, flow=lu, inverse_learning=None)
+    selfnorm_glow_cifar = _change(
+        selfnorm_glow,
+        dataset="cifar10",
+        flow={"num_blocks": 3, "steps_per_block": 32},
+        inverse_learning=sn.Reconstruction("data", 1000.0),
+        clip_norm=10_000.0,
+        augment=True,
+    )
+    selfnorm_glow_imagenet = _change(
+        selfnorm_glow_cifar,
+        dataset="downsampled_imagenet/32x32",
+        flow={"steps_per_block": 48},
+        batch_size=64,
+        warmup_epochs=0,
+        augment=False,
+    )
+    exact, relative = {"gradient": "exact"}, {"gradient": "relative"}
+    small_glow = {"steps_per_block": 4, "width": 16, "kernel_size": 5}
+    ours = {"epochs": 30, "learning_rate": 1e-3, "schedule": "cosine", "warmup_epochs": None}
+    return {
+        "selfnorm_fc_mnist": selfnorm_fc,
+        "exact_fc_mnist": _change(selfnorm_fc, flow=exact, inverse_learning=None),
+        "relative_fc_mnist": _change(selfnorm_fc, flow=relative, inverse_learning=None),
+        "selfnorm_cnn_mnist": selfnorm_cnn,
+        "exact_cnn_mnist": _change(selfnorm_cnn, flow=exact, inverse_learning=None),
+        "emerging_cnn_mnist": _change(selfnorm_cnn, flow={"layer": "emerging"}, inverse_learning=None),
+        "exponential_cnn_mnist": _change(selfnorm_cnn, flow={"layer": "exponential"}, inverse_learning=None),
+        "conv1x1_glow_mnist": conv1x1_glow,
+        "selfnorm_glow_mnist": selfnorm_glow,
+        "geco_selfnorm_glow_mnist": _change(
+            selfnorm_glow,
+            flow=small_glow,
+            inverse_learning=sn.Reconstruction("data", sn.AdaptiveWeight(tolerance=0.0, rate=1e-3)),
+        ),
+        "conv1x1_glow_cifar": _change(selfnorm_glow_cifar, flow=lu, inverse_learning=None),
+        "selfnorm_glow_cifar": selfnorm_glow_cifar,
+        "conv1x1_glow_imagenet": _change(selfnorm_glow_imagenet, flow=lu, inverse_learning=None),
+        "selfnorm_glow_imagenet": selfnorm_glow_imagenet,
+        # Ours: the inverse is tracked; a faster rate that falls to 0. The others with that rate, to compare.
+        "tracked_fc_mnist": _change(selfnorm_fc, inverse_learning=sn.Tracking(), **ours),
+        "tracked_glow_mnist": _change(selfnorm_glow, inverse_learning=sn.Tracking(), **ours),
+        "fast_exact_fc_mnist": _change(selfnorm_fc, flow=exact, inverse_learning=None, **ours),
+        "fast_selfnorm_fc_mnist": _change(selfnorm_fc, **ours),
+        "fast_relative_fc_mnist": _change(selfnorm_fc, flow=relative, inverse_learning=None, **ours),
+    }
+
+
+PRESETS = _presets()
+
+
+if __name__ == "__main__":
+    for preset_name, one in PRESETS.items():
+        print(f"{preset_name:26} {one.builder:11} {one.flow} {one.inverse_learning}")
