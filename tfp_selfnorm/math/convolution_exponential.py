@@ -9,7 +9,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.math import conv
+from tfp_selfnorm.math import line_conv
 
 
 def norm_bound_squared(kernel):
@@ -39,9 +39,10 @@ def number_of_terms(max_norm, dtype):
 
 def apply(kernel, images, count):
     """`exp(M)` of the images, by Horner's rule with so many terms: as many convolutions."""
+    convolve, parameters = line_conv.linear_map(kernel, images.shape[1:3])
     result = images
     for n in range(count, 0, -1):
-        result = images + conv.convolve(result, kernel / n)
+        result = images + convolve(result, parameters / n)
     return result
 
 
