@@ -1,6 +1,6 @@
 """Self-normalizing flows for TensorFlow Probability and Keras."""
 
-from tfp_selfnorm import bijectors, callbacks, flows, images
+from tfp_selfnorm import baselines, bijectors, callbacks, flows, images
 from tfp_selfnorm.adaptation import adapt, is_adapted
 from tfp_selfnorm.bijectors import (
     ActNorm,
@@ -41,6 +41,7 @@ __all__ = [
     "Squeeze",
     "Tracking",
     "adapt",
+    "baselines",
     "bijectors",
     "callbacks",
     "conv_flow",

@@ -150,14 +150,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         return self._forward_map_log_det(self._passes.values_by_input("forward", x))
 
     def _check_event(self, x, name):
-        ndims = len(self.event_sizes)
-        if x.shape.rank is None:
-            return x
-        if x.shape.rank < ndims or not x.shape[x.shape.rank - ndims :].is_compatible_with(self.event_sizes):
-            raise ValueError(
-                f"`{name}` of `{self.name}` has shape {tuple(x.shape)}; expected "
-                f"(..., {', '.join(map(str, self.event_sizes))}): that is the shape of its events."
-            )
+        check_event_shape(x, self.event_sizes, name, self.name)
         return x
 
     def _read_kernels(self, direction):
@@ -244,6 +237,18 @@ def parameter(value, dtype, name):
     if isinstance(value, (tf.Variable, tfp.util.DeferredTensor)):
         return value
     return tf.convert_to_tensor(value, dtype, name=name)
+
+
+def check_event_shape(x, event_sizes, name, owner):
+    """Raises ValueError unless `x`, so called, may be a batch of events of these sizes, the owner's."""
+    ndims = len(event_sizes)
+    if x.shape.rank is None:
+        return
+    if x.shape.rank < ndims or not x.shape[x.shape.rank - ndims :].is_compatible_with(event_sizes):
+        raise ValueError(
+            f"`{name}` of `{owner}` has shape {tuple(x.shape)}; expected "
+            f"(..., {', '.join(map(str, event_sizes))}): that is the shape of its events."
+        )
 
 
 def _check_options(gradient, gradients, mixture, inversion):

@@ -1,16 +1,22 @@
 """`SelfNormConv2D` and `SelfNormConv1D`, the convolutional self-normalizing layers."""
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.bijectors.conv_parameters import (
+    check_bias,
+    check_kernel,
+    check_kernel_size,
+    check_same_shape,
+    check_spatial_shape,
+    ensure_event,
+    identity_kernel,
+    small_noise,
+)
 from tfp_selfnorm.bijectors.self_norm import SelfNorm, common_dtype, kernel_variables, parameter
-from tfp_selfnorm.integers import check_positive_int, is_positive_int
+from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.math import conv
 from tfp_selfnorm.seeds import stateless_seed
-
-# Standard deviation of the noise around the identity, relative to Glorot's.
-_NOISE_GAIN = 0.01
 
 
 class SelfNormConv(SelfNorm):
@@ -62,7 +68,10 @@ class SelfNormConv(SelfNorm):
             inverse_kernel = parameter(inverse_kernel, dtype, "inverse_kernel")
             bias = None if bias is None else parameter(bias, dtype, "bias")
             self._spatial_shape = check_spatial_shape(spatial_shape, self._SPATIAL_NDIMS)
-            _check_shapes(self._SPATIAL_NDIMS, forward_kernel, inverse_kernel, bias)
+            check_kernel(forward_kernel, "forward_kernel", self._SPATIAL_NDIMS)
+            check_kernel(inverse_kernel, "inverse_kernel", self._SPATIAL_NDIMS)
+            check_same_shape(forward_kernel=forward_kernel, inverse_kernel=inverse_kernel)
+            check_bias(bias, inverse_kernel.shape[-1])
             super().__init__(
                 forward_kernel,
                 inverse_kernel,
@@ -115,12 +124,7 @@ class SelfNormConv(SelfNorm):
         """
         name = name or cls._DEFAULT_NAME
         spatial_shape = check_spatial_shape(spatial_shape, cls._SPATIAL_NDIMS)
-        sizes = [kernel_size] * cls._SPATIAL_NDIMS if np.ndim(kernel_size) == 0 else list(kernel_size)
-        if len(sizes) != cls._SPATIAL_NDIMS or not all(is_positive_int(size) and size % 2 for size in sizes):
-            raise ValueError(
-                f"`kernel_size` must be an odd positive int, or {cls._SPATIAL_NDIMS} of them; got "
-                f"{kernel_size!r}."
-            )
+        sizes = check_kernel_size(kernel_size, cls._SPATIAL_NDIMS)
         check_positive_int(channels, "channels")
         kernel = _initial_kernel(sizes, channels, dtype, stateless_seed(seed, salt="self_norm_conv"))
         kernels = kernel_variables(conv.flip(kernel), kernel, name)
@@ -151,12 +155,7 @@ class SelfNormConv(SelfNorm):
         return (*self._spatial_shape, self._inverse_kernel.shape[-1])
 
     def _check_event(self, x, name):
-        x = super()._check_event(x, name)
-        if x.shape.rank is None:
-            return x
-        # Sizes known only at run time are checked there: a reshape would take any of the right product.
-        batch = [None] * (x.shape.rank - len(self.event_sizes))
-        return tf.ensure_shape(x, [*batch, *self.event_sizes])
+        return ensure_event(super()._check_event(x, name), self.event_sizes)
 
     def _parameter_control_dependencies(self, is_init):
         is_mutable = isinstance(self._inverse_kernel, (tf.Variable, tfp.util.DeferredTensor))
@@ -218,48 +217,7 @@ class SelfNormConv1D(SelfNormConv):
     _DEFAULT_NAME = "self_norm_conv1d"
 
 
-def check_spatial_shape(spatial_shape, ndims):
-    """Returns it as a tuple of ints.
-
-    Raises:
-      ValueError: if it is not of that many sizes, all known and positive.
-    """
-    sizes = [spatial_shape] if is_positive_int(spatial_shape) else spatial_shape
-    sizes = sizes.as_list() if isinstance(sizes, tf.TensorShape) and sizes.rank is not None else sizes
-    is_known = isinstance(sizes, (tuple, list)) and all(map(is_positive_int, sizes))
-    if not is_known or len(sizes) != ndims:
-        raise ValueError(
-            f"`spatial_shape` must be {ndims} positive int{'s' * (ndims > 1)}, known when the layer is made; "
-            f"got {spatial_shape!r}."
-        )
-    return tuple(map(int, sizes))
-
-
 def _initial_kernel(sizes, channels, dtype, seed):
-    noise = tf.random.stateless_normal([*sizes, channels, channels], seed, dtype=dtype)
     if all(size == 1 for size in sizes):
-        return tf.linalg.qr(noise).q
-    stddev = _NOISE_GAIN / np.sqrt(np.prod(sizes) * channels)
-    centre = np.zeros([*sizes, 1, 1])
-    centre[tuple(size // 2 for size in sizes)] = 1.0
-    return tf.constant(centre, dtype) * tf.eye(channels, dtype=dtype) + tf.cast(stddev, dtype) * noise
-
-
-def _check_shapes(ndims, forward_kernel, inverse_kernel, bias):
-    layout = "[kh, kw, C, C]" if ndims == 2 else "[k, C, C]"
-    for name, kernel in (("forward_kernel", forward_kernel), ("inverse_kernel", inverse_kernel)):
-        shape = kernel.shape
-        if shape.rank != ndims + 2 or not shape.is_fully_defined() or shape[-1] != shape[-2]:
-            raise ValueError(f"`{name}` must have a known shape {layout}; got {tuple(shape)}.")
-        if not all(size % 2 for size in shape[:-2]):
-            raise ValueError(f"`{name}` must have odd sizes {layout}; got {tuple(shape)}.")
-    if forward_kernel.shape != inverse_kernel.shape:
-        raise ValueError(
-            "The kernels must have the same shape; got `forward_kernel` "
-            f"{tuple(forward_kernel.shape)}, `inverse_kernel` {tuple(inverse_kernel.shape)}."
-        )
-    channels = inverse_kernel.shape[-1]
-    if bias is not None and bias.shape != [channels]:
-        raise ValueError(
-            f"`bias` must have shape ({channels},), one for each channel; got {tuple(bias.shape)}."
-        )
+        return tf.linalg.qr(tf.random.stateless_normal([*sizes, channels, channels], seed, dtype=dtype)).q
+    return identity_kernel(sizes, channels, dtype) + small_noise(sizes, channels, dtype, seed)

@@ -1,9 +1,12 @@
 """`conv_flow`, the paper's convolutional flow."""
 
+import functools
+
 import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.baselines import ConvolutionExponential2D, EmergingConv2D
 from tfp_selfnorm.bijectors import SelfNormConv2D, Squeeze
 from tfp_selfnorm.flows.building import (
     activation_maker,
@@ -15,6 +18,8 @@ from tfp_selfnorm.flows.building import (
 from tfp_selfnorm.integers import check_positive_int
 
 tfb = tfp.bijectors
+
+LAYERS = ("self_norm", "emerging", "exponential")
 
 
 @keras.saving.register_keras_serializable("tfp_selfnorm")
@@ -31,12 +36,14 @@ def conv_flow(
     dtype=tf.float32,
     seed=None,
     name="conv_flow",
+    layer="self_norm",
 ):
     """The paper's convolutional flow: blocks of self-normalizing convolutions with a squeeze between.
 
-    From data to latent: preprocessing, then blocks of `SelfNormConv2D`, an activation after each layer of
-    the flow but the last, and a `Squeeze` between blocks, which halves the image and takes four times the
-    channels. The base is standard normal, of the shape of the last block's images.
+    From data to latent: preprocessing, then blocks of `SelfNormConv2D` or of a layer that it competes with,
+    an activation after each layer of the flow but the last, and a `Squeeze` between blocks, which halves the
+    image and takes four times the channels. The base is standard normal, of the shape of the last block's
+    images.
 
     Args:
       image_shape: (height, width, channels), known; the sides divisible by `2**(num_blocks - 1)`.
@@ -51,13 +58,16 @@ def conv_flow(
       dtype: floating dtype.
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
+      layer: "self_norm", `SelfNormConv2D`; or "emerging" or "exponential", `baselines.EmergingConv2D` or
+        `baselines.ConvolutionExponential2D`. These are exact in both directions and in their gradient,
+        so that `gradient`, `mixture` and `inversion` are not for them.
 
     Returns:
       A `tfd.TransformedDistribution`. `log_prob` is in nats.
 
     Raises:
-      ValueError: for an unknown activation or option, a shape that is unknown or not divisible, or a number
-        that is not positive.
+      ValueError: for an unknown activation, layer or option, an option that the layer does not have, a shape
+        that is unknown or not divisible, or a number that is not positive.
 
     >>> flow = conv_flow((8, 8, 1), num_blocks=2, layers_per_block=2, seed=1)
     >>> flow.log_prob(tf.zeros([5, 8, 8, 1])).shape, flow.distribution.event_shape
@@ -67,6 +77,7 @@ def conv_flow(
     """
     shape = check_image_shape(image_shape, divisor=2 ** (check_positive_int(num_blocks, "num_blocks") - 1))
     check_positive_int(layers_per_block, "layers_per_block")
+    make_layer = _layer_maker(layer, {"gradient": gradient, "mixture": mixture, "inversion": inversion})
     make_activation = activation_maker(activation, dtype)
     seeds = iter(split_seeds(seed, num_blocks * layers_per_block, "conv_flow"))
     bijectors = [] if preprocessing is None else [preprocessing]
@@ -75,19 +86,25 @@ def conv_flow(
             bijectors.append(tfb.Invert(Squeeze()))
             shape = squeezed(shape)
         for i in range(layers_per_block):
-            layer = SelfNormConv2D.trainable(
-                shape[:2],
-                shape[2],
-                kernel_size,
-                dtype=dtype,
-                seed=next(seeds),
-                gradient=gradient,
-                mixture=mixture,
-                inversion=inversion,
-                name=f"block_{block}_conv_{i}",
-            )
-            bijectors.append(layer)
+            options = {"dtype": dtype, "seed": next(seeds), "name": f"block_{block}_conv_{i}"}
+            bijectors.append(make_layer(shape[:2], shape[2], kernel_size, **options))
             is_last = block == num_blocks - 1 and i == layers_per_block - 1
             if make_activation is not None and not is_last:
                 bijectors.append(tfb.Invert(make_activation(shape, f"block_{block}_activation_{i}")))
     return standard_normal_flow(shape, bijectors, dtype, name)
+
+
+def _layer_maker(layer, options):
+    """The function that makes a layer, from what each of them is made from."""
+    if layer not in LAYERS:
+        raise ValueError(f"`layer` must be one of {LAYERS}; got {layer!r}.")
+    if layer == "self_norm":
+        return functools.partial(SelfNormConv2D.trainable, **options)
+    defaults = {"gradient": "self_norm", "mixture": 0.5, "inversion": None}
+    given = [name for name, default in defaults.items() if options[name] != default]
+    if given:
+        raise ValueError(
+            f"`{given[0]}` is an option of `layer` 'self_norm' alone; got {options[given[0]]!r} for "
+            f"{layer!r}, which is exact in both directions."
+        )
+    return EmergingConv2D.trainable if layer == "emerging" else ConvolutionExponential2D.trainable

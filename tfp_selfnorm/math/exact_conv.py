@@ -31,13 +31,13 @@ def log_det(kernel, spatial_shape, name="kernel"):
     @tf.custom_gradient
     def apply(kernel):
         compiled = _compiled(_log_det_and_error, tuple(spatial_shape), tuple(kernel.shape))
-        value, error = compiled(_double(kernel))
+        value, error = compiled(detached_double(kernel))
 
         def gradient(upstream):
             scale = upstream[..., tf.newaxis, tf.newaxis, tf.newaxis, tf.newaxis]
             return scale * differentiated_once(log_det_gradient(kernel, spatial_shape, name), kernel)
 
-        return tf.cast(_checked(value, error, name), kernel.dtype), gradient
+        return tf.cast(checked(value, error, name), kernel.dtype), gradient
 
     return apply(kernel)
 
@@ -45,8 +45,8 @@ def log_det(kernel, spatial_shape, name="kernel"):
 def log_det_gradient(kernel, spatial_shape, name="kernel"):
     """The exact gradient of `log |det|`, at thrice its cost; raises as `log_det` does."""
     compiled = _compiled(_log_det_gradient_and_error, tuple(spatial_shape), tuple(kernel.shape))
-    gradient, error = compiled(_double(kernel))
-    return tf.cast(_checked(gradient, error, name), kernel.dtype)
+    gradient, error = compiled(detached_double(kernel))
+    return tf.cast(checked(gradient, error, name), kernel.dtype)
 
 
 def solve(kernel, z, name="kernel"):
@@ -56,8 +56,10 @@ def solve(kernel, z, name="kernel"):
     Raises as `log_det` does.
     """
     shapes = tuple(kernel.shape), (None, *z.shape[1:])
-    x, error = _compiled(_solution_and_error, tuple(z.shape[1:3]), *shapes)(_double(kernel), _double(z))
-    return tf.cast(_checked(x, error, name), z.dtype)
+    x, error = _compiled(_solution_and_error, tuple(z.shape[1:3]), *shapes)(
+        detached_double(kernel), detached_double(z)
+    )
+    return tf.cast(checked(x, error, name), z.dtype)
 
 
 def differentiated_once(gradient, *arguments):
@@ -77,7 +79,8 @@ def differentiated_once(gradient, *arguments):
     return apply(gradient, *arguments)
 
 
-def _double(x):
+def detached_double(x):
+    """`x` in float64, without its history."""
     # An eager tape would look into the compiled function for a gradient.
     return tf.cast(tf.stop_gradient(x), tf.float64)
 
@@ -202,8 +205,8 @@ def _from_blocks(blocks, shape, layout):
     return tf.reshape(tf.einsum("bhwc->bwhc", images) if layout.swap else images, shape)
 
 
-def _checked(value, error, name):
-    """`value`, unless the recovery error says that it is noise."""
+def checked(value, error, name):
+    """`value`, unless the recovery error says that it is noise; raises as `log_det` does."""
     if tf.executing_eagerly():
         if not error.numpy() < _SINGULAR:
             raise ValueError(

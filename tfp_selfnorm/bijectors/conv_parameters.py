@@ -1,0 +1,88 @@
+"""Checks and initial values of what convolutional layers are made from."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_selfnorm.integers import is_positive_int
+
+# Standard deviation of the noise of initial kernels, relative to Glorot's.
+_NOISE_GAIN = 0.01
+
+
+def check_spatial_shape(spatial_shape, ndims):
+    """Returns it as a tuple of ints.
+
+    Raises:
+      ValueError: if it is not of that many sizes, all known and positive.
+    """
+    sizes = [spatial_shape] if is_positive_int(spatial_shape) else spatial_shape
+    sizes = sizes.as_list() if isinstance(sizes, tf.TensorShape) and sizes.rank is not None else sizes
+    is_known = isinstance(sizes, (tuple, list)) and all(map(is_positive_int, sizes))
+    if not is_known or len(sizes) != ndims:
+        raise ValueError(
+            f"`spatial_shape` must be {ndims} positive int{'s' * (ndims > 1)}, known when the layer is made; "
+            f"got {spatial_shape!r}."
+        )
+    return tuple(map(int, sizes))
+
+
+def check_kernel_size(kernel_size, ndims):
+    """Returns it as a list of that many ints.
+
+    Raises:
+      ValueError: if it is not an odd positive int, or as many.
+    """
+    sizes = [kernel_size] * ndims if np.ndim(kernel_size) == 0 else list(kernel_size)
+    if len(sizes) != ndims or not all(is_positive_int(size) and size % 2 for size in sizes):
+        raise ValueError(
+            f"`kernel_size` must be an odd positive int, or {ndims} of them; got {kernel_size!r}."
+        )
+    return sizes
+
+
+def check_kernel(kernel, name, ndims):
+    """Raises ValueError if the kernel, so called, has an even or unknown size or C differs."""
+    layout = "[kh, kw, C, C]" if ndims == 2 else "[k, C, C]"
+    shape = kernel.shape
+    if shape.rank != ndims + 2 or not shape.is_fully_defined() or shape[-1] != shape[-2]:
+        raise ValueError(f"`{name}` must have a known shape {layout}; got {tuple(shape)}.")
+    if not all(size % 2 for size in shape[:-2]):
+        raise ValueError(f"`{name}` must have odd sizes {layout}; got {tuple(shape)}.")
+
+
+def check_same_shape(**kernels):
+    """Raises ValueError if the kernels differ in shape."""
+    if len({tuple(kernel.shape) for kernel in kernels.values()}) > 1:
+        listed = ", ".join(f"`{name}` {tuple(kernel.shape)}" for name, kernel in kernels.items())
+        raise ValueError(f"The kernels must have the same shape; got {listed}.")
+
+
+def check_bias(bias, channels):
+    """Raises ValueError if the bias is neither `None` nor a number for each channel."""
+    if bias is not None and bias.shape != [channels]:
+        raise ValueError(
+            f"`bias` must have shape ({channels},), one for each channel; got {tuple(bias.shape)}."
+        )
+
+
+def ensure_event(x, event_sizes):
+    """`x`, whose last sizes are checked at run time where they are not known before."""
+    if x.shape.rank is None:
+        return x
+    # A reshape would take any sizes of the right product.
+    batch = [None] * (x.shape.rank - len(event_sizes))
+    return tf.ensure_shape(x, [*batch, *event_sizes])
+
+
+def identity_kernel(sizes, channels, dtype):
+    """The kernel of the map that changes nothing."""
+    centre = np.zeros([*sizes, 1, 1])
+    centre[tuple(size // 2 for size in sizes)] = 1.0
+    return tf.constant(centre, dtype) * tf.eye(channels, dtype=dtype)
+
+
+def small_noise(sizes, channels, dtype, seed):
+    """A hundredth of Glorot's normal noise; `seed` is a stateless one."""
+    stddev = _NOISE_GAIN / np.sqrt(np.prod(sizes) * channels)
+    noise = tf.random.stateless_normal([*sizes, channels, channels], seed, dtype=dtype)
+    return tf.cast(stddev, dtype) * noise
