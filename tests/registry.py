@@ -20,6 +20,7 @@ from tfp_selfnorm import (
     SmoothLeakyReLU,
     Squeeze,
     adapt,
+    baselines,
     conv_flow,
     dense_flow,
     exact,
@@ -74,6 +75,16 @@ def _conv(sizes=(3, 3), channels=2, spatial_shape=(4, 5), **options):
         return layer(
             *kernels, spatial_shape, tf.Variable(rng.normal(size=[channels]), dtype=dtype), **options
         )
+
+    return make
+
+
+def _baseline(layer, num_kernels, sizes=(3, 3), channels=2, spatial_shape=(4, 5), gain=1.0, **options):
+    def make(dtype):
+        rng = np.random.default_rng(9)
+        kernels = [gain * random_kernel(rng, sizes, channels) for _ in range(num_kernels)]
+        *kernels, bias = (tf.Variable(v, dtype=dtype) for v in (*kernels, rng.normal(size=[channels])))
+        return layer(*kernels, spatial_shape, bias, **options)
 
     return make
 
@@ -160,6 +171,18 @@ REGISTRY = {
     "self_norm_conv1d": Case(_conv((5,), spatial_shape=(6,)), event_shape=(6, 2)),
     "self_norm_conv1d, exact gradient": Case(
         _conv((5,), spatial_shape=(6,), gradient="exact"), event_shape=(6, 2), unused=1
+    ),
+    "emerging_conv2d": Case(_baseline(baselines.EmergingConv2D, 2), event_shape=(4, 5, 2)),
+    "emerging_conv2d, 3x5, of 4 channels": Case(
+        _baseline(baselines.EmergingConv2D, 2, (3, 5), 4, (3, 2)), event_shape=(3, 2, 4)
+    ),
+    "convolution_exponential2d": Case(
+        _baseline(baselines.ConvolutionExponential2D, 1, spatial_shape=(3, 4), gain=0.3),
+        event_shape=(3, 4, 2),
+    ),
+    "convolution_exponential2d of 4 channels, scaled down": Case(
+        _baseline(baselines.ConvolutionExponential2D, 1, (3, 1), 4, (3, 2), max_norm=0.5),
+        event_shape=(3, 2, 4),
     ),
     "squeeze": Case(lambda dtype: Squeeze(), event_shape=(2, 3, 8), latent_shape=(4, 6, 2)),
     "squeeze by 3": Case(lambda dtype: Squeeze(3), event_shape=(1, 2, 9), latent_shape=(3, 6, 1)),

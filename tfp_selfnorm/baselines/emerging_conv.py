@@ -67,7 +67,7 @@ class EmergingConv2D(LinearImageMap):
           second_kernel: B, of the same shape: tensor or `tf.Variable`.
           spatial_shape: (H, W) of an image, positive ints.
           bias: float `[C]`, or `None`.
-          validate_args: has no effect; wrong sizes and singular maps are always refused.
+          validate_args: has no effect; wrong sizes are always refused.
           name: name of the ops.
 
         Raises:

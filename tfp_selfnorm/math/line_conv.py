@@ -1,6 +1,6 @@
 """The zero-padded convolution of stride 1 as products of whole lines with matrices.
 
-Images are `[B, H, W, C]` and kernels `[kh, kw, C, C]` of odd sizes; a line of an image is a row of W C numbers.
+Images are `[B, H, W, C]` and kernels `[kh, kw, C, C]` of odd sizes; a line is a row of W C numbers.
 """
 
 import tensorflow as tf
