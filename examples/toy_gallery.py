@@ -90,7 +90,9 @@ class Trainer:
         )
         # A schedule is no variable of the optimizer: all of them start at 0.
         rate = keras.optimizers.schedules.CosineDecay(arguments.learning_rate, arguments.steps)
-        self.model.compile(keras.optimizers.Adam(rate), jit_compile=True)
+        # A step is then three times as fast, but compiling takes as long as a thousand steps.
+        is_long = arguments.steps * len(arguments.toys) > 1000
+        self.model.compile(keras.optimizers.Adam(rate), jit_compile=is_long)
         self._initial = self.model.get_weights()
 
     def compile(self):
