@@ -28,4 +28,4 @@ $(INSTALLED): setup.py pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_output build dist *.egg-info
+	rm -rf $(VENV) demo_output toy_gallery_output build dist *.egg-info

@@ -11,6 +11,7 @@ milliseconds over the turns.
 import argparse
 import csv
 import datetime
+import functools
 import os
 import platform
 import time
@@ -26,22 +27,28 @@ tfd = tfp.distributions
 _RUN = 5
 
 
-def make_layer(size, gradient):
-    """A layer with a kernel near the identity, and for its learned inverse the true one."""
+@functools.lru_cache(maxsize=1)
+def make_kernel(size):
+    """A kernel near the identity, and its inverse."""
     rng = np.random.default_rng(0)
     kernel = np.eye(size) + 0.1 * rng.normal(size=[size, size]) / np.sqrt(size)
+    return kernel, np.linalg.inv(kernel)
+
+
+def make_layer(size, gradient):
+    """A layer whose learned inverse is the true one."""
+    kernel, inverse = make_kernel(size)
     return SelfNormDense(
-        tf.Variable(np.linalg.inv(kernel), dtype=tf.float32),
+        tf.Variable(inverse, dtype=tf.float32),
         tf.Variable(kernel, dtype=tf.float32),
         tf.Variable(tf.zeros(size)),
         gradient=gradient,
     )
 
 
-def flow_step(size, gradient, inverse_learning):
-    """The compiled step of a one-layer flow, and its layer."""
-    layer = make_layer(size, gradient)
-    flow = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), [size]), layer)
+def flow_step(layer, inverse_learning):
+    """The compiled step of a flow of that one self-normalizing layer."""
+    flow = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), layer.event_sizes), layer)
     variables = [layer.inverse_kernel, layer.bias]
     if isinstance(inverse_learning, Reconstruction):
         variables.append(layer.forward_kernel)
@@ -58,7 +65,7 @@ def flow_step(size, gradient, inverse_learning):
             sketch_and_project(layer, inverse_learning.num_probes)
         return loss, gradients
 
-    return step, layer
+    return step
 
 
 def products_step(size, count):
@@ -83,16 +90,16 @@ def products_step(size, count):
 def variants(size, batch):
     """Names and functions of no arguments, each one training step."""
     x = tf.random.stateless_normal([batch, size], [0, 1])
+    tracked = make_layer(size, "self_norm")
     steps = {
-        "six products": (products_step(size, 6), None),
-        "three products": (products_step(size, 3), None),
-        "self_norm, data error": flow_step(size, "self_norm", Reconstruction()),
-        "self_norm, tracked": flow_step(size, "self_norm", Tracking()),
-        "exact gradient": flow_step(size, "exact", None),
+        "six products": products_step(size, 6),
+        "three products": products_step(size, 3),
+        "self_norm, data error": flow_step(make_layer(size, "self_norm"), Reconstruction()),
+        "self_norm, tracked": flow_step(tracked, Tracking()),
+        "exact gradient": flow_step(make_layer(size, "exact"), None),
     }
-    calls = {name: (lambda step=step: step(x)) for name, (step, _) in steps.items()}
-    refreshed = steps["self_norm, tracked"][1]
-    calls["one refresh of R"] = lambda: refresh_inverse(refreshed)
+    calls = {name: (lambda step=step: step(x)) for name, step in steps.items()}
+    calls["one refresh of R"] = lambda: refresh_inverse(tracked)
     outside, layer = exact_log_prob_step(size)
     calls["exact gradient and log_prob"] = lambda: outside(x)
     return calls, layer.refresh_interval
