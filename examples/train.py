@@ -127,7 +127,15 @@ def resume(output):
     return keras.models.load_model(path), rows
 
 
-def train(preset, seed=1, output=pathlib.Path("train_output"), time_limit=None, data_dir=None, verbose=1):
+def train(
+    preset,
+    seed=1,
+    output=pathlib.Path("train_output"),
+    time_limit=None,
+    data_dir=None,
+    verbose=1,
+    callbacks=(),
+):
     """Runs an experiment to its end; returns what `results.json` holds."""
     write_config(preset, seed, output)
     data = load(preset.dataset, data_dir)
@@ -143,7 +151,7 @@ def train(preset, seed=1, output=pathlib.Path("train_output"), time_limit=None, 
     elapsed, cpu_elapsed = (rows[-1][name] if rows else 0.0 for name in ("seconds", "cpu_seconds"))
     if first < preset.epochs:
         epochs = range(first, preset.epochs)
-        callbacks = [Stopwatch(elapsed, cpu_elapsed, time_limit), Checkpoints(output, rows)]
+        callbacks = [*callbacks, Stopwatch(elapsed, cpu_elapsed, time_limit), Checkpoints(output, rows)]
         if len(data.event_shape) == 3:
             grid = output / "samples" / "{epoch:05d}.png"
             every = max(1, preset.epochs // _GRIDS)
