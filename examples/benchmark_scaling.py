@@ -7,7 +7,7 @@ A step is the loss, what the learned inverse needs (the paper's regularizer, or 
 of the refreshes) and the gradients of the variables and the input, compiled by `tf.function`, in float32,
 without an optimizer. Convolutions have a 3x3 kernel and images of D pixels, as square as D allows; "dense
 matrix" is how the published code has the exact gradient of one: `slogdet` of its matrix, here built by
-convolving the unit images.
+convolving the unit images. All others hold the values of the log-dets, as training with this package does.
 
 The methods of a layer take turns in one process, after a warm-up; the table gives the median and the
 quartiles of the milliseconds. A method takes as many turns as fit in `--seconds` for one D, 2 at least and
