@@ -142,13 +142,15 @@ def with_refreshes(times, interval):
 def rows_of(layer, sizes, arguments):
     """The quartiles of each method at each size, in the order of the sizes, as they are measured."""
     last = {}
-    for size in sorted(sizes):
+    for size in sorted(set(sizes)):
         shape = image_shape(size) if layer == "conv" else (size,)
         makers = {
             name: make
             for name, make in LAYERS[layer](size).items()
             if name not in last or last[name][1] * (size / last[name][0]) ** 3 <= arguments.longest_step
         }
+        if not makers:
+            return
         calls, interval = calls_of(makers, shape, arguments.batch)
         times = with_refreshes(measure(calls, arguments.repeats, arguments.seconds), interval)
         for name, values in times.items():

@@ -137,7 +137,7 @@ def draw(columns, path):
         for axis, image in zip(axes[:, column], images.values(), strict=True):
             # A few bright cells would darken all others.
             brightest = np.percentile(image[image > 0.01 * image.max()], 99.0)
-            axis.imshow(image, origin="lower", vmin=0.0, vmax=brightest, interpolation="bilinear")
+            axis.imshow(image, origin="lower", vmin=0.0, vmax=brightest, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
     for axis, label in zip(axes[:, 0], labels, strict=True):
