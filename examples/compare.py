@@ -103,21 +103,27 @@ def draw(groups, path):
     plt.close(figure)
 
 
+def report(patterns, output):
+    """Reads the runs of each label's pattern; writes the figures and the picture, and prints the table."""
+    groups = {label: read_runs(label, pattern) for label, pattern in patterns.items()}
+    output.mkdir(parents=True, exist_ok=True)
+    write_figures(groups, output)
+    draw(groups, output / "curves.png")
+    print_table(groups)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="LABEL=FOLDERS")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("compared"))
     arguments = parser.parse_args()
-    groups = {}
+    patterns = {}
     for argument in arguments.runs:
         label, equals, pattern = argument.partition("=")
         if not equals:
             raise SystemExit(f"Each argument is a label and a pattern, label=folders; got {argument!r}.")
-        groups[label] = read_runs(label, pattern)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    write_figures(groups, arguments.output)
-    draw(groups, arguments.output / "curves.png")
-    print_table(groups)
+        patterns[label] = pattern
+    report(patterns, arguments.output)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,155 @@
+"""Runs a study, a named table of experiments, and puts the runs side by side.
+
+    python examples/study.py dense --epochs 6 --seeds 1 2 3    # `--list` lists the studies
+
+Each line of a study is a preset with changes, run by `train.py` in a process of its own for each seed. What
+has finished is not run again, and what was killed goes on. The table, the picture and the raw figures are
+those of `compare.py`. To run two studies at a time on two cores, give each one: `taskset -c 0 python ...`;
+the seconds are then those of one core.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+import compare
+from presets import PRESETS
+
+TRAIN = pathlib.Path(__file__).with_name("train.py")
+_PAPER = "fast_selfnorm_fc_mnist"
+_TRACKED, _EXACT = "tracked_fc_mnist", "fast_exact_fc_mnist"
+# The paper's convolutional flow, with a rate that falls to 0 over a short run.
+_SHORT = {"schedule": "cosine", "warmup_epochs": None}
+_LEAKY = {**_SHORT, "flow.activation": "smooth_leaky_relu"}
+_SMALL_GLOW = {**_SHORT, "flow.steps_per_block": 4, "flow.width": 16}
+
+
+def _rates(preset, rates):
+    return {f"{preset}, {rate:g}": (preset, {"learning_rate": rate}) for rate in rates}
+
+
+def _convolutions(changes):
+    names = {
+        "self_norm": "selfnorm_cnn_mnist",
+        "exact": "exact_cnn_mnist",
+        "emerging": "emerging_cnn_mnist",
+        "exponential": "exponential_cnn_mnist",
+    }
+    return {label: (preset, changes) for label, preset in names.items()}
+
+
+STUDIES = {
+    "dense": {
+        "tracked": (_TRACKED, {}),
+        "exact": (_EXACT, {}),
+        "paper": (_PAPER, {}),
+        "relative": ("fast_relative_fc_mnist", {}),
+    },
+    "rates": {
+        **_rates(_TRACKED, (5e-4, 1e-3, 2e-3, 4e-3)),
+        **_rates(_EXACT, (1e-3, 2e-3, 4e-3)),
+        **_rates(_PAPER, (5e-4, 1e-3, 2e-3)),
+        **_rates("fast_relative_fc_mnist", (5e-4, 1e-3, 2e-3)),
+    },
+    "tracking": {
+        "32 probes": (_TRACKED, {}),
+        "8 probes": (_TRACKED, {"inverse_learning.num_probes": 8}),
+        "100 probes": (_TRACKED, {"inverse_learning.num_probes": 100}),
+        "refresh every 20": (_TRACKED, {"inverse_learning.refresh_every": 20}),
+        "refresh every 500": (_TRACKED, {"inverse_learning.refresh_every": 500}),
+        "never refreshed": (_TRACKED, {"inverse_learning.refresh_every": 10**9}),
+        "1 probe, refresh every 20": (
+            _TRACKED,
+            {"inverse_learning.num_probes": 1, "inverse_learning.refresh_every": 20},
+        ),
+        "1 probe": (_TRACKED, {"inverse_learning.num_probes": 1}),
+        "batches of 200": (_TRACKED, {"batch_size": 200}),
+        "batches of 50": (_TRACKED, {"batch_size": 50}),
+        "warm-up of an epoch": (_TRACKED, {"warmup_epochs": 1}),
+    },
+    "regularizer": {
+        "weight 1": (_PAPER, {}),
+        "weight 0.1": (_PAPER, {"inverse_learning.weight": 0.1}),
+        "weight 10": (_PAPER, {"inverse_learning.weight": 10.0}),
+        "symmetric": (_PAPER, {"inverse_learning.kind": "symmetric"}),
+        "inverse_only": (_PAPER, {"inverse_learning.kind": "inverse_only"}),
+        "p_f alone": (_PAPER, {"flow.mixture": 1.0}),
+        "probes, weight 10": (_PAPER, {"inverse_learning.kind": "probes", "inverse_learning.weight": 10.0}),
+    },
+    "conv": _convolutions(_LEAKY),
+    "conv_spline": _convolutions(_SHORT),
+    "glow": {
+        "1x1": ("selfnorm_glow_mnist", _SMALL_GLOW),
+        "5x5": ("selfnorm_glow_mnist", {**_SMALL_GLOW, "flow.kernel_size": 5}),
+        "1x1, exact": ("selfnorm_glow_mnist", {**_SMALL_GLOW, "flow.mixing": "exact"}),
+        "5x5, exact": ("selfnorm_glow_mnist", {**_SMALL_GLOW, "flow.kernel_size": 5, "flow.mixing": "exact"}),
+        "1x1, lu": ("conv1x1_glow_mnist", _SMALL_GLOW),
+    },
+}
+
+
+def command_of(preset, changes, seed, output, arguments):
+    """What trains one run."""
+    settings = [f"{path}={json.dumps(value)}" for path, value in changes.items()]
+    command = [sys.executable, str(TRAIN), preset, "--seed", str(seed), "--output", str(output)]
+    command += ["--verbose", "2"]
+    for option in ("epochs", "time_limit", "data_dir"):
+        value = getattr(arguments, option)
+        if value is not None:
+            command += [f"--{option.replace('_', '-')}", str(value)]
+    return command + (["--set", *settings] if settings else [])
+
+
+def folder_of(output, label, seed):
+    name = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in label)
+    return output / f"{name}_seed{seed}"
+
+
+def run(study, output, arguments):
+    """Trains what has not finished; a run that fails is reported, and the next one is begun."""
+    for seed in arguments.seeds:
+        for label, (preset, changes) in study.items():
+            folder = folder_of(output, label, seed)
+            if (folder / "results.json").exists():
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            print(f"{label}, seed {seed}", flush=True)
+            with open(folder / "log.txt", "a") as log:
+                command = command_of(preset, changes, seed, folder, arguments)
+                code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+            if code != 0:
+                print(f"{label}, seed {seed}: ended with {code}, see {folder / 'log.txt'}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", nargs="?", choices=STUDIES)
+    parser.add_argument("--list", action="store_true", help="list the studies and their runs")
+    parser.add_argument("--only", nargs="+", metavar="LABEL", help="these lines of the study alone")
+    parser.add_argument("--epochs", type=int, help="default: the presets'")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--time-limit", type=float, help="seconds of training for each run")
+    parser.add_argument("--data-dir", help="where TFDS keeps its data")
+    parser.add_argument("--output", type=pathlib.Path, help="default: study_output/STUDY")
+    arguments = parser.parse_args()
+    if arguments.list or arguments.study is None:
+        for name, study in STUDIES.items():
+            for label, (preset, changes) in study.items():
+                assert preset in PRESETS, preset
+                print(f"{name:12} {label:28} {preset:24} {changes}")
+        return
+    study = STUDIES[arguments.study]
+    unknown = set(arguments.only or ()) - set(study)
+    if unknown:
+        raise SystemExit(f"{arguments.study!r} has no {sorted(unknown)}; it has {list(study)}.")
+    if arguments.only:
+        study = {label: study[label] for label in arguments.only}
+    output = arguments.output or pathlib.Path("study_output") / arguments.study
+    run(study, output, arguments)
+    compare.report({label: str(folder_of(output, label, "*")) for label in study}, output)
+
+
+if __name__ == "__main__":
+    main()
