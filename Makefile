@@ -19,7 +19,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 
 benchmark: $(INSTALLED)
-	$(BIN)/python examples/benchmark_step.py $(ARGS)
+	$(BIN)/python examples/benchmark.py $(ARGS)
 
 $(INSTALLED): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,4 +28,4 @@ $(INSTALLED): setup.py pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_output toy_gallery_output build dist *.egg-info
+	rm -rf $(VENV) demo_output toy_gallery_output train_output study_output benchmark_output compared build dist *.egg-info

@@ -19,26 +19,17 @@ than too high. With fewer than two such D there is none.
 """
 
 import argparse
-import csv
-import datetime
-import os
-import platform
 import time
 
+import benchmark_cases as cases
 import matplotlib as mpl
 import numpy as np
-import tensorflow as tf
-import tensorflow_probability as tfp
-from benchmark_step import flow_step, make_layer
+from tables import machine, write_csv
+from timing import measure, quartiles
 
-import tfp_selfnorm as sn
-
-_PAPER, _TRACKED, _EXACT = "self_norm, the paper's regularizer", "self_norm, tracked", "exact gradient"
-_BLOCKS, _MATRIX = "exact gradient, block elimination", "exact gradient, dense matrix"
-_REFRESH = "one refresh of R"
-# Shorter calls are repeated within a turn, so that each finds its own data in the caches.
-_CALLS_A_TURN, _SECONDS_OF_A_LONG_CALL = 5, 0.1
 _ABOVE_OVERHEAD = 4.0
+_DENSE = (cases.PAPER, cases.TRACKED, cases.EXACT, cases.REFRESH)
+_CONV = (cases.PAPER, cases.BLOCKS, cases.MATRIX)
 
 
 def image_shape(size):
@@ -47,96 +38,19 @@ def image_shape(size):
     return height, size // height, 1
 
 
-def make_convolution(shape, gradient):
-    """A 3x3 convolution near the identity, with the flipped kernel for its learned inverse."""
-    return sn.SelfNormConv2D.trainable(shape[:2], shape[2], seed=0, gradient=gradient)
-
-
-def dense_matrix_step(layer):
-    """The compiled step of a flow of a convolution, the log-det by the dense matrix of the map."""
-    kernel, bias, shape = layer.inverse_kernel, layer.bias, layer.event_sizes
-    size = int(np.prod(shape))
-    base = tfp.distributions.Sample(tfp.distributions.Normal(0.0, 1.0), shape)
-
-    @tf.function
-    def step(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            z = tf.nn.conv2d(x, kernel, 1, "SAME") + bias
-            columns = tf.nn.conv2d(tf.reshape(tf.eye(size), [size, *shape]), kernel, 1, "SAME")
-            log_det = tf.linalg.slogdet(tf.reshape(columns, [size, size])).log_abs_determinant
-            loss = -tf.reduce_mean(base.log_prob(z) + log_det)
-        return loss, tape.gradient(loss, [x, kernel, bias])
-
-    return step
-
-
 def dense_makers(size):
-    """For each method what makes its layer, and its step, for events of that size."""
-    return {
-        _PAPER: lambda: (make_layer(size, "self_norm"), lambda layer: flow_step(layer, sn.Reconstruction())),
-        _TRACKED: lambda: (make_layer(size, "self_norm"), lambda layer: flow_step(layer, sn.Tracking())),
-        _EXACT: lambda: (make_layer(size, "exact"), lambda layer: flow_step(layer, None)),
-    }
+    """For each method a function that makes its step, for a batch of events of that size."""
+    steps = cases.dense_steps(size)
+    return {name: steps[name] for name in _DENSE}
 
 
 def conv_makers(size):
     """As `dense_makers`, for convolutions."""
-    shape = image_shape(size)
-
-    def layer(gradient):
-        return make_convolution(shape, gradient)
-
-    return {
-        _PAPER: lambda: (layer("self_norm"), lambda layer: flow_step(layer, sn.Reconstruction())),
-        _BLOCKS: lambda: (layer("exact"), lambda layer: flow_step(layer, None)),
-        _MATRIX: lambda: (layer("exact"), dense_matrix_step),
-    }
+    steps = cases.conv_steps(image_shape(size))
+    return {name: steps[name] for name in _CONV}
 
 
 LAYERS = {"dense": dense_makers, "conv": conv_makers}
-
-
-def calls_of(makers, shape, batch):
-    """Names and functions of no arguments, each one training step or a refresh, and the steps between two."""
-    x = tf.random.stateless_normal([batch, *shape], [0, 1])
-    calls, interval = {}, None
-    for name, make in makers.items():
-        layer, make_step = make()
-        step = make_step(layer)
-        calls[name] = lambda step=step: step(x)
-        if name == _TRACKED:
-            calls[_REFRESH] = lambda layer=layer: sn.refresh_inverse(layer)
-            interval = layer.refresh_interval
-    return calls, interval
-
-
-def measure(calls, repeats, seconds):
-    """Milliseconds of each call, an array of its turns for each; in turn, until each has had its time."""
-    turns, counts = {}, {}
-    for name, call in calls.items():
-        call()
-        start = time.perf_counter()
-        call()
-        once = time.perf_counter() - start
-        counts[name] = 1 if once > _SECONDS_OF_A_LONG_CALL else _CALLS_A_TURN
-        turns[name] = int(np.clip(seconds / (once * counts[name]), min(2, repeats), repeats))
-    times = {name: [] for name in calls}
-    for turn in range(max(turns.values())):
-        for name in [name for name in calls if turn < turns[name]]:
-            start = time.perf_counter()
-            for _ in range(counts[name]):
-                calls[name]()
-            times[name].append(1e3 * (time.perf_counter() - start) / counts[name])
-    return {name: np.array(values) for name, values in times.items()}
-
-
-def with_refreshes(times, interval):
-    """The times, to each step of the tracked layer added its share of a refresh."""
-    if _REFRESH not in times:
-        return times
-    share = np.median(times[_REFRESH]) / interval
-    return {name: values + share * (name == _TRACKED) for name, values in times.items() if name != _REFRESH}
 
 
 def rows_of(layer, sizes, arguments):
@@ -149,23 +63,22 @@ def rows_of(layer, sizes, arguments):
             for name, make in LAYERS[layer](size).items()
             if name not in last or last[name][1] * (size / last[name][0]) ** 3 <= arguments.longest_step
         }
-        if not makers:
+        if makers.keys() <= {cases.REFRESH}:
             return
-        calls, interval = calls_of(makers, shape, arguments.batch)
-        times = with_refreshes(measure(calls, arguments.repeats, arguments.seconds), interval)
+        x = cases.batch(arguments.batch, *shape)
+        calls = {name: make(x) for name, make in makers.items()}
+        times = measure(calls, arguments.repeats, arguments.seconds)
+        if cases.REFRESH in times:
+            times = cases.with_refreshes(times, cases.make_layer(size).refresh_interval)
         for name, values in times.items():
-            low, median, high = np.percentile(values, [25, 50, 75])
-            last[name] = size, median / 1e3
+            last[name] = size, np.median(values) / 1e3
             yield {
                 "layer": layer,
                 "method": name,
                 "D": size,
                 "event": "x".join(map(str, shape)),
                 "B": arguments.batch,
-                "median_ms": round(median, 4),
-                "quartile_1_ms": round(low, 4),
-                "quartile_3_ms": round(high, 4),
-                "turns": len(values),
+                **quartiles(values),
             }
 
 
@@ -258,11 +171,7 @@ def main():
         raise SystemExit(
             f"--sizes and --repeats must be 1 or more; got {arguments.sizes} and {arguments.repeats}."
         )
-    device = (tf.config.list_physical_devices("GPU") or ["CPU"])[0]
-    print(
-        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, {device}, "
-        f"TensorFlow {tf.__version__}, TFP {tfp.__version__}, float32"
-    )
+    print(f"{machine()}, float32")
     rows, start = [], time.perf_counter()
     for layer in arguments.layers:
         print(
@@ -278,10 +187,7 @@ def main():
     print(f"\nexponents; {time.perf_counter() - start:.0f} seconds in all")
     add_exponents(rows)
     if arguments.csv:
-        with open(arguments.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(arguments.csv, rows)
     if arguments.plot:
         draw(rows, arguments.plot)
 

@@ -31,12 +31,25 @@ def read_runs(label, pattern):
         results = json.loads((folder / "results.json").read_text())
         curve = json.loads((folder / "metrics.json").read_text())
         record["experiment"].pop("seed")
+        record["command"] = without_places(record["command"])
         runs.append({"label": label, **results, "curve": curve, **record})
     if not runs:
         raise SystemExit(f"No finished run fits {pattern!r}.")
     if any(run["experiment"] != runs[0]["experiment"] for run in runs):
         raise SystemExit(f"The runs of {pattern!r} differ in more than their seed.")
     return runs
+
+
+def without_places(command):
+    """The command as anyone may give it, without the folders that it named."""
+    words = iter(command.split()[1:])
+    kept = ["python examples/train.py"]
+    for word in words:
+        if word in ("--output", "--data-dir"):
+            next(words)
+        else:
+            kept.append(word)
+    return " ".join(kept)
 
 
 def spread(values):

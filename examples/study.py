@@ -19,7 +19,7 @@ from presets import PRESETS
 
 TRAIN = pathlib.Path(__file__).with_name("train.py")
 _PAPER = "fast_selfnorm_fc_mnist"
-_TRACKED, _EXACT = "tracked_fc_mnist", "fast_exact_fc_mnist"
+_TRACKED, _EXACT, _RELATIVE = "tracked_fc_mnist", "fast_exact_fc_mnist", "fast_relative_fc_mnist"
 # The paper's convolutional flow, with a rate that falls to 0 over a short run.
 _SHORT = {"schedule": "cosine", "warmup_epochs": None}
 _LEAKY = {**_SHORT, "flow.activation": "smooth_leaky_relu"}
@@ -28,6 +28,11 @@ _SMALL_GLOW = {**_SHORT, "flow.steps_per_block": 4, "flow.width": 16}
 
 def _rates(preset, rates):
     return {f"{preset}, {rate:g}": (preset, {"learning_rate": rate}) for rate in rates}
+
+
+def _identity(**tracking):
+    """The paper's start, with some other tracking."""
+    return {"whiten": False} | {f"inverse_learning.{name}": value for name, value in tracking.items()}
 
 
 def _convolutions(changes):
@@ -43,31 +48,32 @@ def _convolutions(changes):
 STUDIES = {
     "dense": {
         "tracked": (_TRACKED, {}),
+        "exact, whitened": (_EXACT, {"whiten": True}),
         "exact": (_EXACT, {}),
         "paper": (_PAPER, {}),
-        "relative": ("fast_relative_fc_mnist", {}),
+        "paper, R only": (_PAPER, {"inverse_learning.kind": "inverse_only"}),
+        "relative": (_RELATIVE, {}),
     },
     "rates": {
         **_rates(_TRACKED, (5e-4, 1e-3, 2e-3, 4e-3)),
         **_rates(_EXACT, (1e-3, 2e-3, 4e-3)),
         **_rates(_PAPER, (5e-4, 1e-3, 2e-3)),
-        **_rates("fast_relative_fc_mnist", (5e-4, 1e-3, 2e-3)),
+        **_rates(_RELATIVE, (5e-4, 1e-3, 2e-3)),
     },
     "tracking": {
-        "32 probes": (_TRACKED, {}),
-        "8 probes": (_TRACKED, {"inverse_learning.num_probes": 8}),
-        "100 probes": (_TRACKED, {"inverse_learning.num_probes": 100}),
-        "refresh every 20": (_TRACKED, {"inverse_learning.refresh_every": 20}),
-        "refresh every 500": (_TRACKED, {"inverse_learning.refresh_every": 500}),
-        "never refreshed": (_TRACKED, {"inverse_learning.refresh_every": 10**9}),
-        "1 probe, refresh every 20": (
-            _TRACKED,
-            {"inverse_learning.num_probes": 1, "inverse_learning.refresh_every": 20},
-        ),
-        "1 probe": (_TRACKED, {"inverse_learning.num_probes": 1}),
-        "batches of 200": (_TRACKED, {"batch_size": 200}),
-        "batches of 50": (_TRACKED, {"batch_size": 50}),
-        "warm-up of an epoch": (_TRACKED, {"warmup_epochs": 1}),
+        "32 probes": (_TRACKED, _identity(num_probes=32)),
+        "8 probes": (_TRACKED, _identity(num_probes=8)),
+        "100 probes": (_TRACKED, _identity(num_probes=100)),
+        "1 probe": (_TRACKED, _identity(num_probes=1)),
+        "32 probes, refresh every 20": (_TRACKED, _identity(num_probes=32, refresh_every=20)),
+        "1 probe, refresh every 20": (_TRACKED, _identity(num_probes=1, refresh_every=20)),
+        "32 probes, refresh every 500": (_TRACKED, _identity(num_probes=32, refresh_every=500)),
+        "32 probes, never refreshed": (_TRACKED, _identity(num_probes=32, refresh_every=10**9)),
+        "32 probes, batches of 200": (_TRACKED, {**_identity(num_probes=32), "batch_size": 200}),
+        "32 probes, batches of 50": (_TRACKED, {**_identity(num_probes=32), "batch_size": 50}),
+        "32 probes, warm-up of an epoch": (_TRACKED, {**_identity(num_probes=32), "warmup_epochs": 1}),
+        "8 probes, whitened": (_TRACKED, {}),
+        "8 probes, whitened, never refreshed": (_TRACKED, {"inverse_learning.refresh_every": 10**9}),
     },
     "regularizer": {
         "weight 1": (_PAPER, {}),

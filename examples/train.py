@@ -27,12 +27,14 @@ import matplotlib as mpl
 import numpy as np
 from data_sets import batches, load
 from presets import PRESETS, overridden
+from tables import write_csv
 
 import tfp_selfnorm as sn
 
 _NOISE = {"validation": 10_001, "test": 10_002}
 _GRIDS = 10
 _EVALUATION_BATCH = 500
+_WHITENED = 20_000
 
 
 class Stopwatch(keras.callbacks.Callback):
@@ -95,16 +97,6 @@ def checkpoint(output, epoch):
     return output / f"epoch_{epoch:05d}.keras"
 
 
-def write_csv(path, rows):
-    """Whole or not at all."""
-    partial = path.with_suffix(".new")
-    with open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
-
-
 def read_rows(path):
     """The figures of the epochs so far."""
     if not path.exists():
@@ -146,6 +138,9 @@ def train(
     if model is None:
         model = preset.make_model(data, seed)
         model.adapt(batches(data.train[:5000], min(preset.batch_size, len(data.train)), seed).take(10))
+        if preset.whiten:
+            examples = data.train[:_WHITENED]
+            sn.whiten(model.distribution, next(iter(batches(examples, len(examples), seed))))
         model.compile(preset.make_optimizer(steps_per_epoch))
     first = rows[-1]["epoch"] if rows else 0
     elapsed, cpu_elapsed = (rows[-1][name] if rows else 0.0 for name in ("seconds", "cpu_seconds"))

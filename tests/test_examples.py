@@ -83,14 +83,6 @@ def test_demo_says_what_to_do_where_tfds_cannot_download(tmp_path, monkeypatch):
         )
 
 
-def test_benchmark_step(tmp_path, monkeypatch, capfd):
-    table = tmp_path / "table.csv"
-    arguments = ["--sizes", 16, 32, "--batch", 8, "--repeats", 2, "--csv", table]
-    run_example("benchmark_step.py", arguments, monkeypatch)
-    assert "self_norm, data error" in capfd.readouterr().out
-    assert len(table.read_text().splitlines()) == 1 + 2 * 8
-
-
 def test_benchmark_convolution(tmp_path, monkeypatch, capfd):
     table = tmp_path / "table.csv"
     arguments = ["--shapes", "4x4x2", "--repeats", 2, "--steps", 2, "--layers", 1, "--csv", table]

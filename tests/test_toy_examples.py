@@ -2,9 +2,11 @@
 
 import csv
 
+import benchmark_cases as cases
 import benchmark_scaling
 import numpy as np
 import pytest
+import tensorflow as tf
 from toy_data import TOYS
 
 from tests.test_examples import run_example
@@ -85,15 +87,13 @@ def test_benchmark_scaling(tmp_path, monkeypatch, capfd):
 
 def test_the_two_exact_steps_of_a_convolution_agree():
     shape = benchmark_scaling.image_shape(12)
-    x = np.random.default_rng(0).normal(size=[4, *shape]).astype(np.float32)
-    results = []
-    for name in ("exact gradient, block elimination", "exact gradient, dense matrix"):
-        layer, make_step = benchmark_scaling.conv_makers(12)[name]()
-        layer.inverse_kernel.assign_add(0.1 * np.random.default_rng(1).normal(size=[3, 3, 1, 1]))
-        _, gradients = make_step(layer)(x)
-        results.append(gradients)
-    for ours, dense in zip(*results, strict=True):
-        np.testing.assert_allclose(ours, np.reshape(dense, ours.shape), rtol=1e-4, atol=1e-5)
+    x = tf.constant(np.random.default_rng(0).normal(size=[4, *shape]), tf.float32)
+    layer = cases.make_convolution(shape, "exact")
+    layer.inverse_kernel.assign_add(0.1 * np.random.default_rng(1).normal(size=[3, 3, 1, 1]))
+    _, ours = cases.flow_step(layer, None, x)()
+    _, dense = cases.dense_matrix_step(layer, x)()
+    for gradient, expected in zip(ours, dense, strict=True):
+        np.testing.assert_allclose(gradient, np.reshape(expected, gradient.shape), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

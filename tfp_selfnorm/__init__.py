@@ -22,6 +22,7 @@ from tfp_selfnorm.reconstruction_weight import AdaptiveWeight, ReconstructionWei
 from tfp_selfnorm.tracking import Tracking, inverse_error, refresh_inverse, sketch_and_project
 from tfp_selfnorm.training_scope import training_scope
 from tfp_selfnorm.tree import exact, self_norm_layers
+from tfp_selfnorm.whitening import whiten
 
 __version__ = "0.1.0"
 
@@ -58,4 +59,5 @@ __all__ = [
     "sketch_and_project",
     "trainable_spline",
     "training_scope",
+    "whiten",
 ]

@@ -40,7 +40,7 @@ class Tracking:
     inversion algorithms", 2017.
     """
 
-    num_probes: int = 32
+    num_probes: int = 8
     refresh_every: int | None = None
     reconstruction: Reconstruction = Reconstruction()
 
@@ -91,7 +91,7 @@ class Tracking:
         return tf.reduce_max(tf.stack(errors))
 
 
-def sketch_and_project(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
+def sketch_and_project(layer, num_probes: int = 8, seed=None) -> tf.Tensor:
     """Updates the layer's forward kernel from random probes, in place, at O(n D^2).
 
     Args:
@@ -153,7 +153,7 @@ def inverse_error(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
     if operations.to_matrix is None:
         return tf.norm(probes - operations.apply(other, operations.apply(kernel, probes))) / tf.norm(probes)
     kernel, other = operations.to_matrix(kernel), operations.to_matrix(other)
-    back = dense.map_rows(other, dense.map_rows(kernel, probes))
+    back = tf.matmul(other, tf.matmul(kernel, probes))
     return tf.reduce_max(tf.norm(probes - back, axis=[-2, -1])) / tf.norm(probes)
 
 
@@ -169,11 +169,11 @@ def _assignable(layer):
 
 
 def _probes(layer, num_probes, seed):
-    """Rows for a layer whose kernels are matrices, and a few images for one whose kernels are not."""
+    """Columns for a layer whose kernels are matrices, and a few images for one whose kernels are not."""
     seed = stateless_seed(seed, salt="tfp_selfnorm_probes")
     event = layer.event_sizes
     if layer.operations.to_matrix is not None:
-        shape = [min(num_probes, event[-1]), event[-1]]
+        shape = [event[-1], min(num_probes, event[-1])]
     else:
         shape = [min(num_probes, _NUM_IMAGES), *event]
     return tf.random.stateless_normal(shape, seed, dtype=layer.dtype)

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from tfp_selfnorm import fused_update
+
 
 class UpdateGuard:
     """Applies the gradients of a step if they and the loss are finite, and skips the step otherwise.
@@ -95,7 +97,7 @@ class UpdateGuard:
             return strategy.experimental_local_results(results)
 
         def apply():
-            on_each_replica(optimizer.apply, gradients, variables)
+            on_each_replica(fused_update.apply, optimizer, gradients, variables)
             self._run.assign(0)
 
         def skip():

@@ -18,13 +18,6 @@ def matvec(kernel, x, adjoint=False):
     return tf.reshape(_rows_product(kernel, _as_rows(x), adjoint), tf.shape(x))
 
 
-def map_rows(kernel, rows):
-    """Returns `kernel @ row` for rows `[..., n, D]`, the same for each kernel `[..., D, D]` of a batch."""
-    if kernel.shape.rank == 2:
-        return _rows_product(kernel, rows, adjoint=False)
-    return tf.matmul(rows, kernel, transpose_b=True)
-
-
 def _rows_product(kernel, rows, adjoint):
     if adjoint:
         return tf.matmul(rows, kernel)
@@ -37,7 +30,7 @@ def _rows_product(kernel, rows, adjoint):
 def sketch_and_project(forward_kernel, inverse_kernel, probes):
     """Moves `forward_kernel` towards the inverse of `inverse_kernel` along a few directions.
 
-    For probes `e` (the rows of `probes`), `r = forward_kernel e` and `u = inverse_kernel r`, returns
+    For probes `e` (the columns of `probes`), `r = forward_kernel e` and `u = inverse_kernel r`, returns
     the matrix nearest to `forward_kernel` in the Frobenius norm that maps every `u` to its `r`, as the
     inverse does (Gower & Richtarik, 2017, the multi-secant update). The distance to the inverse never
     grows. Cost: 4 n D^2 for n probes.
@@ -45,22 +38,22 @@ def sketch_and_project(forward_kernel, inverse_kernel, probes):
     Args:
       forward_kernel: float tensor `[..., D, D]`.
       inverse_kernel: float tensor `[..., D, D]`.
-      probes: float tensor `[..., n, D]`, n at most D.
+      probes: float tensor `[..., D, n]`, n at most D.
 
     Returns:
       The new forward kernel, and the error before the step, `||r - forward_kernel u|| / ||r||`.
     """
-    r = map_rows(forward_kernel, probes)
-    u = map_rows(inverse_kernel, r)
-    residual = r - map_rows(forward_kernel, u)
-    gram = tf.matmul(u, u, transpose_b=True)
+    r = tf.matmul(forward_kernel, probes)
+    u = tf.matmul(inverse_kernel, r)
+    residual = r - tf.matmul(forward_kernel, u)
+    gram = tf.matmul(u, u, transpose_a=True)
     # A ridge of rounding size keeps Cholesky safe, and the step a contraction.
     epsilon = 10.0 * np.finfo(gram.dtype.as_numpy_dtype).eps
     ridge = epsilon * tf.linalg.trace(gram)[..., tf.newaxis]
     gram = tf.linalg.set_diag(gram, tf.linalg.diag_part(gram) + ridge)
-    weights = tf.linalg.cholesky_solve(tf.linalg.cholesky(gram), u)
+    weights = tf.linalg.cholesky_solve(tf.linalg.cholesky(gram), tf.linalg.matrix_transpose(u))
     error = tf.norm(residual, axis=[-2, -1]) / tf.norm(r, axis=[-2, -1])
-    return forward_kernel + tf.matmul(residual, weights, transpose_a=True), error
+    return forward_kernel + tf.matmul(residual, weights), error
 
 
 def _scaled(x, weight):

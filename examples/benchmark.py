@@ -1,0 +1,253 @@
+"""Measures every hot path against the least work that it can do, in one process and in turns.
+
+    python examples/benchmark.py --output results      # ten minutes on two cores; --quick in one
+    python examples/benchmark.py --parts dense conv
+
+Parts: one dense layer, one 3x3 convolution, whole models (a step in Keras's `fit` against the compiled step
+alone), sampling and evaluation, and what a fresh process pays: import, first call, peak memory. Writes
+`benchmark.csv` and `benchmark.png`. Ratios are of medians and within a run: to a limit, which is the least
+that such a step can do, and from the exact gradient. What the names mean is in `benchmark_cases.py`.
+"""
+
+import argparse
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+
+import benchmark_cases as cases
+import matplotlib as mpl
+import numpy as np
+import tensorflow as tf
+from tables import machine, write_csv
+from timing import measure, quartiles
+
+import tfp_selfnorm as sn
+
+PARTS = ("process", "dense", "conv", "models", "sampling")
+BATCH = 100
+SIZES, QUICK_SIZES = (256, 784, 2048, 4096), (64, 256)
+SHAPES, QUICK_SHAPES = ((28, 28, 1), (14, 14, 4), (32, 32, 3), (16, 16, 12)), ((8, 8, 1),)
+# One dense size and one image whose steps are compiled by XLA as well.
+XLA_SIZE, XLA_SHAPE = 784, (28, 28, 1)
+# What each step is a multiple of.
+LIMITS = {
+    cases.PAPER: cases.SIX,
+    cases.TRACKED: cases.THREE,
+    cases.EXACT: cases.THREE,
+    cases.EXACT_LOG_PROB: cases.THREE,
+}
+PROCESS_SIZE, PROCESS_SHAPE = 2048, (32, 32, 3)
+PROCESS_CASES = {
+    "dense": (cases.DENSE + cases.ADAM, cases.TRACKED + cases.ADAM, cases.PAPER + cases.ADAM, cases.EXACT),
+    "conv": (cases.SIX_CONVOLUTIONS, cases.PAPER, cases.BLOCKS, cases.MATRIX),
+}
+
+
+def row(part, size, step, values, **ratios):
+    rounded = {name: "" if ratio is None else round(float(ratio), 3) for name, ratio in ratios.items()}
+    return {"part": part, "size": size, "step": step, **quartiles(values), **rounded}
+
+
+def dense_rows(sizes, repeats, seconds):
+    for size in sizes:
+        x = cases.batch(BATCH, size)
+        calls = {name: make(x) for name, make in cases.dense_steps(size).items()}
+        if size == XLA_SIZE:
+            for name, learning in ((cases.PAPER, sn.Reconstruction()), (cases.TRACKED, sn.Tracking())):
+                layer = cases.make_layer(size)
+                calls[f"{name}, XLA"] = cases.flow_step(layer, learning, x, jit_compile=True)
+        interval = cases.make_layer(size).refresh_interval
+        times = cases.with_refreshes(measure(calls, repeats, seconds), interval)
+        medians = {name: np.median(values) for name, values in times.items()}
+        for name, values in times.items():
+            limit = cases.DENSE + cases.ADAM if cases.ADAM in name else LIMITS.get(name.removesuffix(", XLA"))
+            yield row(
+                "dense",
+                size,
+                name,
+                values,
+                over_limit=medians[name] / medians[limit] if limit else None,
+                exact_over_this=medians[cases.EXACT_LOG_PROB] / medians[name],
+            )
+
+
+def conv_rows(shapes, repeats, seconds):
+    for shape in shapes:
+        x = cases.batch(BATCH, *shape)
+        calls = {name: make(x) for name, make in cases.conv_steps(shape).items()}
+        if shape == XLA_SHAPE:
+            layer = cases.make_convolution(shape)
+            calls[f"{cases.PAPER}, XLA"] = cases.flow_step(layer, sn.Reconstruction(), x, jit_compile=True)
+        times = measure(calls, repeats, seconds)
+        six, matrix = (np.median(times[name]) for name in (cases.SIX_CONVOLUTIONS, cases.MATRIX))
+        for name, values in times.items():
+            median = np.median(values)
+            ratios = {"over_limit": median / six, "exact_over_this": matrix / median}
+            yield row("conv", "x".join(map(str, shape)), name, values, **ratios)
+
+
+def model_rows(flows, repeats, seconds, steps):
+    """The compiled step, and the same number of steps in `fit`, by the step, refreshes in both."""
+    for name, (shape, make) in flows.items():
+        x = cases.batch(BATCH, *shape)
+        flow, learning = make()
+        model = sn.FlowModel(flow, learning)
+        model.compile("adam")
+        data = cases.endless(model, x)
+        step = cases.compiled_step(model, x)
+        calls = {
+            "compiled steps": lambda step=step: [step() for _ in range(steps)],
+            "fit": lambda model=model, data=data: model.fit(data, steps_per_epoch=steps, verbose=0),
+        }
+        times = {call: values / steps for call, values in measure(calls, repeats, seconds).items()}
+        bare = np.median(times["compiled steps"])
+        for call, values in times.items():
+            ratios = {"over_limit": np.median(values) / bare, "exact_over_this": None}
+            yield row("models", name, call, values, **ratios)
+
+
+def sampling_rows(flows, counts, repeats, seconds):
+    for name in ("FC-2, tracked", "conv-9, smooth leaky ReLU"):
+        shape, make = flows[name]
+        flow, learning = make()
+        model = sn.FlowModel(flow, learning)
+        model.compile("adam")
+        exact = sn.exact(flow)
+        encode = tf.function(lambda x, flow=flow: flow.bijector.inverse(tf.identity(x)))
+        for count in counts:
+            x = cases.batch(count, *shape)
+            learned_sample, exact_sample = (
+                tf.function(lambda flow=way, count=count: flow.sample(count, seed=[0, 1]))
+                for way in (flow, exact)
+            )
+            calls = {
+                "encode": lambda x=x, encode=encode: encode(x),
+                "sample, learned inverse": learned_sample,
+                "sample, exact inverse": exact_sample,
+            }
+            times = measure(calls, repeats, seconds)
+            for call, values in times.items():
+                ratios = {"over_limit": np.median(values) / np.median(times["encode"])}
+                yield row("sampling", f"{name}, {count}", call, values, **ratios, exact_over_this=None)
+        batches, x = 20, cases.batch(BATCH, *shape)
+        data = tf.data.Dataset.from_tensors(x).repeat(batches)
+        calls = {"evaluate, a batch": lambda model=model, data=data: model.evaluate(data, verbose=0)}
+        values = measure(calls, repeats, seconds)["evaluate, a batch"] / batches
+        encoding = measure({"encode": lambda x=x, encode=encode: encode(x)}, repeats, seconds)["encode"]
+        ratios = {"over_limit": np.median(values) / np.median(encoding), "exact_over_this": None}
+        yield row("sampling", f"{name}, {BATCH}", "evaluate, a batch", values, **ratios)
+
+
+def in_this_process(kind, name):
+    """Seconds of import and of the first call, and the MiB that the case adds at its peak; as JSON."""
+    size = PROCESS_SIZE if kind == "dense" else PROCESS_SHAPE
+    steps = cases.dense_steps if kind == "dense" else cases.conv_steps
+    small = 8 if kind == "dense" else (8, 8, size[2])
+    shape, small_shape = ((size,), (small,)) if kind == "dense" else (size, small)
+    # What any call needs, such as pools of threads, is there before the case is.
+    steps(small)[name](cases.batch(BATCH, *small_shape))()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = steps(size)[name](cases.batch(BATCH, *shape))
+    start = time.perf_counter()
+    step()
+    first_call = time.perf_counter() - start
+    step()
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(json.dumps({"first_call_s": first_call, "peak_mib": peak}))
+
+
+def process_rows():
+    """What fresh processes pay; on Linux a child starts with the peak of its parent, so these come first."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import tensorflow_probability, keras"], check=True)
+    libraries = time.perf_counter() - start
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import tfp_selfnorm"], check=True)
+    yield process_row("", "import tensorflow_probability, keras", libraries, None)
+    yield process_row("", "import tfp_selfnorm, with them", time.perf_counter() - start, None)
+    for kind, names in PROCESS_CASES.items():
+        for name in names:
+            command = [sys.executable, __file__, "--case", kind, name]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            figures = json.loads(output.splitlines()[-1])
+            size = PROCESS_SIZE if kind == "dense" else "x".join(map(str, PROCESS_SHAPE))
+            yield process_row(size, name, figures["first_call_s"], figures["peak_mib"])
+
+
+def process_row(size, name, seconds, peak):
+    columns = row("process", size, name, [1e3 * seconds], over_limit=None, exact_over_this=None)
+    return columns | {"peak_mib": "" if peak is None else round(peak)}
+
+
+def all_rows(arguments):
+    quick = arguments.quick
+    repeats, seconds = (3, 0.3) if quick else (20, arguments.seconds)
+    flows = cases.flows()
+    if quick:
+        flows = {name: flows[name] for name in ("FC-2, tracked", "conv-9, smooth leaky ReLU")}
+    parts = {
+        "process": process_rows,
+        "dense": lambda: dense_rows(QUICK_SIZES if quick else SIZES, repeats, seconds),
+        "conv": lambda: conv_rows(QUICK_SHAPES if quick else SHAPES, repeats, seconds),
+        "models": lambda: model_rows(flows, min(repeats, 5), 2 * seconds, steps=10 if quick else 100),
+        "sampling": lambda: sampling_rows(flows, (1, 10) if quick else (1, 100, 10_000), repeats, seconds),
+    }
+    for part in arguments.parts:
+        for columns in parts[part]():
+            yield {**columns, "peak_mib": columns.get("peak_mib", "")}
+
+
+def draw(rows, path):
+    """Milliseconds of the dense and of the convolutional steps over the size."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    for axis, part in zip(axes, ("dense", "conv"), strict=True):
+        chosen = [r for r in rows if r["part"] == part]
+        for name in dict.fromkeys(r["step"] for r in chosen):
+            points = [(str(r["size"]), r["median_ms"]) for r in chosen if r["step"] == name]
+            axis.plot(*zip(*points, strict=True), marker="o", label=name)
+        axis.set(yscale="log", title=f"one {part} layer, B = {BATCH}", ylabel="ms a step")
+        axis.grid(alpha=0.3)
+        if chosen:
+            axis.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--quick", action="store_true", help="small sizes, a minute")
+    parser.add_argument("--seconds", type=float, default=1.5, help="bound on the turns of one step")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmark_output"))
+    parser.add_argument("--case", nargs=2, metavar=("KIND", "NAME"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        in_this_process(*arguments.case)
+        return
+    start = time.perf_counter()
+    print(f"{machine()}, float32, B = {BATCH}")
+    print(f"{'':9}{'size':34}{'step':42}{'ms':>10}{'quartiles':>20}{'/limit':>9}{'exact/':>9}{'MiB':>7}")
+    rows = []
+    for columns in all_rows(arguments):
+        rows.append(columns)
+        spread = f"{columns['quartile_1_ms']:.2f}-{columns['quartile_3_ms']:.2f}"
+        print(
+            f"{columns['part']:9}{columns['size']!s:34}{columns['step']:42}{columns['median_ms']:10.2f}"
+            f"{spread:>20}{columns['over_limit']!s:>9}{columns['exact_over_this']!s:>9}"
+            f"{columns['peak_mib']!s:>7}",
+            flush=True,
+        )
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_csv(arguments.output / "benchmark.csv", rows)
+    draw(rows, arguments.output / "benchmark.png")
+    print(f"{time.perf_counter() - start:.0f} seconds in all")
+
+
+if __name__ == "__main__":
+    main()

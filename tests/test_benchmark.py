@@ -1,0 +1,109 @@
+"""The benchmark runs at a tiny size, and its steps compute what their names say."""
+
+import csv
+import json
+import sys
+
+import benchmark
+import benchmark_cases as cases
+import numpy as np
+import pytest
+import tensorflow as tf
+import timing
+
+import tfp_selfnorm as sn
+
+
+def tiny_flows():
+    return {
+        "FC-2, tracked": ((4,), lambda: (sn.dense_flow(4, seed=1), sn.Tracking())),
+        "conv-9, smooth leaky ReLU": (
+            (4, 4, 1),
+            lambda: (sn.conv_flow((4, 4, 1), 1, 1, seed=1), sn.Reconstruction()),
+        ),
+    }
+
+
+def test_the_table(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(benchmark, "QUICK_SIZES", (8,))
+    monkeypatch.setattr(benchmark, "QUICK_SHAPES", ((4, 4, 1),))
+    monkeypatch.setattr(cases, "flows", tiny_flows)
+    parts = ["dense", "conv", "models", "sampling"]
+    monkeypatch.setattr(sys, "argv", ["x", "--quick", "--output", str(tmp_path), "--parts", *parts])
+    benchmark.main()
+    assert "seconds in all" in capfd.readouterr().out
+    with open(tmp_path / "benchmark.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(dict.fromkeys(row["part"] for row in rows)) == parts
+    by_step = {(row["part"], row["step"]): row for row in rows}
+    assert float(by_step["dense", cases.THREE]["over_limit"] or 1.0) == 1.0
+    assert float(by_step["dense", cases.EXACT_LOG_PROB]["exact_over_this"]) == 1.0
+    assert float(by_step["conv", cases.SIX_CONVOLUTIONS]["over_limit"]) == 1.0
+    assert all(0.0 < float(row["quartile_1_ms"]) <= float(row["quartile_3_ms"]) for row in rows)
+    assert (tmp_path / "benchmark.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("dense", cases.TRACKED + cases.ADAM), ("conv", cases.SIX_CONVOLUTIONS)]
+)
+def test_what_a_process_pays(kind, name, monkeypatch, capfd):
+    monkeypatch.setattr(benchmark, "PROCESS_SIZE", 16)
+    monkeypatch.setattr(benchmark, "PROCESS_SHAPE", (4, 4, 1))
+    benchmark.in_this_process(kind, name)
+    figures = json.loads(capfd.readouterr().out)
+    assert figures["first_call_s"] > 0.0
+    assert figures["peak_mib"] >= 0.0
+
+
+def test_the_steps_with_and_without_held_log_dets_have_the_same_gradients():
+    x, layer = cases.batch(5, 6), cases.make_layer(6, "exact")
+    held_loss, held = cases.flow_step(layer, None, x)()
+    loss, gradients = cases.flow_step(layer, None, x, held=False)()
+    log_det = np.linalg.slogdet(layer.inverse_kernel.numpy())[1]
+    np.testing.assert_allclose(held_loss, loss + log_det, rtol=1e-5)
+    for ours, expected in zip(held, gradients, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_products_and_convolutions_are_the_ones_they_are_named_after():
+    x, layer = cases.batch(5, 6), cases.make_layer(6)
+    kernel, other = layer.inverse_kernel.numpy(), layer.forward_kernel.numpy()
+    z = x.numpy() @ kernel.T
+    pulled = z @ other.T @ other
+    expected = (z @ kernel, z.T @ x.numpy(), pulled, pulled.T @ z)
+    for ours, product in zip(cases.products(6, x, 6)(), expected, strict=True):
+        np.testing.assert_allclose(ours, product, rtol=1e-4, atol=1e-4)
+    assert len(cases.products(6, x, 3)()) == 2
+    gradients, back = cases.convolutions(cases.batch(2, 4, 4, 3))()
+    shapes = [[2, 4, 4, 3], [3, 3, 3, 3]]
+    assert [g.shape.as_list() for g in gradients] == [g.shape.as_list() for g in back] == shapes
+
+
+def test_a_refresh_is_shared_by_the_steps_between():
+    times = {cases.REFRESH: np.array([10.0, 30.0, 20.0]), cases.TRACKED: np.ones(2), cases.SIX: np.ones(2)}
+    shared = cases.with_refreshes(times, interval=20)
+    np.testing.assert_allclose(shared[cases.TRACKED], [2.0, 2.0])
+    np.testing.assert_allclose(shared[cases.SIX], [1.0, 1.0])
+    assert cases.REFRESH not in shared
+
+
+def test_calls_take_turns_within_their_time():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = timing.measure(calls, repeats=2, seconds=1.0)
+    assert "".join(order) == "aabb" + 2 * ("aaaaa" + "bbbbb")
+    assert all(values.shape == (2,) for values in times.values())
+    assert len(timing.measure({"a": lambda: None}, repeats=9, seconds=0.0)["a"]) == 2
+    assert timing.quartiles([1.0, 2.0, 3.0]) == {
+        "median_ms": 2.0,
+        "quartile_1_ms": 1.5,
+        "quartile_3_ms": 2.5,
+        "turns": 3,
+    }
+
+
+def test_a_keras_step_trains_too():
+    model = cases.keras_dense(4, num_layers=2)
+    before = model.trainable_variables[0].numpy()
+    assert tf.math.is_finite(cases.compiled_step(model, cases.batch(5, 4))()["loss"])
+    assert (model.trainable_variables[0].numpy() != before).any()
