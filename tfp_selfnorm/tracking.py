@@ -16,10 +16,10 @@ _NUM_IMAGES = 8
 class Tracking:
     """Learns the inverse by tracking: a sketch-and-project update a step, an exact inverse at times.
 
-    After each step of the optimizer, `R += (r - R u) (u^T u)^-1 u^T` for random probes `e`, `r = R e`
-    and `u = W r`: 4 n D^2 for n probes, no optimizer state, and never further from the inverse. Every
-    `refresh_every` steps R is set to the inverse of W, which also brings back directions that no
-    update of R from R alone would find. W takes the plain gradient of the likelihood (mixture 1).
+    After each step of the optimizer, `R += (r - R u) (u^T u)^-1 u^T` for random probes `e`, turned to where
+    the error is, `r = (I - R W)^T e`, and `u = W r`: 5 n D^2 for n probes, no optimizer state, and never
+    further from the inverse. Every `refresh_every` steps R is set to the inverse of W, which also brings back
+    directions that W has left. W takes the plain gradient of the likelihood (mixture 1).
 
     The inverse of a convolution wider than 1x1 is no kernel that could be tracked. Such layers learn it from
     a regularizer, as in the paper.
@@ -37,7 +37,7 @@ class Tracking:
     True
 
     References: Gower & Richtarik, "Randomized quasi-Newton updates are linearly convergent matrix
-    inversion algorithms", 2017.
+    inversion algorithms", 2017; Halko, Martinsson & Tropp, "Finding structure with randomness", 2011.
     """
 
     num_probes: int = 8
@@ -100,7 +100,8 @@ def sketch_and_project(layer, num_probes: int = 8, seed=None) -> tf.Tensor:
       seed: TFP seed, an int or a pair; the update is a function of it and the two kernels.
 
     Returns:
-      The relative error before the update, `||r - R W r|| / ||r||` over the probes; a scalar.
+      The relative error before the update, `||I - R W|| / ||I||` (Frobenius norm), estimated from the probes;
+      a scalar.
 
     >>> layer = SelfNormDense(tf.Variable(tf.eye(3)), 2.0 * tf.eye(3))
     >>> float(sketch_and_project(layer, 3, seed=1))

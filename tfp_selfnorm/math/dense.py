@@ -30,29 +30,33 @@ def _rows_product(kernel, rows, adjoint):
 def sketch_and_project(forward_kernel, inverse_kernel, probes):
     """Moves `forward_kernel` towards the inverse of `inverse_kernel` along a few directions.
 
-    For probes `e` (the columns of `probes`), `r = forward_kernel e` and `u = inverse_kernel r`, returns
-    the matrix nearest to `forward_kernel` in the Frobenius norm that maps every `u` to its `r`, as the
-    inverse does (Gower & Richtarik, 2017, the multi-secant update). The distance to the inverse never
-    grows. Cost: 4 n D^2 for n probes.
+    With `E = I - forward_kernel inverse_kernel` the directions are `r = E^T e` for probes `e` (the columns
+    of `probes`): where the error is largest, of low rank after a step of training, probes turn there (as in
+    the randomized range finder of Halko et al., 2011). For `u = inverse_kernel r` it returns the matrix
+    nearest to `forward_kernel` in the Frobenius norm that maps every `u` to its `r`, as the inverse does
+    (Gower & Richtarik, 2017, the multi-secant update). The distance to the inverse never grows. Cost:
+    5 n D^2 for n probes.
 
     Args:
       forward_kernel: float tensor `[..., D, D]`.
       inverse_kernel: float tensor `[..., D, D]`.
-      probes: float tensor `[..., D, n]`, n at most D.
+      probes: float tensor `[..., D, n]`, standard normal, n at most D.
 
     Returns:
-      The new forward kernel, and the error before the step, `||r - forward_kernel u|| / ||r||`.
+      The new forward kernel, and an estimate of the error before the step, `||E|| / ||I||`.
     """
-    r = tf.matmul(forward_kernel, probes)
+    image = tf.matmul(forward_kernel, probes, transpose_a=True)
+    r = probes - tf.matmul(inverse_kernel, image, transpose_a=True)
+    error = tf.norm(r, axis=[-2, -1]) / tf.norm(probes, axis=[-2, -1])
+    r = tf.math.divide_no_nan(r, tf.norm(r, axis=-2, keepdims=True))
     u = tf.matmul(inverse_kernel, r)
     residual = r - tf.matmul(forward_kernel, u)
     gram = tf.matmul(u, u, transpose_a=True)
-    # A ridge of rounding size keeps Cholesky safe, and the step a contraction.
-    epsilon = 10.0 * np.finfo(gram.dtype.as_numpy_dtype).eps
-    ridge = epsilon * tf.linalg.trace(gram)[..., tf.newaxis]
+    # A ridge of rounding size keeps Cholesky safe, and the step a contraction; without any error all is 0.
+    limits = np.finfo(gram.dtype.as_numpy_dtype)
+    ridge = 10.0 * limits.eps * tf.linalg.trace(gram)[..., tf.newaxis] + limits.tiny
     gram = tf.linalg.set_diag(gram, tf.linalg.diag_part(gram) + ridge)
     weights = tf.linalg.cholesky_solve(tf.linalg.cholesky(gram), tf.linalg.matrix_transpose(u))
-    error = tf.norm(residual, axis=[-2, -1]) / tf.norm(r, axis=[-2, -1])
     return forward_kernel + tf.matmul(residual, weights), error
 
 
