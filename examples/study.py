@@ -22,7 +22,8 @@ _PAPER = "fast_selfnorm_fc_mnist"
 _TRACKED, _EXACT, _RELATIVE = "tracked_fc_mnist", "fast_exact_fc_mnist", "fast_relative_fc_mnist"
 # The paper's convolutional flow, with a rate that falls to 0 over a short run.
 _SHORT = {"schedule": "cosine", "warmup_epochs": None}
-_LEAKY = {**_SHORT, "flow.activation": "smooth_leaky_relu"}
+_FAST = {**_SHORT, "learning_rate": 3e-3}
+_LEAKY = {**_FAST, "flow.activation": "smooth_leaky_relu"}
 _SMALL_GLOW = {**_SHORT, "flow.steps_per_block": 4, "flow.width": 16}
 
 
@@ -85,7 +86,7 @@ STUDIES = {
         "probes, weight 10": (_PAPER, {"inverse_learning.kind": "probes", "inverse_learning.weight": 10.0}),
     },
     "conv": _convolutions(_LEAKY),
-    "conv_spline": _convolutions(_SHORT),
+    "conv_spline": _convolutions(_FAST),
     "glow": {
         "1x1": ("selfnorm_glow_mnist", _SMALL_GLOW),
         "5x5": ("selfnorm_glow_mnist", {**_SMALL_GLOW, "flow.kernel_size": 5}),

@@ -1,15 +1,20 @@
 """The examples run, at a small size."""
 
+import argparse
 import csv
 import pathlib
 import runpy
 import subprocess
 import sys
 
+import benchmark_convolution
+import demo
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+
+import tfp_selfnorm as sn
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
@@ -20,7 +25,7 @@ def run_example(name, arguments, monkeypatch):
 
 
 def test_demo_on_digits(tmp_path, monkeypatch, capfd):
-    run_example("demo.py", ["--epochs", 1, "--output", tmp_path], monkeypatch)
+    run_example("demo.py", ["--epochs", 1, "--steps-per-epoch", 20, "--output", tmp_path], monkeypatch)
     printed = capfd.readouterr().out
     for method in ("self_norm, paper", "self_norm, tracked", "exact gradient"):
         assert printed.count(method) == 2  # a heading and a row of the table
@@ -29,13 +34,21 @@ def test_demo_on_digits(tmp_path, monkeypatch, capfd):
     assert (tmp_path / "samples.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(("model", "method"), [("conv", "self_norm, paper"), ("glow", "self_norm, tracked")])
-def test_demo_with_other_models(model, method, tmp_path, monkeypatch, capfd):
-    arguments = ["--model", model, "--methods", method, "--epochs", 1, "--output", tmp_path]
-    run_example("demo.py", [*arguments, "--layers", 1, "--steps-per-epoch", 20], monkeypatch)
+def test_demo_with_another_model(tmp_path, monkeypatch, capfd):
+    arguments = ["--model", "glow", "--methods", "self_norm, tracked", "--epochs", 1, "--output", tmp_path]
+    run_example("demo.py", [*arguments, "--layers", 1, "--steps-per-epoch", 5], monkeypatch)
     assert float(capfd.readouterr().out.split("largest difference:")[1].split()[0]) < 1e-2
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 2
     assert (tmp_path / "samples.png").stat().st_size > 10_000
+
+
+def test_every_method_of_the_convolutional_demo_makes_its_model():
+    arguments = argparse.Namespace(model="conv", layers=1, seed=1)
+    for method, gradient in (("self_norm, paper", "self_norm"), ("exact gradient", "exact")):
+        model = demo.make_model(method, (8, 8, 1), 17, arguments)
+        layers = sn.self_norm_layers(model.distribution)
+        assert [(type(layer), layer.gradient) for layer in layers] == 3 * [(sn.SelfNormConv2D, gradient)]
+        assert isinstance(model.inverse_learning, sn.Reconstruction) == (gradient == "self_norm")
 
 
 def test_demo_on_a_data_set_of_tfds(tmp_path, monkeypatch, capfd):
@@ -84,9 +97,14 @@ def test_demo_says_what_to_do_where_tfds_cannot_download(tmp_path, monkeypatch):
 
 
 def test_benchmark_convolution(tmp_path, monkeypatch, capfd):
+    """Of a tiny flow: tracing the one of the benchmark takes a minute."""
     table = tmp_path / "table.csv"
-    arguments = ["--shapes", "4x4x2", "--repeats", 2, "--steps", 2, "--layers", 1, "--csv", table]
-    run_example("benchmark_convolution.py", arguments, monkeypatch)
+    flow = sn.conv_flow((4, 4, 1), 1, 1, preprocessing=sn.images.pixel_sigmoid(17), seed=1)
+    x = sn.images.dequantize(np.random.default_rng(0).integers(0, 17, [100, 4, 4, 1], np.uint8), seed=0)
+    monkeypatch.setattr(benchmark_convolution, "trained_flow", lambda layers, steps: (flow, x))
+    arguments = ["--shapes", "4x4x2", "--repeats", 2, "--csv", table]
+    monkeypatch.setattr(sys, "argv", ["benchmark_convolution.py", *map(str, arguments)])
+    benchmark_convolution.main()
     assert "sampling, 28x28x1" in capfd.readouterr().out
     with open(table, newline="") as file:
         figures = {(row["quantity"], row["method"]): float(row["value"]) for row in csv.DictReader(file)}
