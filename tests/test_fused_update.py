@@ -69,6 +69,15 @@ def test_weights_and_state_are_those_of_the_plain_update(make, x, fused_from):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{"steps_per_execution": 3}, {"jit_compile": True}], ids=str)
+def test_with_the_options_of_compile(options, x, fused_from):
+    plain = fitted(x, keras.optimizers.Adam(1e-2), **options)
+    fused_from(1)
+    fused = fitted(x, keras.optimizers.Adam(1e-2), **options)
+    for ours, expected in zip(fused.trainable_variables, plain.trainable_variables, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_bad_step_is_skipped(x, fused_from):
     fused_from(1)
     model = fitted(x, keras.optimizers.Adam(1e-2))
