@@ -87,6 +87,10 @@ STUDIES = {
     "glow": {
         "1x1": ("selfnorm_glow_mnist", _SMALL_GLOW),
         "5x5": ("selfnorm_glow_mnist", {**_SMALL_GLOW, "flow.kernel_size": 5}),
+        "5x5, weight 1": (
+            "selfnorm_glow_mnist",
+            {**_SMALL_GLOW, "flow.kernel_size": 5, "inverse_learning.weight": 1.0},
+        ),
         "1x1, exact": ("selfnorm_glow_mnist", {**_SMALL_GLOW, "flow.mixing": "exact"}),
         "5x5, exact": ("selfnorm_glow_mnist", {**_SMALL_GLOW, "flow.kernel_size": 5, "flow.mixing": "exact"}),
         "1x1, lu": ("conv1x1_glow_mnist", _SMALL_GLOW),
