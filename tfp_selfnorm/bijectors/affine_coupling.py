@@ -152,7 +152,8 @@ class AffineCoupling(tfp.bijectors.Bijector):
             raise ValueError(
                 f"`{self.name}` keeps {kept} channels to condition on and needs more; got {tuple(shape)}."
             )
-        return value[..., :kept], value[..., kept:]
+        # One operation, whose gradient is one too.
+        return tf.split(value, [kept, channels - kept], axis=-1)
 
     def _shift_and_log_scale(self, kept, changed, condition):
         num_leading = kept.shape.rank - self.forward_min_event_ndims
