@@ -4,9 +4,10 @@
     python examples/benchmark.py --parts dense conv
 
 Parts: one dense layer, one 3x3 convolution, whole models (a step in Keras's `fit` against the compiled step
-alone), sampling and evaluation, and what a fresh process pays: import, first call, peak memory. Writes
-`benchmark.csv` and `benchmark.png`. Ratios are of medians and within a run: to a limit, which is the least
-that such a step can do, and from the exact gradient. What the names mean is in `benchmark_cases.py`.
+alone), sampling and evaluation, and what a fresh process pays: import, first call, peak memory. Each part
+writes its table, `benchmark_dense.csv` and so on; `benchmark.png` draws the first two. Ratios are of medians
+and within a run: to a limit, which is the least that such a step can do, and from the exact gradient. What
+the names mean is in `benchmark_cases.py`.
 """
 
 import argparse
@@ -89,7 +90,7 @@ def conv_rows(shapes, repeats, seconds):
             yield row("conv", "x".join(map(str, shape)), name, values, **ratios)
 
 
-def model_rows(flows, repeats, seconds, steps):
+def model_rows(flows, repeats, seconds):
     """The compiled step, and the same number of steps in `fit`, by the step, refreshes in both."""
     for name, (shape, make) in flows.items():
         x = cases.batch(BATCH, *shape)
@@ -98,9 +99,14 @@ def model_rows(flows, repeats, seconds, steps):
         model.compile("adam")
         data = cases.endless(model, x)
         step = cases.compiled_step(model, x)
+        once = np.median(measure({"step": step}, repeats, seconds)["step"]) / 1e3
+        # An epoch that is long enough for its beginning and its end not to matter.
+        steps = int(np.clip(seconds / once, 10, 300))
         calls = {
-            "compiled steps": lambda step=step: [step() for _ in range(steps)],
-            "fit": lambda model=model, data=data: model.fit(data, steps_per_epoch=steps, verbose=0),
+            "compiled steps": lambda step=step, steps=steps: [step() for _ in range(steps)],
+            "fit": lambda model=model, data=data, steps=steps: model.fit(
+                data, steps_per_epoch=steps, verbose=0
+            ),
         }
         times = {call: values / steps for call, values in measure(calls, repeats, seconds).items()}
         bare = np.median(times["compiled steps"])
@@ -183,6 +189,7 @@ def process_row(size, name, seconds, peak):
 
 
 def all_rows(arguments):
+    """Each part's name and its rows, as they are measured."""
     quick = arguments.quick
     repeats, seconds = (3, 0.3) if quick else (20, arguments.seconds)
     flows = cases.flows()
@@ -192,12 +199,22 @@ def all_rows(arguments):
         "process": process_rows,
         "dense": lambda: dense_rows(QUICK_SIZES if quick else SIZES, repeats, seconds),
         "conv": lambda: conv_rows(QUICK_SHAPES if quick else SHAPES, repeats, seconds),
-        "models": lambda: model_rows(flows, min(repeats, 5), 2 * seconds, steps=10 if quick else 100),
+        "models": lambda: model_rows(flows, min(repeats, 3), 2 * seconds),
         "sampling": lambda: sampling_rows(flows, (1, 10) if quick else (1, 100, 10_000), repeats, seconds),
     }
     for part in arguments.parts:
-        for columns in parts[part]():
-            yield {**columns, "peak_mib": columns.get("peak_mib", "")}
+        yield part, ({"peak_mib": "", **columns} for columns in parts[part]())
+
+
+def print_row(columns):
+    """Prints a row of the table, and returns it."""
+    spread = f"{columns['quartile_1_ms']:.2f}-{columns['quartile_3_ms']:.2f}"
+    print(
+        f"{columns['part']:9}{columns['size']!s:34}{columns['step']:42}{columns['median_ms']:10.2f}{spread:>20}"
+        f"{columns['over_limit']!s:>9}{columns['exact_over_this']!s:>9}{columns['peak_mib']!s:>7}",
+        flush=True,
+    )
+    return columns
 
 
 def draw(rows, path):
@@ -234,17 +251,10 @@ def main():
     print(f"{machine()}, float32, B = {BATCH}")
     print(f"{'':9}{'size':34}{'step':42}{'ms':>10}{'quartiles':>20}{'/limit':>9}{'exact/':>9}{'MiB':>7}")
     rows = []
-    for columns in all_rows(arguments):
-        rows.append(columns)
-        spread = f"{columns['quartile_1_ms']:.2f}-{columns['quartile_3_ms']:.2f}"
-        print(
-            f"{columns['part']:9}{columns['size']!s:34}{columns['step']:42}{columns['median_ms']:10.2f}"
-            f"{spread:>20}{columns['over_limit']!s:>9}{columns['exact_over_this']!s:>9}"
-            f"{columns['peak_mib']!s:>7}",
-            flush=True,
-        )
     arguments.output.mkdir(parents=True, exist_ok=True)
-    write_csv(arguments.output / "benchmark.csv", rows)
+    for part, part_rows in all_rows(arguments):
+        rows += [print_row(columns) for columns in part_rows]
+        write_csv(arguments.output / f"benchmark_{part}.csv", [r for r in rows if r["part"] == part])
     draw(rows, arguments.output / "benchmark.png")
     print(f"{time.perf_counter() - start:.0f} seconds in all")
 

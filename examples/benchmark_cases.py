@@ -7,7 +7,6 @@ Products and convolutions are written as one writes them first.
 """
 
 import dataclasses
-import functools
 
 import keras
 import numpy as np
@@ -30,23 +29,11 @@ ADAM = ", Adam"
 _NO_REFRESH = 10**9
 
 
-@functools.lru_cache(maxsize=1)
-def make_kernel(size):
-    """A kernel near the identity, and its inverse."""
-    rng = np.random.default_rng(0)
-    kernel = np.eye(size) + 0.1 * rng.normal(size=[size, size]) / np.sqrt(size)
-    return kernel, np.linalg.inv(kernel)
-
-
 def make_layer(size, gradient="self_norm"):
-    """A dense layer whose learned inverse is the true one."""
-    kernel, inverse = make_kernel(size)
-    return sn.SelfNormDense(
-        tf.Variable(inverse, dtype=tf.float32),
-        tf.Variable(kernel, dtype=tf.float32),
-        tf.Variable(tf.zeros(size)),
-        gradient=gradient,
-    )
+    """A dense layer near the identity, which its learned inverse is."""
+    layer = sn.SelfNormDense.trainable(size, seed=0, gradient=gradient)
+    layer.inverse_kernel.assign_add(0.1 / size**0.5 * batch(size, size))
+    return layer
 
 
 def make_convolution(shape, gradient="self_norm"):
@@ -185,7 +172,7 @@ def _one_layer(make, inverse_learning):
 
 def _lu(x):
     size = x.shape[1]
-    factors, permutation = tf.linalg.lu(tf.constant(make_kernel(size)[0], tf.float32))
+    factors, permutation = tf.linalg.lu(tf.convert_to_tensor(make_layer(size).inverse_kernel))
     return tfb.Invert(tfb.ScaleMatvecLU(tf.Variable(factors), permutation))
 
 

@@ -215,8 +215,10 @@ def check_mixed_precision(builder, policy):
 def check_compiled_otherwise(builder, **options):
     plain, other = make_model(builder), make_model(builder, **options)
     histories = [fit(model) for model in (plain, other)]
-    np.testing.assert_allclose(histories[1]["loss"], histories[0]["loss"], rtol=1e-4)
-    check_same_weights(other, plain.get_weights(), tolerance=2e-3)
+    # XLA has random numbers of its own, and so other probes.
+    tolerance = 1e-3 if options.get("jit_compile") else 1e-4
+    np.testing.assert_allclose(histories[1]["loss"], histories[0]["loss"], rtol=tolerance)
+    check_same_weights(other, plain.get_weights(), tolerance=20.0 * tolerance)
 
 
 def start_training(kind, builder, folder, *arguments, **environment):

@@ -32,8 +32,10 @@ def test_the_table(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["x", "--quick", "--output", str(tmp_path), "--parts", *parts])
     benchmark.main()
     assert "seconds in all" in capfd.readouterr().out
-    with open(tmp_path / "benchmark.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = []
+    for part in parts:
+        with open(tmp_path / f"benchmark_{part}.csv", newline="") as file:
+            rows += csv.DictReader(file)
     assert list(dict.fromkeys(row["part"] for row in rows)) == parts
     by_step = {(row["part"], row["step"]): row for row in rows}
     assert float(by_step["dense", cases.THREE]["over_limit"] or 1.0) == 1.0
