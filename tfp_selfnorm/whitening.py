@@ -31,8 +31,8 @@ def whiten(distribution, x) -> None:
     Raises:
       TypeError: if `distribution` is no TFP distribution, `x` is not floating, or a layer's parameters are no
         variables.
-      ValueError: if `x` does not consist of events, or what reaches a layer is not finite, does not vary, or is
-        not more than it has dimensions, naming the layer.
+      ValueError: if `x` does not consist of events, or what reaches a layer is not finite, does not vary, or
+        is not more than it has dimensions, naming the layer.
 
     >>> flow = dense_flow(event_shape=2, num_layers=1)
     >>> x = np.random.default_rng(1).multivariate_normal([5.0, -3.0], [[4.0, 1.9], [1.9, 1.0]], size=1000)
