@@ -1,5 +1,6 @@
 """`SmoothLeakyReLU`, the paper's activation: smooth, monotone, with slopes `alpha` and 1."""
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -17,9 +18,10 @@ class SmoothLeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
     The slope runs from `alpha` on the left to 1 on the right, so the map is a bijection of the reals
     for every `alpha` in (0, 1]. `forward_log_det_jacobian = log(alpha + (1 - alpha) sigmoid(x))`.
 
-    `forward` and its log-det cost O(1) an element. `inverse` has no closed form: Newton's method from
-    a point above the root, which on a convex increasing function descends to it without overshooting,
-    so it converges for every input; 4 to 8 iterations for slopes of 0.1 and more, some tens at 1e-30.
+    `forward` and its log-det cost O(1) an element. `inverse` has no closed form: two steps of a method of
+    fourth order are enough for slopes of 0.01 and more (in float64 of 0.1). Where they are not, it is
+    Newton's method from a point above the root, which on a convex increasing function descends to it
+    without overshooting, so it converges for every input, in some tens of iterations at a slope of 1e-30.
     Gradients pass through it by the implicit function theorem. In a flow that trains from data to
     latent put it in `tfb.Invert`, so that training takes the closed form.
 
@@ -108,7 +110,34 @@ def _inverse_smooth_leaky_relu(y, alpha):
 
 
 def _find_root(y, alpha):
-    """Newton's method for `_smooth_leaky_relu(x, alpha) = y`, from above the root."""
+    """The `x` with `_smooth_leaky_relu(x, alpha) = y`."""
+    # Softplus is close to the hyperbola (x + sqrt(x^2 + c)) / 2, which has an inverse. Such a c was best for
+    # slopes of 0.01 to 0.9.
+    c = 2.0 * alpha**0.25
+    x = ((1.0 + alpha) * y - (1.0 - alpha) * tf.sqrt(tf.square(y) + c * alpha)) / (2.0 * alpha)
+    for _ in range(2):
+        newton, step = _third_order_step(x, y, alpha)
+        x -= step
+    # From such a distance the last step, whose order is four, ends within rounding; NaN is none.
+    near = tf.abs(newton) < 2.0 * np.finfo(x.dtype.as_numpy_dtype).eps ** 0.25
+    return tf.cond(tf.reduce_all(near), lambda: x, lambda: _find_root_from_above(y, alpha))
+
+
+def _third_order_step(x, y, alpha):
+    """What Newton's and what Householder's method of the third order subtract from `x`."""
+    softplus = tf.nn.relu(x) + tf.math.log1p(tf.exp(-tf.abs(x)))
+    decay = tf.exp(-softplus)  # 1 - sigmoid(x)
+    curved = (1.0 - alpha) * decay
+    inverse_slope = 1.0 / (1.0 - curved)
+    newton = (alpha * x + (1.0 - alpha) * softplus - y) * inverse_slope
+    # Of the first derivative: newton times the second, and newton^2 times the third.
+    second = newton * curved * (1.0 - decay) * inverse_slope
+    third = newton * second * (2.0 * decay - 1.0)
+    return newton, newton * (1.0 - 0.5 * second) / (1.0 - second + third / 6.0)
+
+
+def _find_root_from_above(y, alpha):
+    """By Newton's method, which converges for every `y` and every slope."""
     # The tangent at any point lies below the curve, so its root lies above the curve's. Two asymptotes
     # and the knee, where the linear and the exponential part meet, give a good start.
     knee = tf.math.log(alpha)
