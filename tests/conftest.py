@@ -40,3 +40,9 @@ def make_flow():
         )
 
     return make
+
+
+@pytest.fixture
+def events(rng):
+    """Forty images of 4x4 pixels of 17 grey levels."""
+    return rng.uniform(0.0, 17.0, size=[40, 4, 4]).astype(np.float32)
