@@ -10,8 +10,6 @@ The sampling is in float32, from the paper's convolutional flow, lightly trained
 """
 
 import argparse
-import csv
-import os
 import resource
 import subprocess
 import sys
@@ -21,6 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tables import machine, write_csv
 
 import tfp_selfnorm as sn
 from tfp_selfnorm.math import exact_conv
@@ -28,6 +27,7 @@ from tfp_selfnorm.math import exact_conv
 _COUNT = 100
 # Calls that take less are repeated within a turn, so that each finds its own data in the caches.
 _SECONDS_A_TURN = 0.03
+COLUMNS = ("part", "shape", "quantity", "method", "value", "unit")
 _OURS, _DENSE = "block elimination", "dense, tf slogdet"
 
 
@@ -211,8 +211,7 @@ def main():
     parser.add_argument("--layers", type=int, default=3, help="convolutions in each of its 3 blocks")
     parser.add_argument("--csv", help="file to write the tables to")
     arguments = parser.parse_args()
-    device = (tf.config.list_physical_devices("GPU") or ["CPU"])[0]
-    print(f"{os.cpu_count()} cores, {device}, TensorFlow {tf.__version__}, TFP {tfp.__version__}")
+    print(machine())
     tables = {}
     if arguments.part != "sampling":
         # Before this process has grown: on Linux a child starts with the peak of its parent.
@@ -224,10 +223,9 @@ def main():
     for table, figures in tables.items():
         figures = list(figures)
         print_table(", ".join(table), figures)
-        rows += [(*table, *figure) for figure in figures]
+        rows += [dict(zip(COLUMNS, (*table, *figure), strict=True)) for figure in figures]
     if arguments.csv:
-        with open(arguments.csv, "w", newline="") as file:
-            csv.writer(file).writerows([("part", "shape", "quantity", "method", "value", "unit"), *rows])
+        write_csv(arguments.csv, rows)
 
 
 if __name__ == "__main__":

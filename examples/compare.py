@@ -9,13 +9,13 @@ and standard deviation over the seeds. Seconds are those of training, without va
 """
 
 import argparse
-import csv
 import glob
 import json
 import pathlib
 
 import matplotlib as mpl
 import numpy as np
+from tables import write_csv
 
 COLUMNS = ("label", "seed", "epochs", "best_epoch", "test_nll", "val_nll", "seconds", "cpu_seconds", "date")
 
@@ -76,17 +76,16 @@ def print_table(groups):
 
 def write_figures(groups, output):
     runs = [run for group in groups.values() for run in group]
-    with open(output / "results.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, (*COLUMNS, "command"), extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(runs)
-    with open(output / "curves.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("label", "seed", "epoch", "nll", "val_nll", "seconds", "cpu_seconds"))
-        for run in runs:
-            for row in run["curve"]:
-                figures = (row[name] for name in ("nll", "val_nll", "seconds", "cpu_seconds"))
-                writer.writerow((run["label"], run["seed"], row["epoch"], *(f"{x:.2f}" for x in figures)))
+    columns = (*COLUMNS, "command")
+    write_csv(output / "results.csv", [{name: run.get(name, "") for name in columns} for run in runs])
+    curves = [
+        {name: run[name] for name in ("label", "seed")}
+        | {"epoch": row["epoch"]}
+        | {name: f"{row[name]:.2f}" for name in ("nll", "val_nll", "seconds", "cpu_seconds")}
+        for run in runs
+        for row in run["curve"]
+    ]
+    write_csv(output / "curves.csv", curves)
 
 
 def draw(groups, path):

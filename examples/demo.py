@@ -12,7 +12,6 @@ fresh process loads and scores.
 """
 
 import argparse
-import csv
 import pathlib
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import matplotlib as mpl
 import numpy as np
 import tensorflow as tf
 from data_sets import load
+from tables import write_csv
 
 import tfp_selfnorm as sn
 
@@ -176,8 +176,8 @@ def main():
     for method, nll, bits, reconstruction, seconds in rows:
         error = "-" if reconstruction is None else f"{reconstruction:.3g}"
         print(f"{method:30}{nll:10.2f}{bits:10.3f}{error:>13}{seconds:9.1f}")
-    with open(arguments.output / "results.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("method", *header[1:]), *rows])
+    columns = ("method", *header[1:])
+    write_csv(arguments.output / "results.csv", [dict(zip(columns, row, strict=True)) for row in rows])
 
     shown = models.get("self_norm, tracked", models[arguments.methods[0]])
     panels = {

@@ -13,7 +13,6 @@ less than its entropy, log 32 = 3.466 nats.
 """
 
 import argparse
-import csv
 import pathlib
 import time
 
@@ -22,6 +21,7 @@ import matplotlib as mpl
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tables import write_csv
 from toy_data import TOYS
 
 import tfp_selfnorm as sn
@@ -195,8 +195,7 @@ def main():
         columns.append((f"{toy.replace('_', ' ')}, {nll:.2f} nats", images))
 
     header = ("toy", "steps", "held_out_points", "test_nll", "inverse_error", "seconds", "cpu_seconds")
-    with open(arguments.output / "toy_gallery.csv", "w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+    write_csv(arguments.output / "toy_gallery.csv", [dict(zip(header, row, strict=True)) for row in rows])
     draw(columns, arguments.output / "toy_gallery.png")
     print(
         f"\n{time.perf_counter() - start:.0f} seconds in all, {time.process_time():.0f} of CPU; "
