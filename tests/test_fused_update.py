@@ -103,5 +103,18 @@ def test_eager_steps_are_left_alone(x, fused_from):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_no_xla_where_none_is_wanted_nor_after_saving(x, fused_from, tmp_path):
+    fused_from(1)
+    for options, expected in (({"jit_compile": False}, False), ({}, True)):
+        model = sn.FlowModel.from_builder(sn.dense_flow, event_shape=3, num_layers=2, seed=1)
+        model.compile(keras.optimizers.Adam(1e-2), **options)
+        model.fit(x, epochs=1, verbose=0)
+        model.save(tmp_path / "flow.keras")
+        assert [is_compiled(m) for m in (model, keras.models.load_model(tmp_path / "flow.keras"))] == [
+            expected,
+            expected,
+        ]
+
+
 def test_small_variables_do_not_pay_for_compiling(x):
     assert not is_compiled(fitted(x, keras.optimizers.Adam(1e-2)))

@@ -127,6 +127,7 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         *,
         max_skipped_updates=10,
         auto_scale_loss=True,
+        jit_compile="auto",
         **kwargs,
     ):
         """Keras's `compile`, without a loss or metrics: the model has its own.
@@ -138,6 +139,8 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
           max_skipped_updates: training stops with a ValueError after so many steps in a row whose loss or
             gradients are not finite; single ones are skipped and counted.
           auto_scale_loss: whether to scale the loss where a coupling network computes in float16.
+          jit_compile: as Keras's. "auto" on the CPU leaves to XLA the update of large variables alone, by an
+            optimizer of Keras; `False` leaves it nothing.
           **kwargs: as Keras's.
         """
         for argument, value in (("loss", loss), ("metrics", metrics)):
@@ -148,7 +151,11 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         if auto_scale_loss and self._scales_loss and not is_scaled:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        super().compile(optimizer=optimizer, auto_scale_loss=auto_scale_loss, **kwargs)
+        super().compile(
+            optimizer=optimizer, auto_scale_loss=auto_scale_loss, jit_compile=jit_compile, **kwargs
+        )
+        # What Keras makes of "auto" it does not tell from `False`.
+        self._jit_compile_given = jit_compile
         self._guard.reset()
         self._optimized_variables = None
         self._step = None

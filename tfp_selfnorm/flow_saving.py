@@ -108,6 +108,7 @@ class FlowSaving:
         config = super().get_compile_config()
         if config:
             config["max_skipped_updates"] = self._max_skipped_updates
+            config["jit_compile"] = self._jit_compile_given
             if self.optimizer.built:
                 trainable = [variable.name for variable in self.trainable_variables]
                 config["optimized_variables"] = self._optimized_variables or trainable

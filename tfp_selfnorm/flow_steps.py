@@ -62,6 +62,7 @@ class FlowSteps:
                 _suspects(x, y_pred, scope),
                 self._max_skipped_updates,
                 kept,
+                fuses=self._jit_compile_given is not False,
             )
         else:
             warnings.warn(

@@ -34,7 +34,9 @@ class UpdateGuard:
         """The variables that no file is to keep: a run of skipped steps ends with the process."""
         return self._run, self._first
 
-    def apply(self, optimizer, gradients, variables, loss, suspects, max_skipped, kept=()) -> tf.Tensor:
+    def apply(
+        self, optimizer, gradients, variables, loss, suspects, max_skipped, kept=(), fuses=True
+    ) -> tf.Tensor:
         """Applies the gradients, or not.
 
         Args:
@@ -46,6 +48,7 @@ class UpdateGuard:
             is not finite is to blame. Before them come the variables, after them the gradients.
           max_skipped: the longest run of skipped steps.
           kept: pairs of a `tf.Variable` and its value before the step, which a skipped step puts back.
+          fuses: whether the update of large variables may be compiled by XLA.
 
         Returns:
           Whether the step was right, a scalar of bool.
@@ -71,8 +74,10 @@ class UpdateGuard:
             is_finite = loss_is_finite & _on_all_replicas(_squares_are_finite(gradients_given))
             is_passed_on = is_finite
         # The branches may only be entered by all replicas at once.
+        update = fused_update.apply if fuses else _apply
         tf.distribute.get_replica_context().merge_call(
-            self._apply_or_skip, args=(optimizer, gradients, variables, is_passed_on & goes_on, values, kept)
+            self._apply_or_skip,
+            args=(update, optimizer, gradients, variables, is_passed_on & goes_on, values, kept),
         )
         return is_finite & goes_on
 
@@ -91,13 +96,13 @@ class UpdateGuard:
                 "`max_skipped_updates` of `compile`; a smaller learning rate or `clipnorm` may help."
             )
 
-    def _apply_or_skip(self, strategy, optimizer, gradients, variables, is_passed_on, suspects, kept):
+    def _apply_or_skip(self, strategy, update, optimizer, gradients, variables, is_passed_on, suspects, kept):
         def on_each_replica(function, *arguments):
             results = strategy.extended.call_for_each_replica(function, args=arguments)
             return strategy.experimental_local_results(results)
 
         def apply():
-            on_each_replica(fused_update.apply, optimizer, gradients, variables)
+            on_each_replica(update, optimizer, gradients, variables)
             self._run.assign(0)
 
         def skip():
@@ -110,6 +115,10 @@ class UpdateGuard:
 
         self._steps.assign_add(1)
         tf.cond(strategy.experimental_local_results(is_passed_on)[0], apply, skip)
+
+
+def _apply(optimizer, gradients, variables):
+    optimizer.apply(gradients, variables)
 
 
 def _squares_are_finite(gradients, scale=1.0):
