@@ -100,7 +100,7 @@ def model_rows(flows, repeats, seconds):
         data = cases.endless(model, x)
         step = cases.compiled_step(model, x)
         once = np.median(measure({"step": step}, repeats, seconds)["step"]) / 1e3
-        # An epoch that is long enough for its beginning and its end not to matter.
+        # An epoch that is long enough for its beginning and its end, 40 ms, not to matter.
         steps = int(np.clip(seconds / once, 10, 300))
         calls = {
             "compiled steps": lambda step=step, steps=steps: [step() for _ in range(steps)],
@@ -108,7 +108,8 @@ def model_rows(flows, repeats, seconds):
                 data, steps_per_epoch=steps, verbose=0
             ),
         }
-        times = {call: values / steps for call, values in measure(calls, repeats, seconds).items()}
+        epochs = measure(calls, min(repeats, 5), 6 * seconds)
+        times = {call: values / steps for call, values in epochs.items()}
         bare = np.median(times["compiled steps"])
         for call, values in times.items():
             ratios = {"over_limit": np.median(values) / bare, "exact_over_this": None}
@@ -151,9 +152,9 @@ def in_this_process(kind, name):
     """Seconds of import and of the first call, and the MiB that the case adds at its peak; as JSON."""
     size = PROCESS_SIZE if kind == "dense" else PROCESS_SHAPE
     steps = cases.dense_steps if kind == "dense" else cases.conv_steps
-    small = 8 if kind == "dense" else (8, 8, size[2])
+    small = SIZES[0] if kind == "dense" else (8, 8, size[2])
     shape, small_shape = ((size,), (small,)) if kind == "dense" else (size, small)
-    # What any call needs, such as pools of threads, is there before the case is.
+    # What any call needs, such as pools of threads and XLA's own code, is there before the case is.
     steps(small)[name](cases.batch(BATCH, *small_shape))()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step = steps(size)[name](cases.batch(BATCH, *shape))
@@ -199,7 +200,7 @@ def all_rows(arguments):
         "process": process_rows,
         "dense": lambda: dense_rows(QUICK_SIZES if quick else SIZES, repeats, seconds),
         "conv": lambda: conv_rows(QUICK_SHAPES if quick else SHAPES, repeats, seconds),
-        "models": lambda: model_rows(flows, min(repeats, 3), 2 * seconds),
+        "models": lambda: model_rows(flows, repeats, seconds),
         "sampling": lambda: sampling_rows(flows, (1, 10) if quick else (1, 100, 10_000), repeats, seconds),
     }
     for part in arguments.parts:
