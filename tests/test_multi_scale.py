@@ -190,6 +190,9 @@ def test_the_parts_of_a_glow():
     exact = sn.glow_flow((8, 8, 1), 1, 1, kernel_size=(3, 5), width=2, mixing="exact")
     (layer,) = sn.self_norm_layers(exact)
     assert (layer.gradient, layer.inversion, layer.inverse_kernel.shape) == ("exact", "exact", (3, 5, 4, 4))
+    # The channels are mixed from the start.
+    centre = layer.inverse_kernel.numpy()[1, 2]
+    assert np.abs(centre - np.diag(np.diag(centre))).max() > 0.3
 
 
 def test_the_parts_of_a_conv_flow():

@@ -203,6 +203,15 @@ def test_initial_values_are_the_papers():
     np.testing.assert_allclose(w @ w.T, np.eye(5), atol=1e-12)
     assert np.abs(w - np.eye(5)).max() > 0.1
     np.testing.assert_array_equal(rotation.forward_kernel[0, 0], w.T)
+    wide = SelfNormConv2D.trainable((8, 8), channels=5, kernel_size=3, rotates=True, dtype=tf.float64, seed=1)
+    w, r = wide.inverse_kernel.numpy(), wide.forward_kernel.numpy()
+    np.testing.assert_array_equal(w[1, 1], rotation.inverse_kernel[0, 0])
+    np.testing.assert_array_equal(r[1, 1], w[1, 1].T)
+    w[1, 1] = r[1, 1] = 0.0
+    assert not w.any()
+    assert not r.any()
+    near_identity = SelfNormConv2D.trainable((8, 8), channels=5, kernel_size=1, rotates=False, seed=1)
+    assert 0.0 < np.abs(near_identity.inverse_kernel[0, 0] - np.eye(5)).max() < 0.03
     again, other = (SelfNormConv1D.trainable(8, 3, seed=seed) for seed in (1, 2))
     same = SelfNormConv1D.trainable(8, 3, seed=1)
     np.testing.assert_array_equal(again.inverse_kernel, same.inverse_kernel)

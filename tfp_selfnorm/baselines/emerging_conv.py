@@ -9,8 +9,7 @@ from tfp_selfnorm.bijectors.conv_parameters import (
     check_kernel_size,
     check_same_shape,
     check_spatial_shape,
-    identity_kernel,
-    small_noise,
+    noisy_identity_kernel,
 )
 from tfp_selfnorm.bijectors.self_norm import common_dtype, parameter
 from tfp_selfnorm.integers import check_positive_int
@@ -131,7 +130,7 @@ class EmergingConv2D(LinearImageMap):
         seeds = tfp.random.split_seed(stateless_seed(seed), n=2, salt="emerging_conv")
         kernels = [
             tf.Variable(
-                identity_kernel(sizes, channels, dtype) + small_noise(sizes, channels, dtype, seed),
+                noisy_identity_kernel(sizes, channels, dtype, seed),
                 name=f"{name}_{part}_kernel",
             )
             for part, seed in zip(("first", "second"), tf.unstack(seeds), strict=True)

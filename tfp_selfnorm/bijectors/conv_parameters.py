@@ -81,6 +81,17 @@ def identity_kernel(sizes, channels, dtype):
     return tf.constant(centre, dtype) * tf.eye(channels, dtype=dtype)
 
 
+def noisy_identity_kernel(sizes, channels, dtype, seed):
+    """The kernel of the map that changes next to nothing."""
+    return identity_kernel(sizes, channels, dtype) + small_noise(sizes, channels, dtype, seed)
+
+
+def rotation_kernel(sizes, channels, dtype, seed):
+    """The kernel that rotates the channels of each pixel at random; `seed` is a stateless one."""
+    rotation = tf.linalg.qr(tf.random.stateless_normal([channels, channels], seed, dtype=dtype)).q
+    return identity_kernel(sizes, 1, dtype) * rotation
+
+
 def small_noise(sizes, channels, dtype, seed):
     """A hundredth of Glorot's normal noise; `seed` is a stateless one."""
     stddev = _NOISE_GAIN / np.sqrt(np.prod(sizes) * channels)

@@ -10,8 +10,8 @@ from tfp_selfnorm.bijectors.conv_parameters import (
     check_same_shape,
     check_spatial_shape,
     ensure_event,
-    identity_kernel,
-    small_noise,
+    noisy_identity_kernel,
+    rotation_kernel,
 )
 from tfp_selfnorm.bijectors.self_norm import SelfNorm, common_dtype, kernel_variables, parameter
 from tfp_selfnorm.integers import check_positive_int
@@ -95,6 +95,7 @@ class SelfNormConv(SelfNorm):
         dtype=tf.float32,
         seed=None,
         use_bias=True,
+        rotates=None,
         gradient="self_norm",
         mixture=0.5,
         inversion=None,
@@ -103,8 +104,8 @@ class SelfNormConv(SelfNorm):
     ):
         """Makes a layer of `tf.Variable`s with the paper's initial values.
 
-        W starts as the identity plus a hundredth of Glorot's normal noise, or for a kernel of size 1 as a
-        random rotation; R as its transpose, the flipped kernel; the bias at 0.
+        W starts as the identity plus a hundredth of Glorot's normal noise, or as a random rotation of the
+        channels of each pixel; R as its transpose, the flipped kernel; the bias at 0.
 
         Args:
           spatial_shape: sizes of an image without its channels, positive ints.
@@ -113,6 +114,7 @@ class SelfNormConv(SelfNorm):
           dtype: floating dtype.
           seed: int or stateless TFP seed of the kernel.
           use_bias: whether there is a bias.
+          rotates: whether W starts as a rotation, as it should between couplings; `None`: if the size is 1.
           gradient: see the constructor, as for the arguments below.
           mixture: see the constructor.
           inversion: see the constructor.
@@ -126,7 +128,9 @@ class SelfNormConv(SelfNorm):
         spatial_shape = check_spatial_shape(spatial_shape, cls._SPATIAL_NDIMS)
         sizes = check_kernel_size(kernel_size, cls._SPATIAL_NDIMS)
         check_positive_int(channels, "channels")
-        kernel = _initial_kernel(sizes, channels, dtype, stateless_seed(seed, salt="self_norm_conv"))
+        rotates = all(size == 1 for size in sizes) if rotates is None else rotates
+        initial_kernel = rotation_kernel if rotates else noisy_identity_kernel
+        kernel = initial_kernel(sizes, channels, dtype, stateless_seed(seed, salt="self_norm_conv"))
         kernels = kernel_variables(conv.flip(kernel), kernel, name)
         bias = tf.Variable(tf.zeros([channels], dtype), name=f"{name}_bias") if use_bias else None
         return cls(*kernels, spatial_shape, bias, gradient, mixture, inversion, validate_args, name)
@@ -215,9 +219,3 @@ class SelfNormConv1D(SelfNormConv):
 
     _SPATIAL_NDIMS = 1
     _DEFAULT_NAME = "self_norm_conv1d"
-
-
-def _initial_kernel(sizes, channels, dtype, seed):
-    if all(size == 1 for size in sizes):
-        return tf.linalg.qr(tf.random.stateless_normal([*sizes, channels, channels], seed, dtype=dtype)).q
-    return identity_kernel(sizes, channels, dtype) + small_noise(sizes, channels, dtype, seed)

@@ -53,7 +53,8 @@ def glow_flow(
       image_shape: (height, width, channels), known; the sides divisible by `2**num_blocks`.
       num_blocks: number of blocks, 1 or more.
       steps_per_block: steps in a block, 1 or more.
-      kernel_size: of the mixing convolutions, an odd int, or two.
+      kernel_size: of the mixing convolutions, an odd int, or two. They start as random rotations of the
+        channels, whatever their size: a coupling changes one half of them alone.
       width: hidden channels of the coupling networks, see `coupling_network`.
       act_norm: whether steps begin with an `ActNorm`.
       split_prior: whether a coupling comes before each split.
@@ -98,7 +99,7 @@ def glow_flow(
     def mix(shape, name):
         if mixing == "lu":
             return _lu_mixing(shape[2], dtype, next(seeds), name)
-        options = {"gradient": mixing, "mixture": mixture, "inversion": inversion}
+        options = {"gradient": mixing, "mixture": mixture, "inversion": inversion, "rotates": True}
         return SelfNormConv2D.trainable(
             shape[:2], shape[2], kernel_size, dtype=dtype, seed=next(seeds), name=name, **options
         )
