@@ -30,9 +30,13 @@ def _rates(preset, rates):
     return {f"{preset}, {rate:g}": (preset, {"learning_rate": rate}) for rate in rates}
 
 
+def _learning(**changes):
+    return {f"inverse_learning.{name}": value for name, value in changes.items()}
+
+
 def _identity(**tracking):
     """The paper's start, with some other tracking."""
-    return {"whiten": False} | {f"inverse_learning.{name}": value for name, value in tracking.items()}
+    return {"whiten": False, **_learning(**tracking)}
 
 
 def _convolutions(changes):
@@ -75,14 +79,25 @@ STUDIES = {
     },
     "regularizer": {
         "weight 1": (_PAPER, {}),
-        "weight 0.1": (_PAPER, {"inverse_learning.weight": 0.1}),
-        "weight 10": (_PAPER, {"inverse_learning.weight": 10.0}),
-        "symmetric": (_PAPER, {"inverse_learning.kind": "symmetric"}),
-        "inverse_only": (_PAPER, {"inverse_learning.kind": "inverse_only"}),
+        "weight 0.1": (_PAPER, _learning(weight=0.1)),
+        "weight 10": (_PAPER, _learning(weight=10.0)),
+        "symmetric": (_PAPER, _learning(kind="symmetric")),
+        "inverse_only": (_PAPER, _learning(kind="inverse_only")),
         "p_f alone": (_PAPER, {"flow.mixture": 1.0}),
-        "probes, weight 10": (_PAPER, {"inverse_learning.kind": "probes", "inverse_learning.weight": 10.0}),
+        "probes, weight 10": (_PAPER, _learning(kind="probes", weight=10.0)),
     },
     "conv": _convolutions(_LEAKY),
+    "conv_regularizer": {
+        label: ("selfnorm_cnn_mnist", {**_LEAKY, **_learning(**changes)})
+        for label, changes in (
+            ("weight 1", {}),
+            ("weight 0.1", {"weight": 0.1}),
+            ("weight 10", {"weight": 10.0}),
+            ("symmetric", {"kind": "symmetric"}),
+            ("inverse_only", {"kind": "inverse_only"}),
+            ("probes, weight 10", {"kind": "probes", "weight": 10.0}),
+        )
+    },
     "conv_spline": _convolutions(_FAST),
     "glow": {
         "1x1": ("selfnorm_glow_mnist", _SMALL_GLOW),
