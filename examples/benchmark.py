@@ -19,6 +19,7 @@ import sys
 import time
 
 import benchmark_cases as cases
+import keras
 import matplotlib as mpl
 import numpy as np
 import tensorflow as tf
@@ -90,6 +91,39 @@ def conv_rows(shapes, repeats, seconds):
             yield row("conv", "x".join(map(str, shape)), name, values, **ratios)
 
 
+class LoopTimer(keras.callbacks.Callback):
+    """The seconds of Keras's loop, from the first step to the last."""
+
+    def on_train_begin(self, logs=None):
+        self._start = time.perf_counter()
+
+    def on_train_end(self, logs=None):
+        self.seconds = time.perf_counter() - self._start
+
+
+def bare_loop(step):
+    """A function of a number of steps, which returns its seconds."""
+
+    def loop(steps):
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        return time.perf_counter() - start
+
+    return loop
+
+
+def fit_loop(model, data):
+    """The same for Keras: without what `fit` prepares, 40 ms, and tf.data's threads, which may end late."""
+
+    def loop(steps):
+        timer = LoopTimer()
+        model.fit(data, steps_per_epoch=steps, verbose=0, callbacks=[timer])
+        return timer.seconds
+
+    return loop
+
+
 def model_rows(flows, repeats, seconds):
     """The compiled step, and the same number of steps in `fit`, by the step, refreshes in both."""
     for name, (shape, make) in flows.items():
@@ -100,16 +134,11 @@ def model_rows(flows, repeats, seconds):
         data = cases.endless(model, x)
         step = cases.compiled_step(model, x)
         once = np.median(measure({"step": step}, repeats, seconds)["step"]) / 1e3
-        # An epoch that is long enough for its beginning and its end, 40 ms, not to matter.
         steps = int(np.clip(seconds / once, 10, 300))
-        calls = {
-            "compiled steps": lambda step=step, steps=steps: [step() for _ in range(steps)],
-            "fit": lambda model=model, data=data, steps=steps: model.fit(
-                data, steps_per_epoch=steps, verbose=0
-            ),
-        }
-        epochs = measure(calls, min(repeats, 5), 6 * seconds)
-        times = {call: values / steps for call, values in epochs.items()}
+        loops = {"compiled steps": bare_loop(step), "fit": fit_loop(model, data)}
+        # Without the first turn, a warm-up.
+        turns = [{name: loop(steps) for name, loop in loops.items()} for _ in range(1 + min(repeats, 3))][1:]
+        times = {call: np.array([1e3 * turn[call] / steps for turn in turns]) for call in loops}
         bare = np.median(times["compiled steps"])
         for call, values in times.items():
             ratios = {"over_limit": np.median(values) / bare, "exact_over_this": None}
@@ -211,7 +240,7 @@ def print_row(columns):
     """Prints a row of the table, and returns it."""
     spread = f"{columns['quartile_1_ms']:.2f}-{columns['quartile_3_ms']:.2f}"
     print(
-        f"{columns['part']:9}{columns['size']!s:34}{columns['step']:42}{columns['median_ms']:10.2f}{spread:>20}"
+        f"{columns['part']:9}{columns['size']!s:43}{columns['step']:42}{columns['median_ms']:10.2f}{spread:>20}"
         f"{columns['over_limit']!s:>9}{columns['exact_over_this']!s:>9}{columns['peak_mib']!s:>7}",
         flush=True,
     )
@@ -250,7 +279,7 @@ def main():
         return
     start = time.perf_counter()
     print(f"{machine()}, float32, B = {BATCH}")
-    print(f"{'':9}{'size':34}{'step':42}{'ms':>10}{'quartiles':>20}{'/limit':>9}{'exact/':>9}{'MiB':>7}")
+    print(f"{'':9}{'size':43}{'step':42}{'ms':>10}{'quartiles':>20}{'/limit':>9}{'exact/':>9}{'MiB':>7}")
     rows = []
     arguments.output.mkdir(parents=True, exist_ok=True)
     for part, part_rows in all_rows(arguments):
