@@ -46,6 +46,8 @@ PROCESS_CASES = {
     "dense": (cases.DENSE + cases.ADAM, cases.TRACKED + cases.ADAM, cases.PAPER + cases.ADAM, cases.EXACT),
     "conv": (cases.SIX_CONVOLUTIONS, cases.PAPER, cases.BLOCKS, cases.MATRIX),
 }
+QUICK_PROCESS_CASES = {"dense": (cases.TRACKED + cases.ADAM,), "conv": (cases.PAPER,)}
+SAMPLED = ("FC-2, tracked", "conv-9, smooth leaky ReLU")
 
 
 def row(part, size, step, values, **ratios):
@@ -146,7 +148,7 @@ def model_rows(flows, repeats, seconds):
 
 
 def sampling_rows(flows, counts, repeats, seconds):
-    for name in ("FC-2, tracked", "conv-9, smooth leaky ReLU"):
+    for name in (name for name in SAMPLED if name in flows):
         shape, make = flows[name]
         flow, learning = make()
         model = sn.FlowModel(flow, learning)
@@ -195,7 +197,7 @@ def in_this_process(kind, name):
     print(json.dumps({"first_call_s": first_call, "peak_mib": peak}))
 
 
-def process_rows():
+def process_rows(process_cases):
     """What fresh processes pay; on Linux a child starts with the peak of its parent, so these come first."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import tensorflow_probability, keras"], check=True)
@@ -204,7 +206,7 @@ def process_rows():
     subprocess.run([sys.executable, "-c", "import tfp_selfnorm"], check=True)
     yield process_row("", "import tensorflow_probability, keras", libraries, None)
     yield process_row("", "import tfp_selfnorm, with them", time.perf_counter() - start, None)
-    for kind, names in PROCESS_CASES.items():
+    for kind, names in process_cases.items():
         for name in names:
             command = [sys.executable, __file__, "--case", kind, name]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -224,9 +226,9 @@ def all_rows(arguments):
     repeats, seconds = (3, 0.3) if quick else (20, arguments.seconds)
     flows = cases.flows()
     if quick:
-        flows = {name: flows[name] for name in ("FC-2, tracked", "conv-9, smooth leaky ReLU")}
+        flows = {name: flows[name] for name in SAMPLED[:1]}
     parts = {
-        "process": process_rows,
+        "process": lambda: process_rows(QUICK_PROCESS_CASES if quick else PROCESS_CASES),
         "dense": lambda: dense_rows(QUICK_SIZES if quick else SIZES, repeats, seconds),
         "conv": lambda: conv_rows(QUICK_SHAPES if quick else SHAPES, repeats, seconds),
         "models": lambda: model_rows(flows, repeats, seconds),
