@@ -10,6 +10,7 @@ The sampling is in float32, from the paper's convolutional flow, lightly trained
 """
 
 import argparse
+import pathlib
 import resource
 import subprocess
 import sys
@@ -82,8 +83,12 @@ def print_added_peak(method, shape):
 
 def peak_memory(shape):
     """What `print_added_peak` prints in a fresh process for each method."""
-    script = "import runpy, sys; runpy.run_path(sys.argv[1])['print_added_peak'](*sys.argv[2:])"
-    commands = {method: [sys.executable, "-c", script, __file__, method, shape] for method in LOG_DETS}
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import benchmark_convolution; "
+        "benchmark_convolution.print_added_peak(*sys.argv[2:])"
+    )
+    folder = pathlib.Path(__file__).parent
+    commands = {method: [sys.executable, "-c", script, folder, method, shape] for method in LOG_DETS}
     children = {key: subprocess.Popen(line, stdout=subprocess.PIPE) for key, line in commands.items()}
     return {method: float(child.communicate()[0]) for method, child in children.items()}
 
