@@ -13,7 +13,6 @@ the names mean is in `benchmark_cases.py`.
 import argparse
 import json
 import pathlib
-import resource
 import subprocess
 import sys
 import time
@@ -41,12 +40,13 @@ LIMITS = {
     cases.EXACT: cases.THREE,
     cases.EXACT_LOG_PROB: cases.THREE,
 }
-PROCESS_SIZE, PROCESS_SHAPE = 2048, (32, 32, 3)
+# What each of these starts a process for: a dense layer of a size, or a convolution of images of a shape.
 PROCESS_CASES = {
-    "dense": (cases.DENSE + cases.ADAM, cases.TRACKED + cases.ADAM, cases.PAPER + cases.ADAM, cases.EXACT),
-    "conv": (cases.SIX_CONVOLUTIONS, cases.PAPER, cases.BLOCKS, cases.MATRIX),
+    (2048,): (cases.DENSE + cases.ADAM, cases.TRACKED + cases.ADAM, cases.PAPER + cases.ADAM, cases.EXACT),
+    (4096,): (cases.DENSE + cases.ADAM, cases.TRACKED + cases.ADAM),
+    (32, 32, 3): (cases.SIX_CONVOLUTIONS, cases.PAPER, cases.BLOCKS, cases.MATRIX),
 }
-QUICK_PROCESS_CASES = {"dense": (cases.TRACKED + cases.ADAM,), "conv": (cases.PAPER,)}
+QUICK_PROCESS_CASES = {(2048,): (cases.TRACKED + cases.ADAM,), (32, 32, 3): (cases.PAPER,)}
 SAMPLED = ("FC-2, tracked", "conv-9, smooth leaky ReLU")
 
 
@@ -179,26 +179,34 @@ def sampling_rows(flows, counts, repeats, seconds):
         yield row("sampling", f"{name}, {BATCH}", "evaluate, a batch", values, **ratios)
 
 
-def in_this_process(kind, name):
-    """Seconds of import and of the first call, and the MiB that the case adds at its peak; as JSON."""
-    size = PROCESS_SIZE if kind == "dense" else PROCESS_SHAPE
-    steps = cases.dense_steps if kind == "dense" else cases.conv_steps
-    small = SIZES[0] if kind == "dense" else (8, 8, size[2])
-    shape, small_shape = ((size,), (small,)) if kind == "dense" else (size, small)
-    # What any call needs, such as pools of threads and XLA's own code, is there before the case is.
-    steps(small)[name](cases.batch(BATCH, *small_shape))()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = steps(size)[name](cases.batch(BATCH, *shape))
+def in_this_process(shape, name):
+    """Seconds of the first call, and the MiB that TensorFlow holds for the case at its peak; as JSON."""
+    in_use = memory_in_use("current")
+    steps = cases.dense_steps(*shape) if len(shape) == 1 else cases.conv_steps(shape)
+    step = steps[name](cases.batch(BATCH, *shape))
+    # What the case was made from is gone by now.
+    memory_in_use("peak", reset=True)
     start = time.perf_counter()
     step()
     first_call = time.perf_counter() - start
     step()
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    peak = None if in_use is None else memory_in_use("peak") - in_use
     print(json.dumps({"first_call_s": first_call, "peak_mib": peak}))
 
 
+def memory_in_use(key, reset=False):
+    """MiB by TensorFlow's own count; `None` where it has none, as on CPUs without oneDNN."""
+    device = "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
+    try:
+        if reset:
+            tf.config.experimental.reset_memory_stats(device)
+        return tf.config.experimental.get_memory_info(device)[key] / 2**20
+    except ValueError:
+        return None
+
+
 def process_rows(process_cases):
-    """What fresh processes pay; on Linux a child starts with the peak of its parent, so these come first."""
+    """What fresh processes pay."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import tensorflow_probability, keras"], check=True)
     libraries = time.perf_counter() - start
@@ -206,12 +214,12 @@ def process_rows(process_cases):
     subprocess.run([sys.executable, "-c", "import tfp_selfnorm"], check=True)
     yield process_row("", "import tensorflow_probability, keras", libraries, None)
     yield process_row("", "import tfp_selfnorm, with them", time.perf_counter() - start, None)
-    for kind, names in process_cases.items():
+    for shape, names in process_cases.items():
         for name in names:
-            command = [sys.executable, __file__, "--case", kind, name]
+            command = [sys.executable, __file__, "--case", json.dumps(shape), name]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             figures = json.loads(output.splitlines()[-1])
-            size = PROCESS_SIZE if kind == "dense" else "x".join(map(str, PROCESS_SHAPE))
+            size = "x".join(map(str, shape))
             yield process_row(size, name, figures["first_call_s"], figures["peak_mib"])
 
 
@@ -274,10 +282,11 @@ def main():
     parser.add_argument("--quick", action="store_true", help="small sizes, a minute")
     parser.add_argument("--seconds", type=float, default=1.5, help="bound on the turns of one step")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmark_output"))
-    parser.add_argument("--case", nargs=2, metavar=("KIND", "NAME"), help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs=2, metavar=("SHAPE", "NAME"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
-        in_this_process(*arguments.case)
+        shape, name = arguments.case
+        in_this_process(json.loads(shape), name)
         return
     start = time.perf_counter()
     print(f"{machine()}, float32, B = {BATCH}")

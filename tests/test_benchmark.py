@@ -1,6 +1,7 @@
 """The benchmark runs at a tiny size, and its steps compute what their names say."""
 
 import csv
+import gc
 import json
 import sys
 
@@ -46,15 +47,18 @@ def test_the_table(tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("dense", cases.TRACKED + cases.ADAM), ("conv", cases.SIX_CONVOLUTIONS)]
+    ("shape", "name", "least_mib"),
+    [((512,), cases.TRACKED + cases.ADAM, 5.0), ((4, 4, 1), cases.SIX_CONVOLUTIONS, 0.0)],
 )
-def test_what_a_process_pays(kind, name, monkeypatch, capfd):
-    monkeypatch.setattr(benchmark, "PROCESS_SIZE", 16)
-    monkeypatch.setattr(benchmark, "PROCESS_SHAPE", (4, 4, 1))
-    benchmark.in_this_process(kind, name)
+def test_what_a_process_pays(shape, name, least_mib, capfd):
+    gc.collect()
+    benchmark.in_this_process(shape, name)
     figures = json.loads(capfd.readouterr().out)
     assert figures["first_call_s"] > 0.0
-    assert figures["peak_mib"] >= 0.0
+    if figures["peak_mib"] is None:
+        pytest.skip("TensorFlow does not count its memory on this device")
+    # Of 512: W, its two moments, R and a gradient, of 1 MiB each, and not much more.
+    assert least_mib <= figures["peak_mib"] < 10.0 + least_mib
 
 
 def test_the_steps_with_and_without_held_log_dets_have_the_same_gradients():
