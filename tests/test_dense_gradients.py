@@ -6,6 +6,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm import Reconstruction, SelfNormDense, training_scope
+from tfp_selfnorm.math import dense
 
 tfd = tfp.distributions
 
@@ -84,6 +85,21 @@ def test_exact_and_relative_gradients(make_layer, make_flow, rng, size, in_scope
         assert found[1] is None
         np.testing.assert_allclose(found[2], -d_z.mean(axis=0), **TOLERANCE)
         np.testing.assert_allclose(found[3], -d_z @ w / len(x), **TOLERANCE)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (3, 4, 4), (2, 3, 1, 1)])
+def test_exact_gradient_of_kernels_whose_rows_are_out_of_order(rng, shape):
+    kernel = tf.constant(np.roll(rng.normal(size=shape) * 0.1 + np.eye(shape[-1]), 1, axis=-2))
+    direction = rng.normal(size=shape)
+    with tf.GradientTape() as tape:
+        tape.watch(kernel)
+        gradient = dense.OPERATIONS.log_det_gradient(kernel)
+        projected = tf.reduce_sum(gradient * direction)
+    inverse = np.linalg.inv(kernel)
+    np.testing.assert_allclose(gradient, np.swapaxes(inverse, -1, -2), **TOLERANCE)
+    # The projection is tr(D inv(W)), which dW changes by -tr(inv(W) D inv(W) dW).
+    second = -np.swapaxes(inverse @ direction @ inverse, -1, -2)
+    np.testing.assert_allclose(tape.gradient(projected, kernel), second, **TOLERANCE)
 
 
 @pytest.mark.parametrize("size", SIZES)
