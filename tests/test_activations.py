@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tfp_selfnorm import LeakyReLU, SmoothLeakyReLU, trainable_spline
+from tfp_selfnorm.bijectors import smooth_leaky_relu as smooth_leaky_relu_module
 
 tfb = tfp.bijectors
 SLOPES = [1.2e-38, 1e-30, 1e-10, 1e-4, 0.01, 0.3, 0.7, 0.999999, 1.0]
@@ -49,6 +50,15 @@ def test_smooth_leaky_relu_inverts_ordinary_values(alpha, dtype):
     np.testing.assert_allclose(
         back, y, rtol=1e-5 if dtype == tf.float32 else 1e-13, atol=1e-5 if dtype == tf.float32 else 1e-13
     )
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.1, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
+def test_ordinary_slopes_take_few_steps(alpha, dtype, monkeypatch):
+    monkeypatch.setattr(smooth_leaky_relu_module, "_find_root_from_above", lambda y, _: y * np.nan)
+    y = tf.cast(tf.linspace(-1e3, 1e3, 100001), dtype)
+    x = SmoothLeakyReLU(tf.constant(alpha, dtype)).inverse(y)
+    np.testing.assert_allclose(smooth_leaky_relu(x, alpha), y, rtol=1e-5, atol=1e-5)
 
 
 def test_smooth_leaky_relu_passes_on_what_is_not_finite():
