@@ -87,6 +87,16 @@ def test_exact_and_relative_gradients(make_layer, make_flow, rng, size, in_scope
         np.testing.assert_allclose(found[3], -d_z @ w / len(x), **TOLERANCE)
 
 
+@pytest.mark.parametrize("count", [1, 5, 6, 7, None])
+@pytest.mark.parametrize("large", [6, 7], ids=["by the rows", "by the kernel"])
+def test_products_of_large_kernels_with_few_and_many_rows(rng, monkeypatch, large, count):
+    monkeypatch.setattr(dense, "_LARGE", large)
+    kernel, x = rng.normal(size=[6, 6]), rng.normal(size=[count or 8, 6])
+    signature = [tf.TensorSpec([6, 6], tf.float64), tf.TensorSpec([count, 6], tf.float64)]
+    found = tf.function(dense.matvec, input_signature=signature)(kernel, x)
+    np.testing.assert_allclose(found, x @ kernel.T, **TOLERANCE)
+
+
 @pytest.mark.parametrize("shape", [(6, 6), (3, 4, 4), (2, 3, 1, 1)])
 def test_exact_gradient_of_kernels_whose_rows_are_out_of_order(rng, shape):
     kernel = tf.constant(np.roll(rng.normal(size=shape) * 0.1 + np.eye(shape[-1]), 1, axis=-2))

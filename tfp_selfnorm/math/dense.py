@@ -5,8 +5,8 @@ import tensorflow as tf
 
 from tfp_selfnorm.math.linear import Operations, sum_to_shape
 
-# From this size on, transposing the rows beats a product with the transposed kernel: 3 times at 2048.
-_LARGE = 512
+# From this size on, transposing the rows beats a product with the transposed kernel: by half at 2048.
+_LARGE = 1024
 
 
 def matvec(kernel, x, adjoint=False):
