@@ -116,26 +116,24 @@ def _find_root(y, alpha):
     # slopes of 0.01 to 0.9.
     c = 2.0 * alpha**0.25
     start = (0.5 / alpha + 0.5) * y - (0.5 / alpha - 0.5) * tf.sqrt(tf.square(y) + c * alpha)
-    # From so near, Newton's step, whose order is two, ends within rounding.
-    near = np.finfo(y.dtype.as_numpy_dtype).eps ** 0.5
 
     def once_more(x):
-        # Far out rounding moves the step itself; the first time is quicker without a look at that.
-        return _polished(x, y, alpha, near * (1.0 + tf.abs(x)), lambda _: _find_root_from_above(y, alpha))
+        return _polished(x, y, alpha, lambda _: _find_root_from_above(y, alpha))
 
     # Once is enough for slopes of 0.2 and more in float32, twice from 0.01 on, and in float64.
-    return _polished(start, y, alpha, near, once_more)
+    return _polished(start, y, alpha, once_more)
 
 
-def _polished(x, y, alpha, near, otherwise):
-    """`x` after two steps towards the root, or `otherwise` of it where the second is not `near` 0."""
+def _polished(x, y, alpha, otherwise):
+    """`x` after two steps towards the root, or `otherwise` of it where these do not end within rounding."""
     newton, decay, slope = _newton_step(x, y, alpha)
     # Halley's method: of the first derivative, newton times the second.
     second = newton * (1.0 - alpha) * (decay - tf.square(decay)) / slope
     x -= newton / (1.0 - 0.5 * second)
     newton, *_ = _newton_step(x, y, alpha)
-    # NaN is not near.
-    return tf.cond(tf.reduce_all(tf.abs(newton) < near), lambda: x - newton, lambda: otherwise(x - newton))
+    # From so near, Newton's step, whose order is two, does. NaN is not near.
+    near = tf.abs(newton) < np.finfo(x.dtype.as_numpy_dtype).eps ** 0.5 * (1.0 + tf.abs(x))
+    return tf.cond(tf.reduce_all(near), lambda: x - newton, lambda: otherwise(x - newton))
 
 
 def _newton_step(x, y, alpha):
