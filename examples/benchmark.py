@@ -281,6 +281,7 @@ def main():
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--quick", action="store_true", help="small sizes, a minute")
     parser.add_argument("--seconds", type=float, default=1.5, help="bound on the turns of one step")
+    parser.add_argument("--intra-op-threads", type=int, help="default: the cores")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmark_output"))
     parser.add_argument("--case", nargs=2, metavar=("SHAPE", "NAME"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -288,6 +289,8 @@ def main():
         shape, name = arguments.case
         in_this_process(json.loads(shape), name)
         return
+    if arguments.intra_op_threads:
+        tf.config.threading.set_intra_op_parallelism_threads(arguments.intra_op_threads)
     start = time.perf_counter()
     print(f"{machine()}, float32, B = {BATCH}")
     print(f"{'':9}{'size':43}{'step':42}{'ms':>10}{'quartiles':>20}{'/limit':>9}{'exact/':>9}{'MiB':>7}")

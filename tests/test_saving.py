@@ -48,7 +48,7 @@ def test_a_file_keeps_how_a_model_was_made_compiled_and_trained(saved, data):
     assert loaded.inverse_learning == model.inverse_learning
     assert loaded.distribution.name == "flow"
     assert loaded.steps_per_execution == 2
-    assert loaded._max_skipped_updates == 7
+    assert loaded._guard.max_skipped == 7
     assert loaded.optimizer.get_config() == model.optimizer.get_config()
     for mine, other in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
         np.testing.assert_array_equal(mine, other, err_msg=mine.name)

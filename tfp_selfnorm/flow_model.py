@@ -146,7 +146,7 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         for argument, value in (("loss", loss), ("metrics", metrics)):
             if value is not None:
                 raise ValueError(f"`{argument}` must be None: a FlowModel has its own; got {value!r}.")
-        self._max_skipped_updates = check_positive_int(max_skipped_updates, "max_skipped_updates")
+        check_positive_int(max_skipped_updates, "max_skipped_updates")
         optimizer = keras.optimizers.get(optimizer)
         is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         if auto_scale_loss and self._scales_loss and not is_scaled:
@@ -156,6 +156,7 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         )
         # What Keras makes of "auto" it does not tell from `False`.
         self._jit_compile_given = jit_compile
+        self._guard.max_skipped, self._guard.fuses = max_skipped_updates, jit_compile is not False
         self._guard.reset()
         self._optimized_variables = None
         self._step = None

@@ -107,7 +107,7 @@ class FlowSaving:
         """What `compile` was given, and the names of the variables that the optimizer has a state for."""
         config = super().get_compile_config()
         if config:
-            config["max_skipped_updates"] = self._max_skipped_updates
+            config["max_skipped_updates"] = self._guard.max_skipped
             config["jit_compile"] = self._jit_compile_given
             if self.optimizer.built:
                 trainable = [variable.name for variable in self.trainable_variables]

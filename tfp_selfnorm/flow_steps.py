@@ -60,9 +60,7 @@ class FlowSteps:
                 variables,
                 loss,
                 _suspects(x, y_pred, scope),
-                self._max_skipped_updates,
                 kept,
-                fuses=self._jit_compile_given is not False,
             )
         else:
             warnings.warn(
@@ -109,7 +107,7 @@ class FlowSteps:
         def train_function(iterator):
             self._refresh_when_due()
             logs = compiled_steps(iterator)
-            if self._step % self._max_skipped_updates < self.steps_per_execution:
+            if self._step % self._guard.max_skipped < self.steps_per_execution:
                 self._check_guard()
             return logs
 
@@ -191,7 +189,7 @@ class FlowSteps:
         self._optimized_variables = [variable.name for variable in variables]
 
     def _check_guard(self):
-        self._guard.check(self._max_skipped_updates, int(self.optimizer.iterations.numpy()))
+        self._guard.check(int(self.optimizer.iterations.numpy()))
 
 
 def _mean_nll(log_prob, sample_weight):

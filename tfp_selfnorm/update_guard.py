@@ -16,7 +16,14 @@ class UpdateGuard:
 
     Args:
       add_state: function of an initial value, a name and a dtype that makes a scalar variable.
+
+    Attributes:
+      max_skipped: the longest run of skipped steps.
+      fuses: whether the update of large variables may be compiled by XLA.
     """
+
+    max_skipped = 1
+    fuses = True
 
     def __init__(self, add_state):
         self._run = add_state(0, "skipped_in_a_row", "int32")
@@ -34,9 +41,7 @@ class UpdateGuard:
         """The variables that no file is to keep: a run of skipped steps ends with the process."""
         return self._run, self._first
 
-    def apply(
-        self, optimizer, gradients, variables, loss, suspects, max_skipped, kept=(), fuses=True
-    ) -> tf.Tensor:
+    def apply(self, optimizer, gradients, variables, loss, suspects, kept=()) -> tf.Tensor:
         """Applies the gradients, or not.
 
         Args:
@@ -46,9 +51,7 @@ class UpdateGuard:
           loss: scalar.
           suspects: pairs of a name and a tensor in the order in which the step computed them: the first that
             is not finite is to blame. Before them come the variables, after them the gradients.
-          max_skipped: the longest run of skipped steps.
           kept: pairs of a `tf.Variable` and its value before the step, which a skipped step puts back.
-          fuses: whether the update of large variables may be compiled by XLA.
 
         Returns:
           Whether the step was right, a scalar of bool.
@@ -63,7 +66,7 @@ class UpdateGuard:
         values = [value for _, value in suspects]
         gradients_given = [gradient for _, gradient in gradients_by_name]
         loss_is_finite = _on_all_replicas(tf.math.is_finite(loss))
-        goes_on = tf.convert_to_tensor(self._run) < max_skipped
+        goes_on = tf.convert_to_tensor(self._run) < self.max_skipped
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             scale = tf.convert_to_tensor(optimizer.dynamic_scale)
             is_finite = loss_is_finite & _on_all_replicas(_squares_are_finite(gradients_given, scale))
@@ -74,7 +77,7 @@ class UpdateGuard:
             is_finite = loss_is_finite & _on_all_replicas(_squares_are_finite(gradients_given))
             is_passed_on = is_finite
         # The branches may only be entered by all replicas at once.
-        update = fused_update.apply if fuses else _apply
+        update = fused_update.apply if self.fuses else _apply
         tf.distribute.get_replica_context().merge_call(
             self._apply_or_skip,
             args=(update, optimizer, gradients, variables, is_passed_on & goes_on, values, kept),
@@ -85,14 +88,14 @@ class UpdateGuard:
         """Forgets the run."""
         self._run.assign(0)
 
-    def check(self, max_skipped, step) -> None:
+    def check(self, step) -> None:
         """Raises ValueError if so many steps in a row were skipped; then the next run begins."""
-        if int(self._run.numpy()) >= max_skipped:
+        if int(self._run.numpy()) >= self.max_skipped:
             first = self._names[int(self._first.numpy())]
             self.reset()
             raise ValueError(
-                f"{max_skipped} updates in a row were not finite and so skipped, from step {step} on; first "
-                f"to be not finite was {first}. The weights are those of step {step}. See "
+                f"{self.max_skipped} updates in a row were not finite and so skipped, from step {step} on; "
+                f"first to be not finite was {first}. The weights are those of step {step}. See "
                 "`max_skipped_updates` of `compile`; a smaller learning rate or `clipnorm` may help."
             )
 
