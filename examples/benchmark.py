@@ -23,7 +23,7 @@ import matplotlib as mpl
 import numpy as np
 import tensorflow as tf
 from tables import machine, write_csv
-from timing import measure, quartiles
+from timing import measure, memory_in_use, quartiles
 
 import tfp_selfnorm as sn
 
@@ -32,7 +32,7 @@ BATCH = 100
 SIZES, QUICK_SIZES = (256, 784, 2048, 4096), (64, 256)
 SHAPES, QUICK_SHAPES = ((28, 28, 1), (14, 14, 4), (32, 32, 3), (16, 16, 12)), ((8, 8, 1),)
 # One dense size and one image whose steps are compiled by XLA as well.
-XLA_SIZE, XLA_SHAPE = 784, (28, 28, 1)
+XLA, XLA_SIZE, XLA_SHAPE = ", XLA", 784, (28, 28, 1)
 # What each step is a multiple of.
 LIMITS = {
     cases.PAPER: cases.SIX,
@@ -62,12 +62,12 @@ def dense_rows(sizes, repeats, seconds):
         if size == XLA_SIZE:
             for name, learning in ((cases.PAPER, sn.Reconstruction()), (cases.TRACKED, sn.Tracking())):
                 layer = cases.make_layer(size)
-                calls[f"{name}, XLA"] = cases.flow_step(layer, learning, x, jit_compile=True)
+                calls[name + XLA] = cases.flow_step(layer, learning, x, jit_compile=True)
         interval = cases.make_layer(size).refresh_interval
         times = cases.with_refreshes(measure(calls, repeats, seconds), interval)
         medians = {name: np.median(values) for name, values in times.items()}
         for name, values in times.items():
-            limit = cases.DENSE + cases.ADAM if cases.ADAM in name else LIMITS.get(name.removesuffix(", XLA"))
+            limit = cases.DENSE + cases.ADAM if cases.ADAM in name else LIMITS.get(name.removesuffix(XLA))
             yield row(
                 "dense",
                 size,
@@ -84,7 +84,7 @@ def conv_rows(shapes, repeats, seconds):
         calls = {name: make(x) for name, make in cases.conv_steps(shape).items()}
         if shape == XLA_SHAPE:
             layer = cases.make_convolution(shape)
-            calls[f"{cases.PAPER}, XLA"] = cases.flow_step(layer, sn.Reconstruction(), x, jit_compile=True)
+            calls[cases.PAPER + XLA] = cases.flow_step(layer, sn.Reconstruction(), x, jit_compile=True)
         times = measure(calls, repeats, seconds)
         six, matrix = (np.median(times[name]) for name in (cases.SIX_CONVOLUTIONS, cases.MATRIX))
         for name, values in times.items():
@@ -194,17 +194,6 @@ def in_this_process(shape, name):
     print(json.dumps({"first_call_s": first_call, "peak_mib": peak}))
 
 
-def memory_in_use(key, reset=False):
-    """MiB by TensorFlow's own count; `None` where it has none, as on CPUs without oneDNN."""
-    device = "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
-    try:
-        if reset:
-            tf.config.experimental.reset_memory_stats(device)
-        return tf.config.experimental.get_memory_info(device)[key] / 2**20
-    except ValueError:
-        return None
-
-
 def process_rows(process_cases):
     """What fresh processes pay."""
     start = time.perf_counter()
@@ -267,7 +256,8 @@ def draw(rows, path):
         chosen = [r for r in rows if r["part"] == part]
         for name in dict.fromkeys(r["step"] for r in chosen):
             points = [(str(r["size"]), r["median_ms"]) for r in chosen if r["step"] == name]
-            axis.plot(*zip(*points, strict=True), marker="o", label=name)
+            style = "--" if name.endswith(cases.ADAM) else ":" if name.endswith(XLA) else "-"
+            axis.plot(*zip(*points, strict=True), style, marker="o", label=name)
         axis.set(yscale="log", title=f"one {part} layer, B = {BATCH}", ylabel="ms a step")
         axis.grid(alpha=0.3)
         if chosen:

@@ -1,8 +1,9 @@
-"""Timings of calls that take turns in one process, so that a machine whose speed drifts is fair to all."""
+"""Times of calls in turns, so that a machine whose speed drifts is fair to all, and memory in use."""
 
 import time
 
 import numpy as np
+import tensorflow as tf
 
 # Shorter calls are repeated within a turn, so that each finds its own data in the caches.
 _CALLS_A_TURN, _SECONDS_OF_A_LONG_CALL = 5, 0.1
@@ -43,3 +44,14 @@ def quartiles(values):
         "quartile_3_ms": round(high, 4),
         "turns": len(values),
     }
+
+
+def memory_in_use(key, reset=False):
+    """MiB by TensorFlow's own count; `None` where it has none, as on CPUs without oneDNN."""
+    device = "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
+    try:
+        if reset:
+            tf.config.experimental.reset_memory_stats(device)
+        return tf.config.experimental.get_memory_info(device)[key] / 2**20
+    except ValueError:
+        return None
