@@ -45,19 +45,20 @@ def sketch_and_project(forward_kernel, inverse_kernel, probes):
     Returns:
       The new forward kernel, and an estimate of the error before the step, `||E|| / ||I||`.
     """
-    image = tf.matmul(forward_kernel, probes, transpose_a=True)
-    r = probes - tf.matmul(inverse_kernel, image, transpose_a=True)
+    # Few rows times a kernel take two thirds of the time of the kernel times few columns.
+    probes = tf.linalg.matrix_transpose(probes)
+    r = probes - tf.matmul(tf.matmul(probes, forward_kernel), inverse_kernel)
     error = tf.norm(r, axis=[-2, -1]) / tf.norm(probes, axis=[-2, -1])
-    r = tf.math.divide_no_nan(r, tf.norm(r, axis=-2, keepdims=True))
-    u = tf.matmul(inverse_kernel, r)
-    residual = r - tf.matmul(forward_kernel, u)
-    gram = tf.matmul(u, u, transpose_a=True)
+    r = tf.math.divide_no_nan(r, tf.norm(r, axis=-1, keepdims=True))
+    u = tf.matmul(r, inverse_kernel, transpose_b=True)
+    residual = r - tf.matmul(u, forward_kernel, transpose_b=True)
+    gram = tf.matmul(u, u, transpose_b=True)
     # A ridge of rounding size keeps Cholesky safe, and the step a contraction; without any error all is 0.
     limits = np.finfo(gram.dtype.as_numpy_dtype)
     ridge = 10.0 * limits.eps * tf.linalg.trace(gram)[..., tf.newaxis] + limits.tiny
     gram = tf.linalg.set_diag(gram, tf.linalg.diag_part(gram) + ridge)
-    weights = tf.linalg.cholesky_solve(tf.linalg.cholesky(gram), tf.linalg.matrix_transpose(u))
-    return forward_kernel + tf.matmul(residual, weights), error
+    weights = tf.linalg.cholesky_solve(tf.linalg.cholesky(gram), u)
+    return forward_kernel + tf.matmul(residual, weights, transpose_a=True), error
 
 
 def _scaled(x, weight):
