@@ -66,7 +66,7 @@ def test_frozen_variables_stay_frozen_and_keep_the_others_momenta(tmp_path, data
             model.trainable_variables[0].trainable = False
         model.compile(keras.optimizers.Adam(0.1))
         model.fit(data, epochs=2, verbose=0)
-        model._adopted[0].trainable = False
+        model.named_variables["first"].trainable = False
         model.save(tmp_path / "flow.keras")
         loaded = keras.models.load_model(tmp_path / "flow.keras")
         assert [v.name for v in loaded.trainable_variables] == ["second"]

@@ -136,14 +136,13 @@ def test_names_do_not_count_what_was_built_before(make, tmp_path):
 
 
 def test_weights_of_networks_go_by_their_attributes_and_layers():
-    names = [v.name for v in sn.FlowModel(coupled(custom())).variables]
+    names = list(sn.FlowModel(coupled(custom())).named_variables)
     path = "bijector.network"
-    assert names[:6] == [
+    assert names[:8] == [
         *(f"{path}.hidden.0.{part}" for part in ("bias", "kernel")),
-        *(f"{path}.hidden.1.{part}" for part in ("beta", "gamma")),
+        *(f"{path}.hidden.1.{part}" for part in ("beta", "gamma", "moving_mean", "moving_variance")),
         *(f"{path}.last.{part}" for part in ("bias", "kernel")),
     ]
-    assert names[6:8] == [f"{path}.hidden.1.moving_{part}" for part in ("mean", "variance")]
 
 
 def test_state_of_the_package_makes_way_for_names_of_the_user(tmp_path):

@@ -15,4 +15,4 @@ def two_shifts(names=("first", "second"), size=2):
 
 
 def parts(model):
-    return {variable.name: variable.numpy() for variable in model.variables}
+    return {name: variable.numpy() for name, variable in model.named_variables.items()}

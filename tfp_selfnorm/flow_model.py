@@ -6,7 +6,6 @@ import keras
 import tensorflow as tf
 
 from tfp_selfnorm.adaptation import check_adapted
-from tfp_selfnorm.bijectors import AffineCoupling
 from tfp_selfnorm.checks import (
     check_distribution,
     check_finite,
@@ -24,10 +23,9 @@ from tfp_selfnorm.networks import computes_in_float16
 from tfp_selfnorm.reconstruction import Reconstruction
 from tfp_selfnorm.reconstruction_weight import ReconstructionWeights
 from tfp_selfnorm.tracking import Tracking, refresh_inverse
-from tfp_selfnorm.tree import bijectors_of
 from tfp_selfnorm.update_guard import UpdateGuard
-from tfp_selfnorm.variable_names import unused_name
-from tfp_selfnorm.variables import adopt, reachable
+from tfp_selfnorm.variable_names import name_variables, unused_name
+from tfp_selfnorm.variables import NetworkHolder, adopt, reachable
 
 
 @keras.saving.register_keras_serializable("tfp_selfnorm")
@@ -67,8 +65,8 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         bits_per_dim: bool = False,
         name: str | None = None,
     ):
-        """Makes the model; it adopts the variables that the distribution holds, and every trainable
-        variable that its `log_prob` touches, as those of a network in a closure.
+        """Makes the model; it adopts the variables that the distribution holds, and each variable that its
+        `log_prob` reads, as those of a network in a closure. The Keras networks among them become its layers.
 
         Args:
           distribution: a TFP distribution with a floating dtype and a fully defined event shape.
@@ -87,18 +85,23 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         super().__init__(name=name, dtype=distribution.dtype.name, autocast=False)
         self.distribution = distribution
         self.inverse_learning = inverse_learning
-        layers, variables = reachable(distribution)
+        found = reachable(distribution)
+        layers = found.layers
         self._self_norm = tuple(layers)
         self._tracking = inverse_learning if isinstance(inverse_learning, Tracking) else None
         self._tracked_self_norm = tuple(filter(self._tracking.follows, layers)) if self._tracking else ()
-        couplings = bijectors_of(AffineCoupling, distribution)
         frozen = [layer.forward_kernel for layer in layers if not self._trains_inverse(layer)]
         frozen = [kernel for kernel in frozen if isinstance(kernel, tf.Variable)]
-        frozen += [variable for coupling in couplings for variable in coupling.frozen_variables]
-        self._scales_loss = any(computes_in_float16(coupling.network) for coupling in couplings)
-        self._adopted = adopt(variables, distribution, frozen)
+        self._scales_loss = any(map(computes_in_float16, found.networks))
+        keras_networks = [network for network in found.networks if isinstance(network, keras.Layer)]
+        self._holders = tuple(map(NetworkHolder, keras_networks))
+        self._tf_keras_networks = tuple(n for n in found.networks if not isinstance(n, keras.Layer))
+        names = name_variables(found.variables, distribution)
+        self._adopted = adopt(names, found.keras_variables, found.networks, frozen)
+        # These and the state of the training, by the names that files and messages use.
+        self._named = dict(self._adopted)
         # Such as the moving statistics of batch normalisation.
-        self._moving_variables = [variable for variable in self._adopted if not variable.value.trainable]
+        self._moving_variables = [v for v in self._adopted.values() if not v.value.trainable]
         self._held_log_dets = HeldLogDets(layers, self._add_named)
         self._guard = UpdateGuard(self._add_state)
         reconstruction = self._tracking.reconstruction if self._tracking else inverse_learning
@@ -237,8 +240,28 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
 
     def _add_named(self, *args, name, **kwargs):
         """Keras's `add_weight`, under a name that no variable has: files go by names."""
-        name = unused_name(name, {variable.name for variable in self.variables})
-        return self.add_weight(*args, name=name, **kwargs)
+        name = unused_name(name, self._named)
+        self._named[name] = self.add_weight(*args, name=name, **kwargs)
+        return self._named[name]
+
+    def _get_own_losses(self):
+        # Keras asks each layer of a model for the losses of its last call.
+        losses = super()._get_own_losses()
+        return losses + [loss for network in self._tf_keras_networks for loss in network.losses]
+
+    @property
+    def named_variables(self) -> dict:
+        """The variables of the distribution and of its training, by the names that files and messages use.
+
+        >>> model = FlowModel(dense_flow(event_shape=2, num_layers=1))
+        >>> list(model.named_variables)[:3]
+        ['dense_0_bias', 'dense_0_forward_kernel', 'dense_0_inverse_kernel']
+        """
+        return dict(self._named)
+
+    def _names(self, variables):
+        names = {id(variable): name for name, variable in self._named.items()}
+        return [names[id(variable)] for variable in variables]
 
     @contextlib.contextmanager
     def _evaluating(self):

@@ -84,8 +84,8 @@ class FlowSaving:
             )
         model._recipe = {key: config[key] for key in _RECIPE}
         if "trainable_variables" in config:
-            for variable in model._adopted:
-                variable.trainable = variable.name in config["trainable_variables"]
+            for name, variable in model._adopted.items():
+                variable.trainable = name in config["trainable_variables"]
         return model
 
     def get_config(self):
@@ -100,7 +100,7 @@ class FlowSaving:
                 "`FlowModel.from_builder`, save its weights with `save_weights` (`save_weights_only=True` in "
                 "ModelCheckpoint), or `export` it."
             )
-        trainable = [variable.name for variable in self._adopted if variable.trainable]
+        trainable = [name for name, variable in self._adopted.items() if variable.trainable]
         return {**self._recipe, "name": self.name, "trainable_variables": trainable}
 
     def get_compile_config(self):
@@ -110,8 +110,9 @@ class FlowSaving:
             config["max_skipped_updates"] = self._guard.max_skipped
             config["jit_compile"] = self._jit_compile_given
             if self.optimizer.built:
-                trainable = [variable.name for variable in self.trainable_variables]
-                config["optimized_variables"] = self._optimized_variables or trainable
+                config["optimized_variables"] = self._optimized_variables or self._names(
+                    self.trainable_variables
+                )
         return config
 
     def compile_from_config(self, config):
@@ -169,8 +170,8 @@ class FlowSaving:
 
     def save_own_variables(self, store):
         """Puts each variable into the store under its name."""
-        for variable in self._own_variables():
-            store[variable.name] = variable.numpy()
+        for name, variable in self._own_variables().items():
+            store[name] = variable.numpy()
 
     def load_own_variables(self, store):
         """Takes each variable from the store, by its name, or leaves all as they are.
@@ -178,7 +179,7 @@ class FlowSaving:
         Raises:
           ValueError: if a variable is missing in the store, or surplus, or of another shape.
         """
-        own = {variable.name: variable for variable in self._own_variables()}
+        own = self._own_variables()
         saved = {name: np.asarray(store[name]) for name in store.keys()}  # noqa: SIM118
         problems = [f"`{name}` is missing in the file" for name in own if name not in saved]
         problems += [f"`{name}` is surplus in the file" for name in saved if name not in own]
@@ -200,9 +201,9 @@ class FlowSaving:
         return 2**16 + 2**12 * len(variables) + sum(sizes)
 
     def _own_variables(self):
+        """All that a file keeps, by the names in it."""
         passing = [id(variable) for variable in self._guard.passing_state]
-        variables = (*self._trainable_variables, *self._non_trainable_variables)
-        return [variable for variable in variables if id(variable) not in passing]
+        return {name: v for name, v in self._named.items() if id(v) not in passing}
 
 
 @contextmanager

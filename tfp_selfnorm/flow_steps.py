@@ -57,7 +57,7 @@ class FlowSteps:
             is_finite = self._guard.apply(
                 self.optimizer,
                 tape.gradient(scaled_loss, variables),
-                variables,
+                dict(zip(self._names(variables), variables, strict=True)),
                 loss,
                 _suspects(x, y_pred, scope),
                 kept,
@@ -183,10 +183,10 @@ class FlowSteps:
             return
         variables = self.trainable_variables
         if names is not None:
-            variables = [variable for variable in self._adopted if variable.name in names]
+            variables = [variable for name, variable in self._adopted.items() if name in names]
         with self.distribute_strategy.scope():
             self.optimizer.build(variables)
-        self._optimized_variables = [variable.name for variable in variables]
+        self._optimized_variables = self._names(variables)
 
     def _check_guard(self):
         self._guard.check(int(self.optimizer.iterations.numpy()))

@@ -7,19 +7,32 @@ import tensorflow as tf
 _LARGE_VARIABLE = 2**16
 
 
-def apply(optimizer, gradients, variables) -> None:
+def apply(optimizer, gradients, variables, fuses=True) -> tf.Tensor:
     """`optimizer.apply(gradients, variables)`, where that pays compiled by XLA.
 
     TensorFlow's graph reads and writes memory for each operation of the update: on the CPU Adam takes as long
     as the products of a step, and fused a third of that. It pays for large variables. Optimizers that are not
     Keras's own may do what XLA cannot, and are left alone, as are replicas and GPUs, where Keras compiles the
     whole step.
+
+    Args:
+      optimizer: a Keras optimizer, built.
+      gradients: one for each variable, `None` where there is none.
+      variables: Keras variables.
+      fuses: whether the update may be compiled.
+
+    Returns:
+      Whether each variable is finite after the update, a vector of bool.
     """
-    if _pays(optimizer, gradients, variables):
-        fused = tf.function(lambda: optimizer.apply(gradients, variables), autograph=False, jit_compile=True)
-        fused()
-    else:
+
+    def update():
         optimizer.apply(gradients, variables)
+        # One pass without a copy. A sum overflows for no weights that are of use.
+        return tf.stack([tf.math.is_finite(tf.cast(tf.reduce_sum(v.value), tf.float64)) for v in variables])
+
+    if fuses and _pays(optimizer, gradients, variables):
+        return tf.function(update, autograph=False, jit_compile=True)()
+    return update()
 
 
 def _pays(optimizer, gradients, variables):

@@ -18,7 +18,8 @@ def name_variables(variables, distribution) -> dict:
       bear it, such as `shift.bijector.bijectors.0.shift`. A bijector that is alone in its name goes by it.
     - Variables of networks have the way to them, through attributes and the numbers of layers: the names
       that Keras and TensorFlow make up count what was built before.
-    - Variables that no one holds, as those in closures, have their name without such counts, and numbers.
+    - Variables that no one holds, as those in closures, have their name without such counts, and numbers in the
+      order in which they are given.
 
     Args:
       variables: the variables.
@@ -40,7 +41,7 @@ def name_variables(variables, distribution) -> dict:
             hidden.append(variable)
             continue
         named[unused_name(name, named)] = variable
-    for variable in sorted(hidden, key=lambda variable: _natural_order(own[variable.ref()])):
+    for variable in hidden:
         name = re.sub(r"_[0-9]+(?=[.]|$)", "", own[variable.ref()])
         named[unused_name(name, named)] = variable
     return {name: named[name] for name in sorted(named, key=_natural_order)}

@@ -1,19 +1,36 @@
 """Finds every layer and variable that a distribution depends on, and wraps variables for Keras."""
 
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
+import tf_keras
 
 from tfp_selfnorm.bijectors.act_norm import act_norm_mode
+from tfp_selfnorm.network_search import find_networks, has_template
 from tfp_selfnorm.training_scope import training_scope
 from tfp_selfnorm.tree import self_norm_layers
-from tfp_selfnorm.variable_names import name_variables
 
 
-def reachable(distribution) -> tuple[list, list]:
-    """The self-normalizing layers and the variables that the distribution depends on, each once.
+class Reachable(NamedTuple):
+    """What a distribution depends on.
 
-    That is what it holds and what its `log_prob` touches: networks in closures and templates, and layers
-    made by them, which TFP does not see, are found by calling it once.
+    `layers` are its self-normalizing layers, `variables` its variables, `networks` its outermost Keras layers, of
+    Keras 3 and of tf_keras; each is there once. `keras_variables` maps the references of the variables that Keras 3
+    made to the variables of Keras.
+    """
+
+    layers: list
+    variables: list
+    networks: list
+    keras_variables: dict
+
+
+def reachable(distribution) -> Reachable:
+    """Finds what the distribution holds, and what its `log_prob` reads.
+
+    Networks in closures and templates, and layers made by them, TFP does not see. Tracing `log_prob` once finds
+    their variables, in training mode, so that random states and moving statistics are among them.
 
     Raises:
       ValueError: if a variable belongs to another distribution strategy than the current one, or a layer
@@ -22,39 +39,178 @@ def reachable(distribution) -> tuple[list, list]:
     with act_norm_mode("ignore"):
         # Networks that make their variables at the first call make them here.
         sample = distribution.sample(1, seed=0)
-        with tf.GradientTape() as tape, training_scope(None) as scope:
-            distribution.log_prob(tf.identity(sample))
-    held = self_norm_layers(distribution)
-    layers = {layer.key: layer for layer in (*held, *scope.layers)}
+        if has_template(distribution):
+            # A template whose second call is in a graph takes later eager calls for calls in that graph.
+            sample = distribution.sample(1, seed=0)
+        scope, read, keras_variables = _trace(lambda: distribution.log_prob(tf.identity(sample)))
+    held_layers = self_norm_layers(distribution)
+    layers = {layer.key: layer for layer in (*held_layers, *scope.layers)}
     for layer in layers.values():
-        _check_hidden(layer, is_hidden=all(layer.key != other.key for other in held))
+        _check_hidden(layer, is_hidden=all(layer.key != other.key for other in held_layers))
+    # Those that are made anew at each call hold tensors of the graph.
+    layers = {k: layer for k, layer in layers.items() if not tf.is_symbolic_tensor(layer.inverse_kernel)}
     for record in scope.records:
         _check_direction(record)
-    variables = {v.ref(): v for v in distribution.variables}
-    # Under a distribution strategy the tape names the copies on the devices.
-    local = tf.distribute.get_strategy().experimental_local_results
-    copies = {copy.ref() for v in variables.values() for copy in local(v)}
-    variables |= {v.ref(): v for v in tape.watched_variables() if v.ref() not in copies}
-    for variable in variables.values():
+    networks = find_networks(distribution)
+    for network in networks:
+        if isinstance(network, keras.Layer):
+            keras_variables |= {v.value.ref(): v for v in network.variables}
+    held = {v.ref(): v for v in distribution.variables}
+    hidden = {v.ref(): v for v in read if v.ref() not in held}
+    if len(hidden) > 1:
+        hidden = _in_order_of_sampling(hidden, distribution)
+    variables = [*held.values(), *hidden.values()]
+    for variable in variables:
         _check_strategy(variable)
-    return list(layers.values()), list(variables.values())
+    known = {*held, *hidden}
+    # A function may name more networks than it calls.
+    networks = [n for n in networks if not n.variables or any(_reference(v) in known for v in n.variables)]
+    inside = [v.value for n in networks if isinstance(n, keras.Layer) for v in n.variables]
+    variables += [v for v in inside if v.ref() not in known]
+    return Reachable(list(layers.values()), variables, networks, keras_variables)
 
 
-def adopt(variables, distribution, frozen=()) -> list[keras.Variable]:
-    """Wraps each `tf.Variable` for Keras, sharing its storage, in the order of their names.
+def adopt(variables, keras_variables, networks, frozen=()) -> dict:
+    """A Keras variable for each `tf.Variable`, by the names; it shares its storage.
+
+    That is the variable of the Keras network which made it, with all that Keras reads from it. For others a new one
+    takes the constraint, the aggregation and the synchronization over. Those of a tf_keras layer train as long as
+    the layer does.
 
     Args:
-      variables: the variables.
-      distribution: what they were found in, which names them; see `name_variables`.
-      frozen: those that Keras is not to train, although they are trainable.
+      variables: mapping from names to the variables; see `name_variables`.
+      keras_variables: mapping from references of variables to the variables of Keras.
+      networks: Keras layers, of Keras 3 and of tf_keras.
+      frozen: variables that Keras is not to train, although they are trainable.
     """
     frozen_references = {variable.ref() for variable in frozen}
-    return [
-        keras.Variable(
-            variable, trainable=variable.trainable and variable.ref() not in frozen_references, name=name
+    owners = [network for network in networks if isinstance(network, tf_keras.layers.Layer)]
+    owners = {v.ref(): network for network in owners for v in network.weights}
+
+    def wrap(variable, name):
+        is_frozen = variable.ref() in frozen_references
+        known = keras_variables.get(variable.ref())
+        if known is not None and not is_frozen:
+            return known
+        trainable = variable.trainable and not is_frozen
+        return _Adopted(variable, owners.get(variable.ref()), trainable, name)
+
+    return {name: wrap(variable, name) for name, variable in variables.items()}
+
+
+class _Adopted(keras.Variable):
+    """A `tf.Variable` that Keras did not make, with what Keras reads from one that it made."""
+
+    def __init__(self, variable, owner, trainable, name):
+        self._owner = owner
+        super().__init__(
+            variable,
+            trainable=trainable,
+            name=name,
+            aggregation=variable.aggregation.name.lower(),
+            synchronization=variable.synchronization.name.lower(),
         )
-        for name, variable in name_variables(variables, distribution).items()
-    ]
+        constraint = getattr(variable, "constraint", None)
+        if constraint is not None:
+            self.constraint = lambda value: constraint(tf.convert_to_tensor(value))
+
+    @property
+    def trainable(self):
+        """Whether it trains; that of a tf_keras layer does as long as the layer does."""
+        owner = self._owner
+        return self._trainable and (
+            owner is None or any(weight is self._value for weight in owner.trainable_weights)
+        )
+
+    @trainable.setter
+    def trainable(self, value):
+        self._trainable = bool(value)
+
+
+class NetworkHolder(keras.Layer):
+    """Lets a model treat a network as its own layer, for losses, freezing and training mode.
+
+    Files of a `FlowModel` hold variables by names. Keras's saving, which goes by attributes, finds none here.
+    """
+
+    def __init__(self, network):
+        super().__init__(name=network.name, dtype=network.dtype_policy)
+        self._tracker.add_to_store("layers", network)
+        self.built = True
+
+    def save_own_variables(self, store):
+        """Leaves the variables to the model."""
+
+    def load_own_variables(self, store):
+        """Leaves the variables to the model."""
+
+
+def _trace(function):
+    """What a function reads when it is traced: the scope it was in, the variables, and those of Keras 3.
+
+    The variables are in the order of the first reads.
+    """
+    recorder, scopes = _Recorder(), []
+
+    def traced():
+        with recorder, training_scope(None) as scope:
+            _InTrainingMode()(function=function)
+        scopes.append(scope)
+
+    graph = tf.function(traced, autograph=False).get_concrete_function().graph
+    handles = [id(handle) for handle, _ in graph.captures]
+    order = {handle: position for position, handle in enumerate(handles)}
+    read = sorted(map(_container, graph.variables), key=lambda v: order.get(id(_handle(v)), len(order)))
+    keras_variables = {v.value.ref(): v for v in recorder.found.values() if isinstance(v.value, tf.Variable)}
+    return scopes[0], read, keras_variables
+
+
+class _InTrainingMode(keras.Layer):
+    """Calls a function as a model in training calls its layers."""
+
+    def __init__(self):
+        super().__init__(name="training_mode", dtype="float32", autocast=False)
+        self.built = True
+
+    def call(self, function, training=True):
+        function()
+
+
+class _Recorder(keras.StatelessScope):
+    """Collects the variables of Keras that are read within it, and keeps their values from changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = {}
+
+    def get_current_value(self, variable):
+        self.found[id(variable)] = variable
+        return super().get_current_value(variable)
+
+
+def _in_order_of_sampling(variables, distribution):
+    """The order of the first reads in `sample`: it depends neither on names nor on earlier calls."""
+    with act_norm_mode("ignore"):
+        _, read, _ = _trace(lambda: distribution.sample(1, seed=0))
+    first = [v.ref() for v in read if v.ref() in variables]
+    return {reference: variables[reference] for reference in dict.fromkeys([*first, *variables])}
+
+
+def _reference(variable):
+    return (variable.value if isinstance(variable, keras.Variable) else variable).ref()
+
+
+def _handle(variable):
+    try:
+        return variable.handle
+    except (AttributeError, ValueError):
+        return None
+
+
+def _container(variable):
+    """The variable of the strategy whose copy on a device this is."""
+    container = getattr(variable, "_distributed_container", None)
+    return (None if container is None else container()) or variable
 
 
 def _check_direction(record):
