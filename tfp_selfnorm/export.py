@@ -17,6 +17,7 @@ def export_flow(model, filepath) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`filepath` must be an empty or absent folder; {str(folder)!r} is neither.")
     check_adapted(model.distribution)
+    model._refresh.before_files()
     archive = keras.export.ExportArchive()
     archive.track(model)
     for name, (function, signature) in _endpoints(model).items():

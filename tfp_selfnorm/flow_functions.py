@@ -95,7 +95,12 @@ class FlowFunctions:
         export_flow(self, filepath)
 
     def _flow(self, exact):
-        return self._exact_distribution if exact else self.distribution
+        if exact:
+            return self._exact_distribution
+        if tf.executing_eagerly():
+            # Another optimizer, or a callback, may have changed the kernels.
+            self._refresh.before_use()
+        return self.distribution
 
     @functools.cached_property
     def _exact_distribution(self):

@@ -16,13 +16,13 @@ from tfp_selfnorm.checks import (
 )
 from tfp_selfnorm.flow_functions import FlowFunctions
 from tfp_selfnorm.flow_saving import FlowSaving
-from tfp_selfnorm.flow_steps import FlowSteps
-from tfp_selfnorm.held_log_dets import HeldLogDets
+from tfp_selfnorm.flow_steps import FlowSteps, MeanFigure
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.networks import computes_in_float16
 from tfp_selfnorm.reconstruction import Reconstruction
 from tfp_selfnorm.reconstruction_weight import ReconstructionWeights
-from tfp_selfnorm.tracking import Tracking, refresh_inverse
+from tfp_selfnorm.refresh import Refresh
+from tfp_selfnorm.tracking import Tracking
 from tfp_selfnorm.update_guard import UpdateGuard
 from tfp_selfnorm.variable_names import name_variables, unused_name
 from tfp_selfnorm.variables import NetworkHolder, adopt, reachable
@@ -102,24 +102,24 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         self._named = dict(self._adopted)
         # Such as the moving statistics of batch normalisation.
         self._moving_variables = [v for v in self._adopted.values() if not v.value.trainable]
-        self._held_log_dets = HeldLogDets(layers, self._add_named)
+        followed = self._tracked_self_norm if self._tracking else self._learned_by_nothing()
+        self._refresh = Refresh(layers, followed, self._add_named)
         self._guard = UpdateGuard(self._add_state)
         reconstruction = self._tracking.reconstruction if self._tracking else inverse_learning
+        self._regularized_layers = tuple(la for la in layers if self._reconstruction_of(la) is not None)
         self._reconstruction_weights = ReconstructionWeights(
-            reconstruction or Reconstruction(),
-            [layer for layer in layers if self._reconstruction_of(layer) is not None],
-            self._add_state,
+            reconstruction or Reconstruction(), self._regularized_layers, self._add_state
         )
-        self._nll = keras.metrics.Mean("nll")
-        self._bits_per_dim = keras.metrics.Mean("bits_per_dim") if bits_per_dim else None
+        self._nll = MeanFigure("nll")
+        self._bits_per_dim = MeanFigure("bits_per_dim") if bits_per_dim else None
         uses_inverse = any(layer.needs_inverse for layer in self._self_norm)
-        self._reconstruction = keras.metrics.Mean("reconstruction") if uses_inverse else None
+        self._reconstruction = MeanFigure("reconstruction") if uses_inverse else None
         weighs = self._reconstruction_weights.changes
-        self._mean_weight = keras.metrics.Mean("reconstruction_weight") if weighs else None
-        self._inverse_error = keras.metrics.Mean("inverse_error") if self._tracked_self_norm else None
+        self._mean_weight = MeanFigure("reconstruction_weight") if weighs else None
+        self._inverse_error = MeanFigure("inverse_error") if self._tracked_self_norm else None
         self._skipped_updates = keras.metrics.Sum("skipped_updates")
         self._step = None
-        self._is_evaluating = False
+        self._is_evaluating = self._evaluation_begins = False
         self.built = True
 
     def compile(
@@ -170,7 +170,7 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         Raises:
           ValueError: if one is not finite, naming the layer.
         """
-        self._held_log_dets.refresh()
+        self._refresh.before_evaluation()
 
     def fit(self, x=None, *args, **kwargs):
         """Keras's `fit`, without targets.
@@ -193,16 +193,14 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         with naming_the_batch():
             history = super().fit(check_finite(x), *args, **weighted(x, kwargs))
         self._check_guard()
-        if getattr(self.optimizer, "inner_optimizer", self.optimizer).use_ema:
-            # Keras has put the averages of the kernels in their place.
-            for layer in self._tracked_self_norm:
-                refresh_inverse(layer)
+        # Keras may have put the averages of the kernels in their place.
+        self._refresh.set_inverses()
         return history
 
     def evaluate(self, x=None, *args, **kwargs):
         """Keras's `evaluate`, with exact likelihoods: the log-dets are computed once, at its start."""
         check_adapted(self.distribution)
-        self.refresh_log_dets()
+        self._evaluation_begins = True
         with naming_the_batch(), self._evaluating():
             return super().evaluate(check_finite(x), *args, **weighted(x, kwargs))
 
@@ -214,21 +212,21 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
     def test_on_batch(self, *args, **kwargs):
         """Keras's `test_on_batch`, with exact likelihoods."""
         check_adapted(self.distribution)
-        self.refresh_log_dets()
+        self._evaluation_begins = True
         with self._evaluating():
             return super().test_on_batch(*args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
         """The exact log density of each event, batch by batch; the log-dets are computed once."""
         check_adapted(self.distribution)
-        self.refresh_log_dets()
+        self._evaluation_begins = True
         with naming_the_batch():
             return super().predict(check_finite(x), *args, **kwargs)
 
     def predict_on_batch(self, x):
         """The exact log density of each event of one batch."""
         check_adapted(self.distribution)
-        self.refresh_log_dets()
+        self._evaluation_begins = True
         return super().predict_on_batch(x)
 
     def _add_state(self, initial, name, dtype="float32"):
@@ -259,6 +257,25 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         """
         return dict(self._named)
 
+    @property
+    def metrics(self):
+        """The figures of the progress bar; none until `compile`, so that a bigger model shows none of
+        them."""
+        return super().metrics if self.compiled else []
+
+    def set_weights(self, weights):
+        """Keras's `set_weights`."""
+        super().set_weights(weights)
+        self._refresh.take_weights()
+
+    def _trackable_children(self, save_type="checkpoint", **kwargs):
+        # What `tf.train.Checkpoint(model=model)` saves: TensorFlow finds no variables in closures and lists.
+        children = super()._trackable_children(save_type, **kwargs)
+        if save_type == "checkpoint":
+            variables = {f"named_variables.{name}": v.value for name, v in self.named_variables.items()}
+            children = {**children, **variables}
+        return children
+
     def _names(self, variables):
         names = {id(variable): name for name, variable in self._named.items()}
         return [names[id(variable)] for variable in variables]
@@ -277,6 +294,17 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
             return False
         by_likelihood = layer.gradient == "self_norm" and layer.mixture < 1.0
         return by_likelihood or self._reconstruction_of(layer) is not None
+
+    def _learned_by_nothing(self):
+        """The layers whose learned inverse no regularizer trains, and can be set."""
+        return [
+            layer
+            for layer in self._self_norm
+            if layer.needs_inverse
+            and layer.is_matrix
+            and self._reconstruction_of(layer) is None
+            and isinstance(layer.forward_kernel, tf.Variable)
+        ]
 
     def _reconstruction_of(self, layer):
         return self._tracking.reconstruction_of(layer) if self._tracking else self.inverse_learning

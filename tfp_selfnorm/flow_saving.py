@@ -21,8 +21,8 @@ class FlowSaving:
     # What `from_builder` was given, as JSON.
     _recipe = None
 
-    @classmethod
-    def from_builder(cls, builder, inverse_learning=Tracking(), bits_per_dim=False, **arguments):  # noqa: B008
+    @classmethod def from_builder(cls, builder, inverse_learning=Tracking(), bits_per_dim=False, **arguments):
+    # noqa: B008
         """Makes the model of the flow `builder(**arguments)`, so that it can be saved whole.
 
         `model.save("flow.keras")` then keeps how it was built and compiled, its weights, and the state of its
@@ -170,6 +170,7 @@ class FlowSaving:
 
     def save_own_variables(self, store):
         """Puts each variable into the store under its name."""
+        self._refresh.before_files()
         for name, variable in self._own_variables().items():
             store[name] = variable.numpy()
 
@@ -192,6 +193,7 @@ class FlowSaving:
             raise ValueError(f"The weights are those of another model: {'; '.join(problems)}.")
         for name, variable in own.items():
             variable.assign(saved[name])
+        self._refresh.take_weights()
 
     def _file_size(self):
         """More bytes than the weights and the state of the optimizer take in a file."""

@@ -8,11 +8,21 @@ import tensorflow as tf
 
 from tfp_selfnorm import images
 from tfp_selfnorm.checks import check_events
-from tfp_selfnorm.tracking import inverse_error, refresh_inverse, sketch_and_project
-from tfp_selfnorm.training_scope import current_scope, training_scope
+from tfp_selfnorm.tracking import inverse_error, sketch_and_project
+from tfp_selfnorm.training_scope import current_scope, recording_scope, training_scope
 
 # The reconstruction error on the progress bar is estimated from so many examples where no loss needs it.
 _ERROR_EXAMPLES = 8
+
+
+class MeanFigure(keras.metrics.Mean):
+    """A mean for the progress bar; NaN where nothing was measured."""
+
+    def result(self):
+        """The mean."""
+        mean = super().result()
+        is_measured = tf.convert_to_tensor(self.count) > 0.0
+        return tf.where(is_measured, mean, tf.constant(np.nan, mean.dtype))
 
 
 class FlowSteps:
@@ -22,14 +32,36 @@ class FlowSteps:
     optimizer = None
 
     def call(self, x, training=False):
-        """The log density of each event: exact, or the surrogate of the training scope that is open."""
-        log_prob = self.distribution.log_prob(tf.identity(check_events(x, self.distribution)))
-        scope = current_scope()
-        if scope is None or not scope.records:
+        """The log density of each event: exact, or the surrogate of the training scope that is open.
+
+        In the training of another model the gradient is exact too, at O(D^3) for each layer and call, and the
+        regularizer is added by `add_loss`, at a weight that is fixed, or that adapts or goes on at each call.
+        """
+        x = tf.identity(check_events(x, self.distribution))
+        if current_scope() is None and training and self._regularized_layers:
+            with recording_scope(self.inverse_learning) as scope:
+                log_prob = self.distribution.log_prob(x)
+                self._guard.steps.assign_add(1)
+                self._add_reconstruction_loss(scope, self._guard.steps)
+            self._adapt_reconstruction_weights(scope)
             return log_prob
-        if any(self._reconstruction_of(layer) is not None for layer in scope.layers):
-            self.add_loss(scope.reconstruction_loss(self._reconstruction_weights.read(self._iterations())))
+        log_prob = self.distribution.log_prob(x)
+        scope = current_scope()
+        if scope is not None and scope.records:
+            self._add_reconstruction_loss(scope, self._iterations())
         return log_prob
+
+    def _add_reconstruction_loss(self, scope, step):
+        layers = [layer for layer in self._regularized_layers if scope.reconstruction(layer) is not None]
+        if layers:
+            weight = self._reconstruction_weights.read(tf.convert_to_tensor(step))
+            self.add_loss(scope.reconstruction_loss(weight, layers))
+
+    def _adapt_reconstruction_weights(self, scope):
+        if self._reconstruction_weights.is_adaptive:
+            errors = scope.reconstruction_errors()
+            are_finite = tf.reduce_all([tf.math.is_finite(error) for error in errors.values()])
+            self._reconstruction_weights.update(errors, are_finite)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The mean negative log-likelihood, weighted by `sample_weight`, plus the added losses."""
@@ -106,24 +138,43 @@ class FlowSteps:
 
         def train_function(iterator):
             self._refresh_when_due()
-            logs = compiled_steps(iterator)
+            try:
+                logs = compiled_steps(iterator)
+            finally:
+                self._refresh.after_steps()
             if self._step % self._guard.max_skipped < self.steps_per_execution:
                 self._check_guard()
             return logs
 
         self.train_function = train_function
 
+    def make_test_function(self, force=False):
+        """Keras's, with exact log-dets at the start of an evaluation, after its callbacks have begun."""
+        if self.test_function is None or force:
+            super().make_test_function(force=force)
+            self.test_function = self._with_exact_log_dets(self.test_function)
+
+    def make_predict_function(self, force=False):
+        """Keras's, with exact log-dets at the start of a prediction, after its callbacks have begun."""
+        if self.predict_function is None or force:
+            super().make_predict_function(force=force)
+            self.predict_function = self._with_exact_log_dets(self.predict_function)
+
+    def _with_exact_log_dets(self, compiled_steps):
+        def steps(iterator):
+            if self._evaluation_begins:
+                self._evaluation_begins = False
+                self._refresh.before_evaluation()
+            return compiled_steps(iterator)
+
+        return steps
+
     def get_metrics_result(self):
-        """Keras's, without the figures that only training has; NaN where nothing was measured."""
+        """Keras's, without the figures that only training has."""
         figures = super().get_metrics_result()
-        for metric in self.metrics:
-            if metric in (self._skipped_updates, self._mean_weight):
-                if self._is_evaluating:
-                    del figures[metric.name]
-            elif isinstance(metric, keras.metrics.Mean):
-                figure = tf.convert_to_tensor(figures[metric.name])
-                is_measured = tf.convert_to_tensor(metric.count) > 0.0
-                figures[metric.name] = tf.where(is_measured, figure, tf.constant(np.nan, figure.dtype))
+        for metric in (self._skipped_updates, self._mean_weight):
+            if self._is_evaluating and metric is not None:
+                del figures[metric.name]
         return figures
 
     def _figures(self):
@@ -155,7 +206,7 @@ class FlowSteps:
 
     def _open_scope(self):
         seed = tf.stack([0, tf.convert_to_tensor(self._guard.steps)])
-        return training_scope(self.inverse_learning, self._held_log_dets.read(), seed)
+        return training_scope(self.inverse_learning, self._refresh.read(), seed)
 
     def _iterations(self):
         """How many updates there were, for schedules."""
@@ -171,9 +222,7 @@ class FlowSteps:
             interval = self._tracking.interval(layer) if self._tracking else layer.refresh_interval
             return self._step % interval < self.steps_per_execution
 
-        for layer in filter(is_due, self._tracked_self_norm):
-            refresh_inverse(layer)
-        self._held_log_dets.refresh(is_due)
+        self._refresh.before_steps(is_due)
         self._step += self.steps_per_execution
 
     def _build_optimizer(self, names=None):

@@ -16,8 +16,9 @@ def find_networks(distribution) -> list:
     """The outermost layers of Keras 3 and of tf_keras that the distribution holds, each once.
 
     They are searched in the parameters and the attributes of TFP objects, in containers, and in functions: in
-    their closures, in the globals that they name, in the objects that they are methods of, and in the arguments
-    of `functools.partial`. A network that a function takes from elsewhere, as from a registry, is not found.
+    their closures, in the globals that they name, in the objects that they are methods of, and in the
+    arguments of `functools.partial`. A network that a function takes from elsewhere, as from a registry, is
+    not found.
     """
     return _outermost(_find(distribution, (keras.Layer, tf_keras.layers.Layer)))
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability.python.internal import cache_util
 
 from tfp_selfnorm.checks import check_inverse_learning
 from tfp_selfnorm.reconstruction import Reconstruction
@@ -15,8 +16,6 @@ from tfp_selfnorm.seeds import stateless_seed
 from tfp_selfnorm.tracking import Tracking
 
 _THREAD = threading.local()
-_LOCK = threading.Lock()
-_open_scopes = 0
 # Control flow builds its own graphs inside the one that the scope was opened in.
 _CONTROL_FLOW_GRAPHS = ("CondBranchFuncGraph", "WhileCondFuncGraph", "WhileBodyFuncGraph")
 
@@ -36,12 +35,29 @@ class Record(NamedTuple):
     error: tf.Tensor | None
 
 
+class Terms(NamedTuple):
+    """How a layer computes: the gradient of its log-det, the weight of p_f, and the error to compute along.
+
+    `trained_error` says which kernels the reconstruction error trains: "both", the "other", or none.
+    """
+
+    gradient: str
+    mixture: float
+    trained_error: str | None
+
+
+_EXACT = Terms("exact", 1.0, None)
+
+
 class TrainingScope:
     """What `training_scope` yields: the layers passed so far, and the losses that come from them."""
 
-    def __init__(self, inverse_learning, log_dets, seed=None):
+    def __init__(self, inverse_learning, log_dets, seed=None, is_exact=False):
         self.inverse_learning = inverse_learning
+        self._is_exact = is_exact
         self._seed = seed
+        # TFP's cache of the calls in this scope; see `_ScopedCache`.
+        self.tfp_cache = cache_util.EphemeralDict()
         self.records: list[Record] = []
         self._log_dets = None
         if log_dets is not None:
@@ -60,25 +76,27 @@ class TrainingScope:
         return all(getattr(record.input, "graph", graph) is graph for record in self.records)
 
     def held_log_det(self, layer):
-        """The value held for `log |det W|` of the layer, in nats; exact where others' are held."""
+        """The value held for `log |det W|` of the layer, in nats; `None` where it is to be computed."""
+        if self._is_exact:
+            return None
         if self._log_dets is None:
             return 0.0
         held = self._log_dets.get(layer.key)
         return layer.exact_log_det() if held is None else held
 
-    def mixture(self, layer) -> float:
-        """The layer's mixture, or 1 where its learned inverse is tracked and no gradient trains it."""
-        return 1.0 if isinstance(self.inverse_learning, Tracking) and layer.is_matrix else layer.mixture
+    def terms(self, layer) -> Terms:
+        """How the layer computes here; with mixture 1 where its learned inverse is tracked."""
+        reconstruction = self.reconstruction(layer)
+        trained_error = None if reconstruction is None else reconstruction.trained_error
+        if self._is_exact:
+            return _EXACT._replace(trained_error=trained_error)
+        is_tracked = isinstance(self.inverse_learning, Tracking) and layer.is_matrix
+        return Terms(layer.gradient, 1.0 if is_tracked else layer.mixture, trained_error)
 
     def reconstruction(self, layer) -> Reconstruction | None:
         """The regularizer that trains the layer's learned inverse."""
         learning = self.inverse_learning
         return learning.reconstruction_of(layer) if isinstance(learning, Tracking) else learning
-
-    def trained_error(self, layer) -> str | None:
-        """Which kernels the error that the layer computes is to train: "both", the "other", or none."""
-        reconstruction = self.reconstruction(layer)
-        return None if reconstruction is None else reconstruction.trained_error
 
     def record(self, record: Record) -> None:
         self._check_graph(record.layer)
@@ -102,7 +120,7 @@ class TrainingScope:
             errors[layer] = tf.stop_gradient(tf.add_n([Reconstruction.error(record) for record in passes]))
         return errors
 
-    def reconstruction_loss(self, weight=None) -> tf.Tensor:
+    def reconstruction_loss(self, weight=None, layers=None) -> tf.Tensor:
         """The regularizer that `inverse_learning` names, summed over the layers passed so far.
 
         For `Tracking` that is the `Reconstruction` of the layers that cannot be tracked; 0 without any.
@@ -110,6 +128,7 @@ class TrainingScope:
         Args:
           weight: in place of the weight of the `Reconstruction`: a float, a scalar tensor, or a mapping from
             layers to such, as `ReconstructionWeights.read` gives it.
+          layers: the layers to sum over; `None` takes all that were passed.
 
         Raises:
           ValueError: if the scope does not learn the inverse, no layer was passed, or the weight depends on
@@ -125,10 +144,11 @@ class TrainingScope:
         if isinstance(weight, Mapping):
             by_layer = {layer.key: value for layer, value in weight.items()}
         seeds = iter(self._split_seed(len(self.records)))
+        keys = None if layers is None else {layer.key for layer in layers}
 
         def loss(record):
             reconstruction, seed = self.reconstruction(record.layer), next(seeds)
-            if reconstruction is None:
+            if reconstruction is None or (keys is not None and record.layer.key not in keys):
                 return tf.zeros([], record.output.dtype)
             factor = reconstruction.weight if weight is None else by_layer
             factor = factor[record.layer.key] if isinstance(factor, dict) else factor
@@ -183,13 +203,13 @@ def training_scope(
     log_dets: Mapping[Any, Any] | None = None,
     seed=None,
 ) -> Iterator[TrainingScope]:
-    """Within it, self-normalizing layers cost O(D^2): true gradients, held values of the log-dets.
+    """Within it, self-normalizing layers cost O(D^2): learned gradients, held values of the log-dets.
 
-    Inside the scope each layer's log-det has the gradient that the layer names and the value held for
-    it: 0, or the one in `log_dets`. So `log_prob` is a surrogate, with the true gradient, and is off by
-    a constant if the held values are stale. Outside, `log_prob` is exact. The scope acts on any TFP
-    object that holds the layers, in eager code, in `tf.function` and under XLA; it belongs to the
-    thread that opened it.
+    Inside the scope each layer's log-det has the gradient that the layer names and the value held for it: 0,
+    or the one in `log_dets`. So `log_prob` is a surrogate: its gradient has the learned inverse in place of
+    the inverse transpose, and its value is off by a constant if the held values are stale. Outside, the value
+    and the gradient of `log_prob` are exact, at O(D^3). The scope acts on any TFP object that holds the
+    layers, in eager code, in `tf.function` and under XLA; it belongs to the thread that opened it.
 
     Args:
       inverse_learning: how the learned inverse follows: `Reconstruction(...)` (its loss comes from
@@ -219,19 +239,27 @@ def training_scope(
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 3.
     """
     check_inverse_learning(inverse_learning)
+    with _opened(TrainingScope(inverse_learning, log_dets, seed)) as scope:
+        yield scope
+
+
+def recording_scope(inverse_learning, seed=None):
+    """Like `training_scope`, but values and gradients of log-dets stay exact: for regularizers outside it."""
+    return _opened(TrainingScope(inverse_learning, None, seed, is_exact=True))
+
+
+@contextlib.contextmanager
+def _opened(scope):
     if current_scope() is not None:
         raise RuntimeError(
             "A `training_scope` is already open in this thread; scopes do not nest. "
             "Use the open one, or leave it first."
         )
-    scope = TrainingScope(inverse_learning, log_dets, seed)
-    _count_scopes(1)
     _THREAD.scope = scope
     try:
         yield scope
     finally:
         _THREAD.scope = None
-        _count_scopes(-1)
 
 
 def current_scope() -> TrainingScope | None:
@@ -239,18 +267,33 @@ def current_scope() -> TrainingScope | None:
     return getattr(_THREAD, "scope", None)
 
 
+def current_terms(layer) -> Terms:
+    """How the layer computes now: as the open scope says, and exactly outside."""
+    scope = current_scope()
+    return _EXACT if scope is None else scope.terms(layer)
+
+
 def _current_graph():
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
-def _count_scopes(change: int) -> None:
-    """Empties TFP's cache whenever no scope is open, before and after.
+class _ScopedCache(cache_util.BijectorCache):
+    """TFP's cache of pairs and their log-dets, with entries of its own for each scope.
 
-    The cache would hand a surrogate log-det of the scope to a later call outside, and an earlier exact
-    one to the scope. While another thread's scope is open its entries must stay.
+    TFP keeps what all bijectors computed in one place, by their tensors. Without this a call outside, in this
+    thread or in another, would get the surrogate log-det of the scope, and the scope an earlier exact one.
     """
-    global _open_scopes
-    with _LOCK:
-        if _open_scopes == 0 or _open_scopes + change == 0:
-            vars(tfp.bijectors.Bijector)["_cache"].clear()
-        _open_scopes += change
+
+    def __get__(self, bijector, bijector_class=None):
+        scope = current_scope()
+        return cache_util.BijectorCache(
+            self._forward_name,
+            self._inverse_name,
+            bijector,
+            bijector_class,
+            self.storage if scope is None else scope.tfp_cache,
+        )
+
+
+# The class attribute through which every bijector finds the cache; tried with TFP 0.25.
+tfp.bijectors.Bijector._cache = _ScopedCache()

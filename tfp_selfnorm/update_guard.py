@@ -9,11 +9,11 @@ from tfp_selfnorm import fused_update
 
 
 class UpdateGuard:
-    """Applies the gradients of a step if they, the loss and the learning rate are finite, else skips the step.
+    """Applies the gradients of a step if they, the loss and the learning rate are finite; skips others.
 
-    Gradients whose sum of squares overflows count as not finite: optimizers square them. A skipped step leaves the
-    weights as they were. The weights that an update has written are looked at: one that overflowed stops the training
-    at once, with an error of its own, since the weights before it are gone.
+    Gradients whose sum of squares overflows count as not finite: optimizers square them. A skipped step
+    leaves the weights as they were. The weights that an update has written are looked at: one that overflowed
+    stops the training at once, with an error of its own, since the weights before it are gone.
 
     After `max_skipped` in a row nothing is applied any more until `check` has raised: so the host may look
     now and then, and need not wait for the device at every step.
@@ -54,8 +54,8 @@ class UpdateGuard:
           variables: mapping from names to Keras variables.
           loss: scalar.
           suspects: pairs of a name and a tensor in the order in which the step computed them: the first that
-            is not finite is to blame. Before them come the variables; after them the loss, the gradients, their
-            squares, and the learning rate.
+            is not finite is to blame. Before them come the variables; after them the loss, the gradients,
+            their squares, and the learning rate.
           kept: pairs of a `tf.Variable` and its value before the step, which a skipped step puts back.
 
         Returns:

@@ -18,8 +18,8 @@ def name_variables(variables, distribution) -> dict:
       bear it, such as `shift.bijector.bijectors.0.shift`. A bijector that is alone in its name goes by it.
     - Variables of networks have the way to them, through attributes and the numbers of layers: the names
       that Keras and TensorFlow make up count what was built before.
-    - Variables that no one holds, as those in closures, have their name without such counts, and numbers in the
-      order in which they are given.
+    - Variables that no one holds, as those in closures, have their name without such counts, and numbers in
+      the order in which they are given.
 
     Args:
       variables: the variables.

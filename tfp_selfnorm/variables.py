@@ -15,9 +15,9 @@ from tfp_selfnorm.tree import self_norm_layers
 class Reachable(NamedTuple):
     """What a distribution depends on.
 
-    `layers` are its self-normalizing layers, `variables` its variables, `networks` its outermost Keras layers, of
-    Keras 3 and of tf_keras; each is there once. `keras_variables` maps the references of the variables that Keras 3
-    made to the variables of Keras.
+    `layers` are its self-normalizing layers, `variables` its variables, `networks` its outermost Keras
+    layers, of Keras 3 and of tf_keras; each is there once. `keras_variables` maps the references of the
+    variables that Keras 3 made to the variables of Keras.
     """
 
     layers: list
@@ -29,8 +29,8 @@ class Reachable(NamedTuple):
 def reachable(distribution) -> Reachable:
     """Finds what the distribution holds, and what its `log_prob` reads.
 
-    Networks in closures and templates, and layers made by them, TFP does not see. Tracing `log_prob` once finds
-    their variables, in training mode, so that random states and moving statistics are among them.
+    Networks in closures and templates, and layers made by them, TFP does not see. Tracing `log_prob` once
+    finds their variables, in training mode, so that random states and moving statistics are among them.
 
     Raises:
       ValueError: if a variable belongs to another distribution strategy than the current one, or a layer
@@ -73,9 +73,9 @@ def reachable(distribution) -> Reachable:
 def adopt(variables, keras_variables, networks, frozen=()) -> dict:
     """A Keras variable for each `tf.Variable`, by the names; it shares its storage.
 
-    That is the variable of the Keras network which made it, with all that Keras reads from it. For others a new one
-    takes the constraint, the aggregation and the synchronization over. Those of a tf_keras layer train as long as
-    the layer does.
+    That is the variable of the Keras network which made it, with all that Keras reads from it. For others a
+    new one takes the constraint, the aggregation and the synchronization over. Those of a tf_keras layer
+    train as long as the layer does.
 
     Args:
       variables: mapping from names to the variables; see `name_variables`.

@@ -8,7 +8,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.passes import Passes
 from tfp_selfnorm.math import linear
-from tfp_selfnorm.training_scope import Record, current_scope
+from tfp_selfnorm.training_scope import Record, current_scope, current_terms
 
 INVERSIONS = ("learned", "exact")
 
@@ -71,7 +71,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
 
     @property
     def gradient(self) -> str:
-        """Which gradient the log-det has: "self_norm", "exact" or "relative"."""
+        """Which gradient the log-det has inside a `training_scope`: "self_norm", "exact" or "relative"."""
         return self._gradient
 
     @property
@@ -158,7 +158,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         kernels = self._inverse_kernel, self._forward_kernel
         if direction == "forward" and self._inversion == "learned":
             kernels = kernels[::-1]
-        if self._gradient != "self_norm" and current_scope() is None:
+        if current_scope() is None:
             # The other one plays no part. If it were read, a tape would ask for its gradient, which is None.
             kernels = kernels[:1] * 2
         return tuple(tf.convert_to_tensor(kernel) for kernel in kernels)
@@ -168,33 +168,33 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         # only enters another variable's gradient. Behind this, every gradient waits for both reads.
         with tf.control_dependencies([kernel, other_kernel]):
             x = tf.identity(x)
+        output, error = linear.linear_map(self._operations, x, kernel, other_kernel, *current_terms(self))
         scope = current_scope()
-        error = None if scope is None else scope.trained_error(self)
-        output, error = linear.linear_map(
-            self._operations, x, kernel, other_kernel, self._gradient, self._current_mixture(), error
-        )
         if scope is not None:
             scope.record(Record(self, direction, kernel, other_kernel, x, output, error))
         return output
 
-    def _inverse_map_log_det(self, kernels):
-        kernels = kernels or self._read_kernels("inverse")
-        mixture, held = self._current_mixture(), self._held_log_det()
-        return linear.log_det(self._operations, *kernels, self._gradient, mixture, held)
+    def _inverse_map_log_det(self, passed):
+        kernels, terms = self._kernels_of(passed, "inverse"), current_terms(self)
+        held = self._held_log_det()
+        return linear.log_det(self._operations, *kernels, terms.gradient, terms.mixture, held)
 
-    def _forward_map_log_det(self, kernels):
-        kernels = kernels or self._read_kernels("forward")
+    def _forward_map_log_det(self, passed):
+        kernels, terms = self._kernels_of(passed, "forward"), current_terms(self)
         held = self._held_log_det()
         if self._inversion == "exact":
             # The solve has the whole and ordinary gradient, so its log-det has too.
-            gradient = "exact" if self._gradient == "relative" else self._gradient
+            gradient = "exact" if terms.gradient == "relative" else terms.gradient
             return -linear.log_det(self._operations, *kernels, gradient, 1.0, held)
         held = None if held is None else -held
-        return linear.log_det(self._operations, *kernels, self._gradient, self._current_mixture(), held)
+        return linear.log_det(self._operations, *kernels, terms.gradient, terms.mixture, held)
 
-    def _current_mixture(self):
-        scope = current_scope()
-        return self._mixture if scope is None else scope.mixture(self)
+    def _kernels_of(self, passed, direction):
+        """The kernels that a pass read, where it read all that the log-det takes; else read now."""
+        # A pass outside the scope reads one kernel, which then stands in both places.
+        if not passed or (passed[0] is passed[1] and current_scope() is not None):
+            return self._read_kernels(direction)
+        return passed
 
     def _held_log_det(self):
         scope = current_scope()
