@@ -102,8 +102,8 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         self._named = dict(self._adopted)
         # Such as the moving statistics of batch normalisation.
         self._moving_variables = [v for v in self._adopted.values() if not v.value.trainable]
-        followed = self._tracked_self_norm if self._tracking else self._learned_by_nothing()
-        self._refresh = Refresh(layers, followed, self._add_named)
+        untaught = filter(self._is_untaught, layers)
+        self._refresh = Refresh(layers, self._tracked_self_norm, untaught, self._add_named)
         self._guard = UpdateGuard(self._add_state)
         reconstruction = self._tracking.reconstruction if self._tracking else inverse_learning
         self._regularized_layers = tuple(la for la in layers if self._reconstruction_of(la) is not None)
@@ -157,6 +157,8 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         super().compile(
             optimizer=optimizer, auto_scale_loss=auto_scale_loss, jit_compile=jit_compile, **kwargs
         )
+        # Keras's own shows 0 where no step was measured.
+        self._loss_tracker = MeanFigure("loss")
         # What Keras makes of "auto" it does not tell from `False`.
         self._jit_compile_given = jit_compile
         self._guard.max_skipped, self._guard.fuses = max_skipped_updates, jit_compile is not False
@@ -259,8 +261,7 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
 
     @property
     def metrics(self):
-        """The figures of the progress bar; none until `compile`, so that a bigger model shows none of
-        them."""
+        """The figures of the progress bar; none before `compile`: a bigger model is to show none."""
         return super().metrics if self.compiled else []
 
     def set_weights(self, weights):
@@ -295,16 +296,12 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         by_likelihood = layer.gradient == "self_norm" and layer.mixture < 1.0
         return by_likelihood or self._reconstruction_of(layer) is not None
 
-    def _learned_by_nothing(self):
-        """The layers whose learned inverse no regularizer trains, and can be set."""
-        return [
-            layer
-            for layer in self._self_norm
-            if layer.needs_inverse
-            and layer.is_matrix
-            and self._reconstruction_of(layer) is None
-            and isinstance(layer.forward_kernel, tf.Variable)
-        ]
+    def _is_untaught(self, layer):
+        """Whether the layer needs a learned inverse, which can be set, and that neither way of learning
+        sees."""
+        is_learned = self._tracking or self._reconstruction_of(layer) is not None
+        can_be_set = layer.is_matrix and isinstance(layer.forward_kernel, tf.Variable)
+        return layer.needs_inverse and can_be_set and not is_learned
 
     def _reconstruction_of(self, layer):
         return self._tracking.reconstruction_of(layer) if self._tracking else self.inverse_learning

@@ -21,8 +21,8 @@ class FlowSaving:
     # What `from_builder` was given, as JSON.
     _recipe = None
 
-    @classmethod def from_builder(cls, builder, inverse_learning=Tracking(), bits_per_dim=False, **arguments):
-    # noqa: B008
+    @classmethod
+    def from_builder(cls, builder, inverse_learning=Tracking(), bits_per_dim=False, **arguments):  # noqa: B008
         """Makes the model of the flow `builder(**arguments)`, so that it can be saved whole.
 
         `model.save("flow.keras")` then keeps how it was built and compiled, its weights, and the state of its

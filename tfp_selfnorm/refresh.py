@@ -19,13 +19,15 @@ class Refresh:
     memory of the variables until these change, and are let go while a compiled step runs.
 
     Args:
-      layers: self-normalizing layers.
-      followed: those of them whose R is set to the inverse of W where W has changed without it.
+      layers: self-normalizing layers. tracked: those of them whose R is set to the inverse of W every so many
+      steps. untaught: those whose R nothing teaches but the likelihood inside the training scope. It is set,
+      like that of the
+        tracked ones, where W has changed outside of training steps.
       add_weight: function that makes a Keras variable, such as the method of a `keras.Model`.
     """
 
-    def __init__(self, layers, followed, add_weight):
-        self._followed_layers = tuple(followed)
+    def __init__(self, layers, tracked, untaught, add_weight):
+        self._tracked, self._untaught = tuple(tracked), tuple(untaught)
         self._held = _held_log_dets(layers, add_weight)
         # The weights that the inverses follow, those that all log-dets are of, and whether R was set in
         # between.
@@ -47,7 +49,8 @@ class Refresh:
         inverses = self._changed(self._followed) if self._is_set_between else set()
         log_dets = set() if self._scored is None else self._changed(self._scored)
         self._followed, self._scored, self._is_set_between = None, None, False
-        self._set_inverses(lambda layer: is_due(layer) or layer.key in inverses)
+        self._set_inverses([la for la in self._tracked if is_due(la) or la.key in inverses])
+        self._set_inverses([layer for layer in self._untaught if layer.key in inverses])
         self._set_log_dets(lambda layer: is_due(layer) or layer.key in log_dets)
 
     def after_steps(self) -> None:
@@ -64,7 +67,7 @@ class Refresh:
         """Sets each learned inverse and log-det whose W has changed without it; raises as `before_steps`."""
         changed = self._changed(self._followed)
         if changed:
-            self._set_inverses(lambda layer: layer.key in changed)
+            self._set_inverses([la for la in (*self._tracked, *self._untaught) if la.key in changed])
             self._set_log_dets(lambda layer: layer.key in changed)
             self._followed, self._is_set_between = self._weights(), True
             self._scored = None
@@ -77,19 +80,20 @@ class Refresh:
             warnings.warn(f"{error} The learned inverse is saved as it is.", stacklevel=3)
 
     def set_inverses(self) -> None:
-        """Sets the followed inverses, whether or not W has changed; warns of kernels that have none."""
+        """Sets the tracked inverses, whether or not W has changed; warns of kernels that have none."""
         try:
-            self._set_inverses(lambda layer: True)
+            self._set_inverses(self._tracked)
         except ValueError as error:
             warnings.warn(f"{error} Its learned inverse stays as it is.", stacklevel=3)
-        self._followed = self._weights()
+        else:
+            self._followed = self._weights()
 
     def take_weights(self) -> None:
         """Takes the present weights for those that the present inverses follow, as after a file was read."""
         self._followed, self._scored, self._is_set_between = self._weights(), None, False
 
-    def _set_inverses(self, is_meant):
-        for layer in filter(is_meant, self._followed_layers):
+    def _set_inverses(self, layers):
+        for layer in layers:
             refresh_inverse(layer)
 
     def _set_log_dets(self, is_meant):
