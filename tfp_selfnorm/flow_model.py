@@ -96,7 +96,7 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         keras_networks = [network for network in found.networks if isinstance(network, keras.Layer)]
         self._holders = tuple(map(NetworkHolder, keras_networks))
         self._tf_keras_networks = tuple(n for n in found.networks if not isinstance(n, keras.Layer))
-        names = name_variables(found.variables, distribution)
+        names = name_variables(found.variables, distribution, found.keras_variables)
         self._adopted = adopt(names, found.keras_variables, found.networks, frozen)
         # These and the state of the training, by the names that files and messages use.
         self._named = dict(self._adopted)

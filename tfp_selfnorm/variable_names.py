@@ -10,8 +10,11 @@ import tensorflow_probability as tfp
 # What every Keras layer or model has; what else it has, it was given.
 _OF_ALL_LAYERS = {*vars(keras.Layer()), *vars(keras.Model())}
 
+# What TFP puts before the name of a variable that is made in a call.
+_CALLS = re.compile(r"^.*[.](sample|log_prob|prob|(forward|inverse)(_log_det_jacobian)?)[.]")
 
-def name_variables(variables, distribution) -> dict:
+
+def name_variables(variables, distribution, keras_variables) -> dict:
     """A mapping from names to the variables, each once, in the order of the names.
 
     - Parameters of TFP objects have the name that they were given, followed by the way to them where several
@@ -23,7 +26,8 @@ def name_variables(variables, distribution) -> dict:
 
     Args:
       variables: the variables.
-      distribution: what they were found in.
+      distribution: the distribution that they were found in.
+      keras_variables: mapping from references of variables to the variables of Keras that hold them.
     """
     parameters, of_networks = {}, {}
     _visit(distribution, "", parameters, of_networks)
@@ -42,7 +46,12 @@ def name_variables(variables, distribution) -> dict:
             continue
         named[unused_name(name, named)] = variable
     for variable in hidden:
-        name = re.sub(r"_[0-9]+(?=[.]|$)", "", own[variable.ref()])
+        reference = variable.ref()
+        name = own[reference]
+        if reference in keras_variables:
+            name = keras_variables[reference].path.replace("/", ".")
+        # The call that made it, and the counts.
+        name = re.sub(r"_[0-9]+(?=[.]|$)", "", _CALLS.sub("", name))
         named[unused_name(name, named)] = variable
     return {name: named[name] for name in sorted(named, key=_natural_order)}
 
