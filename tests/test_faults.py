@@ -224,3 +224,52 @@ def test_figures_of_an_evaluation_hide_nothing(data):
 def test_max_skipped_updates_must_be_a_positive_int(value):
     with pytest.raises(ValueError, match="`max_skipped_updates` must be a positive int"):
         make_model(max_skipped_updates=value)
+
+
+@pytest.mark.parametrize("options", COMPILED.values(), ids=COMPILED)
+def test_a_learning_rate_that_is_not_finite_changes_no_weight(options, data):
+    model = make_model(max_skipped_updates=3, **options)
+    fit(model, data)
+    model.optimizer.learning_rate = np.nan
+    before = trained(model)
+    with pytest.raises(ValueError, match="3 updates in a row.*first to be not finite was the learning rate"):
+        fit(model, data)
+    # The rate is a variable of the optimizer.
+    for value, other in zip(trained(model), before, strict=True):
+        np.testing.assert_array_equal(value, other)
+
+
+def test_a_schedule_that_becomes_infinite_is_named_too(data):
+    model = sn.FlowModel(sn.dense_flow(3, seed=1))
+    schedule = keras.optimizers.schedules.ExponentialDecay(1e-3, decay_steps=1, decay_rate=1e20)
+    model.compile(keras.optimizers.Adam(schedule), max_skipped_updates=2)
+    with pytest.raises(ValueError, match="the learning rate|the log-likelihood|the output"):
+        fit(model, data)
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+@pytest.mark.parametrize("size", [3, 300], ids=["small", "fused"])
+def test_an_update_that_overflows_stops_the_training_at_once(size, rng):
+    """The loss, the gradients and the rate are finite; their product is not."""
+    model = sn.FlowModel(sn.dense_flow(size, num_layers=1, seed=1))
+    model.compile(keras.optimizers.SGD(3e38), max_skipped_updates=3)
+    data = 10.0 + rng.normal(size=[40, size]).astype(np.float32)
+    with pytest.raises(ValueError, match="The update of step 0 made `dense_0_bias` not finite, although"):
+        fit(model, data)
+    assert int(model.optimizer.iterations) == 1
+
+
+def test_squares_that_overflow_are_to_blame_and_no_finite_weight(data):
+    model = sn.FlowModel(sn.dense_flow(3, seed=1))
+    model.compile("adam", max_skipped_updates=2)
+    with pytest.raises(ValueError, match="not finite was the square of the gradient of `dense_0_inverse"):
+        fit(model, 1e18 * data)
+
+
+def test_a_regularizer_that_overflows_is_named_as_the_loss(data):
+    model = sn.FlowModel(sn.dense_flow(3, seed=1), sn.Reconstruction(weight=tf.Variable(np.inf)))
+    model.compile("sgd", max_skipped_updates=2)
+    layer = sn.self_norm_layers(model.distribution)[0]
+    layer.forward_kernel.assign(2.0 * layer.forward_kernel)
+    with pytest.raises(ValueError, match="first to be not finite was the loss"):
+        fit(model, data)
