@@ -32,7 +32,7 @@ class ChannelSplit(tfb.Bijector):
         Args:
           bijector: a TFP bijector that keeps the shape of its events.
           num_channels: how many channels it gets; `None` for half of an even number.
-          validate_args: passed on to the parts.
+          validate_args: whether to check at each call that the channels can be split.
           name: name of the ops.
 
         Raises:
@@ -49,10 +49,10 @@ class ChannelSplit(tfb.Bijector):
             check_positive_int(num_channels, "num_channels")
         self._bijector = bijector
         self._num_channels = num_channels
-        # Composed of TFP's parts, whose cache keeps track of the parts of a pair.
-        split = tfb.Split(2 if num_channels is None else [num_channels, -1], axis=-1)
-        self._both = tfb.JointMap([bijector, tfb.Identity()])
-        self._parts = tfb.Chain([tfb.Invert(split), self._both, split], validate_args=validate_args)
+        # TFP's cache of this one keeps track of the parts of a pair.
+        self._split = tfb.Split(
+            2 if num_channels is None else [num_channels, -1], axis=-1, validate_args=validate_args
+        )
         super().__init__(
             forward_min_event_ndims=max(ndims, 1),
             is_constant_jacobian=bijector.is_constant_jacobian,
@@ -73,25 +73,31 @@ class ChannelSplit(tfb.Bijector):
         """What the first channels go through."""
         return self._bijector
 
+    def __hash__(self):
+        # TFP hashes all parameters, here a whole flow, several times at each look into its cache. What is equal
+        # has one name.
+        return hash((type(self), self.name))
+
     def _forward(self, x, **kwargs):
-        self._check_channels(x)
-        return self._parts.forward(x, **self._nested(kwargs))
+        first, rest = self._parts(x)
+        return self._split.inverse([self._bijector.forward(first, **kwargs), rest])
 
     def _inverse(self, y, **kwargs):
-        self._check_channels(y)
-        return self._parts.inverse(y, **self._nested(kwargs))
+        first, rest = self._parts(y)
+        return self._split.inverse([self._bijector.inverse(first, **kwargs), rest])
 
     def _forward_log_det_jacobian(self, x, **kwargs):
-        ndims = self.forward_min_event_ndims
-        return self._parts.forward_log_det_jacobian(x, ndims, **self._nested(kwargs))
+        first, _ = self._parts(x)
+        return self._bijector.forward_log_det_jacobian(first, self.forward_min_event_ndims, **kwargs)
 
     def _inverse_log_det_jacobian(self, y, **kwargs):
-        ndims = self.inverse_min_event_ndims
-        return self._parts.inverse_log_det_jacobian(y, ndims, **self._nested(kwargs))
+        first, _ = self._parts(y)
+        return self._bijector.inverse_log_det_jacobian(first, self.inverse_min_event_ndims, **kwargs)
 
-    def _nested(self, kwargs):
-        """Compositions of TFP hand keyword arguments down by the names of their parts."""
-        return {self._both.name: {self._bijector.name: kwargs}} if kwargs else {}
+    def _parts(self, value):
+        """The channels that the bijector gets, and the others; those of a pair are the same at each call."""
+        self._check_channels(value)
+        return self._split.forward(value)
 
     def _check_channels(self, value):
         shape, first = value.shape, self._num_channels
