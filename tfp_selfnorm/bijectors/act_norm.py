@@ -100,7 +100,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         return {
             "shift": tfp.util.ParameterProperties(event_ndims=1),
             "log_scale": tfp.util.ParameterProperties(event_ndims=1),
-            "is_adapted": tfp.util.ParameterProperties(event_ndims=None),
+            "is_adapted": tfp.util.ParameterProperties(event_ndims=0),
         }
 
     @property

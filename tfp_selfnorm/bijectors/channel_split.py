@@ -1,6 +1,7 @@
 """`ChannelSplit`: a bijector on some channels, for multi-scale flows and split priors."""
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.integers import check_positive_int
@@ -16,7 +17,7 @@ class ChannelSplit(tfb.Bijector):
 
     The log-det is that of the inner bijector. Shapes: events of the inner bijector's rank, with channels as
     the last dimension; the inner bijector must keep the shape. Dtypes: the inner bijector's. Keyword
-    arguments go to the inner bijector.
+    arguments go to the inner bijector. It is a CompositeTensor if the inner bijector is.
 
     >>> split = ChannelSplit(tfb.Scale(2.0), num_channels=1)
     >>> split.forward([1.0, 1.0, 1.0]).numpy()
@@ -25,6 +26,16 @@ class ChannelSplit(tfb.Bijector):
     References: Dinh et al., "Density estimation using Real NVP", ICLR 2017, section 3.6; Kingma & Dhariwal,
     "Glow", NeurIPS 2018.
     """
+
+    def __new__(cls, bijector=None, *args, **kwargs):
+        """Makes a CompositeTensor of one."""
+        if cls not in (ChannelSplit, _CompositeChannelSplit) or bijector is None:
+            return super().__new__(cls)
+        if isinstance(bijector, tf.__internal__.CompositeTensor):
+            return super().__new__(_CompositeChannelSplit)
+        if cls is ChannelSplit:
+            return super().__new__(cls)
+        return ChannelSplit(bijector, *args, **kwargs)
 
     def __init__(self, bijector, num_channels=None, validate_args=False, name="channel_split"):
         """Makes the bijector.
@@ -74,8 +85,8 @@ class ChannelSplit(tfb.Bijector):
         return self._bijector
 
     def __hash__(self):
-        # TFP hashes all parameters, here a whole flow, several times at each look into its cache. What is equal
-        # has one name.
+        # TFP hashes all parameters several times at each look into its cache: here a whole flow, and at each
+        # level of nesting anew. Equal bijectors have one name.
         return hash((type(self), self.name))
 
     def _forward(self, x, **kwargs):
@@ -112,3 +123,7 @@ class ChannelSplit(tfb.Bijector):
             raise ValueError(
                 f"`{self.name}` gives {first} channels to its bijector and needs more; got {tuple(shape)}."
             )
+
+
+class _CompositeChannelSplit(ChannelSplit, tfb.AutoCompositeTensorBijector):
+    """One that functions take as an argument, with the variables of its bijector."""
