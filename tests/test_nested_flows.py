@@ -33,7 +33,9 @@ def nested(depth):
     """As a Glow is: in each level a chain of a layer and the split of the next level."""
     bijector = Counted(tf.ones([]))
     for level in range(1, depth):
-        split = sn.ChannelSplit(tfb.Chain([bijector, Counted(1.0)]), num_channels=2**level, name=f"level_{level}")
+        split = sn.ChannelSplit(
+            tfb.Chain([bijector, Counted(1.0)]), num_channels=2**level, name=f"level_{level}"
+        )
         bijector = tfb.Chain([split, Counted(1.0)])
     normal = tfd.Sample(tfd.Normal(0.0, 1.0), [2**depth])
     return tfd.TransformedDistribution(normal, bijector)

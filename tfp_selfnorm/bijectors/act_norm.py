@@ -54,16 +54,16 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
             shapes = self._shift.shape, self._log_scale.shape
             if not shapes[0].rank or shapes[0] != shapes[1]:
                 raise ValueError(
-                    f"`shift` and `log_scale` must have one shape (C,), or (..., C) for a batch; got "
-                    f"{tuple(shapes[0])} and {tuple(shapes[1])}."
+                    f"`shift` and `log_scale` must have one shape (C,); got {tuple(shapes[0])} and "
+                    f"{tuple(shapes[1])}. A batch of them is (..., C)."
                 )
             can_start = shapes[0].rank == 1 and hasattr(shift, "assign") and hasattr(log_scale, "assign")
             # TFP makes copies with tensors in place of variables.
             is_known = not hasattr(is_adapted, "assign") and getattr(is_adapted, "dtype", None) == tf.bool
             if is_adapted is not True and not is_known and not (can_start and hasattr(is_adapted, "assign")):
                 raise TypeError(
-                    "`is_adapted` must be True, a bool tensor, or a tf.Variable beside a `shift` and a "
-                    f"`log_scale` that are variables of shape (C,); got {is_adapted!r}."
+                    "`is_adapted` must be True, or a tf.Variable beside a `shift` and a `log_scale` that are "
+                    f"variables of shape (C,) too, or a bool tensor; got {is_adapted!r}."
                 )
             super().__init__(
                 forward_min_event_ndims=1,
@@ -154,7 +154,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         if _mode() != "adapt" or self.has_start():
             return
         if not hasattr(self._is_adapted, "assign"):
-            raise TypeError(f"`{self.name}` cannot start: its parameters are no variables.")
+            raise TypeError(f"`{self.name}` cannot start from data: its parameters are no variables.")
         values = tf.reshape(tf.cast(data, tf.float64), [-1, data.shape[-1]])
         mean, variance = tf.nn.moments(values, axes=[0])
         stddev = tf.sqrt(variance)
