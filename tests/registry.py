@@ -102,7 +102,7 @@ def _act_norm_batch(dtype):
 def _nested_split(dtype):
     """Two levels as in a Glow, of a layer, a coupling and a split, with kernels that are inverses."""
     inner = ChannelSplit(
-        tfb.Chain([_coupling(2, 1, dtype), Squeeze(), tfb.Invert(Squeeze())]), 2, name="inner"
+        tfb.Chain([_coupling(2, 1, dtype), tfb.Invert(Squeeze()), Squeeze()]), 2, name="inner"
     )
     dense = _conv((1, 1), spatial_shape=(4, 4), channels=4)(dtype)
     return ChannelSplit(tfb.Chain([dense, _coupling(4, 2, dtype), inner]), 4, name="outer")
