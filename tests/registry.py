@@ -94,6 +94,20 @@ def _act_norm(dtype):
     return ActNorm(*(tf.Variable(0.5 * rng.normal(size=[2]), dtype=dtype) for _ in range(2)))
 
 
+def _act_norm_batch(dtype):
+    rng = np.random.default_rng(6)
+    return ActNorm(*(tf.Variable(0.5 * rng.normal(size=[3, 2]), dtype=dtype) for _ in range(2)))
+
+
+def _nested_split(dtype):
+    """Two levels as in a Glow, of a layer, a coupling and a split, with kernels that are inverses."""
+    inner = ChannelSplit(
+        tfb.Chain([_coupling(2, 1, dtype), tfb.Invert(Squeeze()), Squeeze()]), 2, name="inner"
+    )
+    dense = _conv((1, 1), spatial_shape=(4, 4), channels=4)(dtype)
+    return ChannelSplit(tfb.Chain([dense, _coupling(4, 2, dtype), inner]), 4, name="outer")
+
+
 def _coupling(num_channels=3, num_conditioning=1, dtype=tf.float32, **options):
     """The last layer is no zero, so that it does something."""
     network = keras.Sequential(
@@ -188,6 +202,7 @@ REGISTRY = {
     "squeeze by 3": Case(lambda dtype: Squeeze(3), event_shape=(1, 2, 9), latent_shape=(3, 6, 1)),
     "act_norm": Case(_act_norm, event_shape=(2,)),
     "act_norm of images": Case(_act_norm, event_shape=(3, 3, 2)),
+    "act_norm, batch of parameters": Case(_act_norm_batch, event_shape=(2,), batch_shape=(3,)),
     "affine_coupling": Case(lambda dtype: _coupling(dtype=dtype), event_shape=(4, 4, 3)),
     "affine_coupling of halves": Case(lambda dtype: _coupling(4, 2, dtype, bound=1.0), event_shape=(4, 4, 4)),
     "channel_split": Case(
@@ -196,6 +211,7 @@ REGISTRY = {
     "channel_split of vectors": Case(
         lambda dtype: ChannelSplit(_dense(2)(dtype)), event_shape=(4,), xla_log_det=False
     ),
+    "channel_split in a channel_split": Case(_nested_split, event_shape=(4, 4, 6)),
     "conv_flow": Case(
         _perturbed(lambda dtype: conv_flow((4, 4, 1), num_blocks=2, layers_per_block=1, dtype=dtype, seed=1)),
         event_shape=(4, 4, 1),

@@ -175,3 +175,49 @@ def test_spline_is_tfps(num_bins, rng):
 def test_spline_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         trainable_spline(3, **arguments)
+
+
+@pytest.mark.parametrize("slope", [1e-20, 1.2e-38, 0.3])
+def test_the_slope_that_is_not_taken_has_gradient_0(slope):
+    for y in (1.0, 1e30, np.inf):
+        for name in ("forward", "inverse", "forward_log_det_jacobian", "inverse_log_det_jacobian"):
+            variable = tf.Variable(slope)
+            with tf.GradientTape() as tape:
+                output = getattr(LeakyReLU(variable), name)(tf.constant(y))
+            assert output == (0.0 if "log_det" in name else y)
+            assert tape.gradient(output, variable) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "gradient"),
+    [
+        ("forward", -0.5, -2.0),
+        ("inverse", -8.0, 32.0),  # -2 / a, and 2 / a^2
+        ("forward_log_det_jacobian", np.log(0.25), 4.0),
+        ("inverse_log_det_jacobian", -np.log(0.25), -4.0),
+    ],
+)
+def test_the_slope_that_is_taken_has_its_gradient(name, value, gradient):
+    variable = tf.Variable(0.25)
+    with tf.GradientTape() as tape:
+        output = getattr(LeakyReLU(variable), name)(tf.constant(-2.0))
+    np.testing.assert_allclose([output, tape.gradient(output, variable)], [value, gradient], rtol=1e-6)
+
+
+@pytest.mark.parametrize("edge", [1e20, -1e30, 3e38, 10.0, -10.0])
+def test_a_spline_has_finite_gradients_out_of_bounds(edge, rng):
+    spline = trainable_spline(2)
+    for variable in spline.trainable_variables:
+        variable.assign(rng.normal(size=variable.shape))
+    for name in ("forward", "inverse", "forward_log_det_jacobian", "inverse_log_det_jacobian"):
+        y = tf.constant([edge, 0.3])
+        with tf.GradientTape() as tape:
+            tape.watch(y)
+            output = getattr(spline, name)(y)
+            first = output if "log_det" in name else output[0]
+        d_y, *others = tape.gradient(first, [y, *spline.trainable_variables])
+        assert all(np.isfinite(tf.convert_to_tensor(gradient)).all() for gradient in others)
+        if "log_det" in name:
+            assert d_y[0] == 0.0
+        else:
+            assert (first, d_y[0]) == (edge, 1.0)

@@ -40,14 +40,15 @@ def adapt(distribution, x) -> None:
     x = check_events(x, distribution)
     if tf.size(x) < 2 * distribution.event_shape.num_elements():
         raise ValueError(f"`x` must have two events or more to adapt to; got shape {tuple(x.shape)}.")
-    new = [norm for norm in norms if not norm.has_start()]
+    new = [norm.is_adapted for norm in norms if not norm.has_start()]
     try:
         with act_norm_mode("adapt"):
             distribution.log_prob(tf.identity(x))
     except Exception:
         # A start from data that a later one refused is none.
-        for norm in new:
-            norm.is_adapted.assign(False)
+        for started in new:
+            if isinstance(started, tf.Variable):
+                started.assign(False)
         raise
 
 

@@ -21,7 +21,8 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
     call is refused: ValueError, inside a graph `tf.errors.InvalidArgumentError`, and NaN under XLA.
 
     `forward_log_det_jacobian` is the sum of `log_scale`, for each pixel. Shapes: parameters `[C]`, events
-    `[C]`, or images and other arrays with the channels last. Dtypes: float32 and float64.
+    `[C]`, or images and other arrays with the channels last. Parameters `[..., C]` broadcast, as TFP's do.
+    Dtypes: float32 and float64.
 
     >>> norm = ActNorm(shift=[1.0, 0.0], log_scale=[0.0, 1.0])
     >>> norm.forward([1.0, 1.0]).numpy().round(4)
@@ -34,15 +35,15 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         """Makes the bijector from its parameters; `trainable` makes the parameters too.
 
         Args:
-          shift: float `[C]`: tensor or `tf.Variable`.
-          log_scale: float `[C]`: tensor or `tf.Variable`.
-          is_adapted: bool, or a `tf.Variable` of one: whether the parameters have their start.
+          shift: float `[C]`, or `[..., C]` for a batch: tensor or `tf.Variable`.
+          log_scale: float, of the same shape: tensor or `tf.Variable`.
+          is_adapted: True, or a bool tensor or `tf.Variable`: whether the parameters have their start.
           validate_args: has no effect.
           name: name of the ops.
 
         Raises:
           TypeError: if a parameter is not floating, the dtypes differ, or what is to be adapted cannot be.
-          ValueError: if the parameters are not of one shape `[C]`.
+          ValueError: if the parameters are not of one shape with channels.
         """
         parameters = dict(locals())
         with tf.name_scope(name):
@@ -51,16 +52,18 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
             self._log_scale = parameter(log_scale, dtype, "log_scale")
             self._is_adapted = is_adapted
             shapes = self._shift.shape, self._log_scale.shape
-            can_start = all(hasattr(value, "assign") for value in (is_adapted, shift, log_scale))
-            if is_adapted is not True and not can_start:
-                raise TypeError(
-                    "`is_adapted` must be True, or a tf.Variable beside a `shift` and a `log_scale` that are "
-                    f"variables too; got {is_adapted!r}."
-                )
-            if shapes[0].rank != 1 or shapes[0] != shapes[1]:
+            if not shapes[0].rank or shapes[0] != shapes[1]:
                 raise ValueError(
                     f"`shift` and `log_scale` must have one shape (C,); got {tuple(shapes[0])} and "
-                    f"{tuple(shapes[1])}."
+                    f"{tuple(shapes[1])}. A batch of them is (..., C)."
+                )
+            can_start = shapes[0].rank == 1 and hasattr(shift, "assign") and hasattr(log_scale, "assign")
+            # TFP makes copies with tensors in place of variables.
+            is_known = not hasattr(is_adapted, "assign") and getattr(is_adapted, "dtype", None) == tf.bool
+            if is_adapted is not True and not is_known and not (can_start and hasattr(is_adapted, "assign")):
+                raise TypeError(
+                    "`is_adapted` must be True, or a tf.Variable beside a `shift` and a `log_scale` that are "
+                    f"variables of shape (C,) too, or a bool tensor; got {is_adapted!r}."
                 )
             super().__init__(
                 forward_min_event_ndims=1,
@@ -100,7 +103,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         return {
             "shift": tfp.util.ParameterProperties(event_ndims=1),
             "log_scale": tfp.util.ParameterProperties(event_ndims=1),
-            "is_adapted": tfp.util.ParameterProperties(event_ndims=None),
+            "is_adapted": tfp.util.ParameterProperties(event_ndims=0),
         }
 
     @property
@@ -115,13 +118,13 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
 
     @property
     def is_adapted(self):
-        """Whether the parameters have their start: a bool, or a `tf.Variable` of one."""
+        """Whether the parameters have their start: True, or a bool tensor or `tf.Variable`."""
         return self._is_adapted
 
     def has_start(self) -> bool:
         """Whether the parameters have their start; in eager mode."""
         # A variable of a distribution strategy counts as true whatever it holds.
-        return self._is_adapted is True or bool(tf.convert_to_tensor(self._is_adapted))
+        return self._is_adapted is True or bool(tf.reduce_all(self._is_adapted))
 
     def _forward(self, x):
         self._start(x, is_inverse=False)
@@ -133,13 +136,13 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
 
     def _forward_log_det_jacobian(self, x):
         self._check_channels(x)
-        return self._started(tf.reduce_sum(self._log_scale))
+        return self._started(tf.reduce_sum(self._log_scale, axis=-1))
 
     def _inverse_log_det_jacobian(self, y):
         return -self._forward_log_det_jacobian(y)
 
     def _check_channels(self, value):
-        channels = self._shift.shape[0]
+        channels = self._shift.shape[-1]
         if value.shape.rank is not None and (value.shape.rank < 1 or value.shape[-1] not in (None, channels)):
             raise ValueError(
                 f"`{self.name}` has parameters for {channels} channels; got shape {tuple(value.shape)}."
@@ -150,6 +153,8 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         self._check_channels(data)
         if _mode() != "adapt" or self.has_start():
             return
+        if not hasattr(self._is_adapted, "assign"):
+            raise TypeError(f"`{self.name}` cannot start from data: its parameters are no variables.")
         values = tf.reshape(tf.cast(data, tf.float64), [-1, data.shape[-1]])
         mean, variance = tf.nn.moments(values, axes=[0])
         stddev = tf.sqrt(variance)
@@ -173,7 +178,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
             if not self.has_start():
                 raise ValueError(message)
             return value
-        is_adapted = tf.convert_to_tensor(self._is_adapted)
+        is_adapted = tf.reduce_all(self._is_adapted)
         # XLA drops the assertion; NaN remains.
         with tf.control_dependencies([tf.debugging.Assert(is_adapted, [message])]):
             return tf.where(is_adapted, value, tf.constant(np.nan, value.dtype))

@@ -1,12 +1,16 @@
 """`AffineCoupling`: channels scaled and shifted by what a network makes of the other channels."""
 
 import numbers
+import operator
 
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability.python.internal import auto_composite_tensor
 
 from tfp_selfnorm.bijectors.passes import Passes
 from tfp_selfnorm.integers import check_positive_int
+
+_VARIABLES = "network_variables"
 
 
 class AffineCoupling(tfp.bijectors.Bijector):
@@ -34,6 +38,10 @@ class AffineCoupling(tfp.bijectors.Bijector):
     Shapes: events `[H, W, C]`, or of the rank `event_ndims`. Dtypes: those of the events; what the network
     returns is cast, and a floating condition. `FlowModel` and TFP see its variables.
 
+    It is a CompositeTensor, which goes into and out of a `tf.function`, if its network is a Keras model or a
+    plain function. A Keras network then computes with the variables or values that come with the coupling.
+    With a `tf.Module` it is none, and a `tf.function` takes it as any Python object.
+
     >>> network = keras.Sequential([keras.Input([4, 4, 1]), keras.layers.Conv2D(4, 3, padding="same")])
     >>> coupling = AffineCoupling(network, num_conditioning=1)
     >>> coupling.inverse(tf.ones([2, 4, 4, 3])).shape, len(coupling.trainable_variables)
@@ -46,6 +54,16 @@ class AffineCoupling(tfp.bijectors.Bijector):
     References: Dinh et al., "Density estimation using Real NVP", ICLR 2017, equations 7 and 8; the bound is
     that of the code published with Keller et al., "Self Normalizing Flows", ICML 2021.
     """
+
+    def __new__(cls, network=None, *args, **kwargs):
+        """Makes a CompositeTensor where the network admits it."""
+        if cls not in (AffineCoupling, _CompositeAffineCoupling) or network is None:
+            return super().__new__(cls)
+        if _can_be_given_variables(network):
+            return super().__new__(_CompositeAffineCoupling)
+        if cls is AffineCoupling:
+            return super().__new__(cls)
+        return AffineCoupling(network, *args, **kwargs)
 
     def __init__(
         self,
@@ -192,7 +210,7 @@ class AffineCoupling(tfp.bijectors.Bijector):
         try:
             if isinstance(known, list) and len(known) != number:
                 raise ValueError(f"it has {len(known)} inputs, and got {number}.")
-            return self._network(inputs)
+            return self._network_call(inputs)
         except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
             shapes = " and ".join(str(value.shape) for value in tf.nest.flatten(inputs))
             raise ValueError(
@@ -200,6 +218,78 @@ class AffineCoupling(tfp.bijectors.Bijector):
                 f"shapes {shapes}, failed: {error} With the argument `condition` the network gets the list "
                 "`[kept, condition]`, without it the kept channels alone."
             ) from error
+
+    def _network_call(self, inputs):
+        return self._network(inputs)
+
+
+class _CompositeAffineCoupling(AffineCoupling, tfp.bijectors.AutoCompositeTensorBijector):
+    """One whose network, if it has variables, may be called with others in their place."""
+
+    # Its variables, as long as no others, or their values, are given in their place.
+    _given = None
+
+    def given(self, variables):
+        """Gives it variables, or their values, to call the network with."""
+        if any(one is not own for one, own in zip(variables, self._network_variables, strict=True)):
+            self._given = self._network_variables = variables
+        return self
+
+    def copy(self, **override_parameters_kwargs):
+        copied = super().copy(**override_parameters_kwargs)
+        is_same = self._given is not None and copied.network is self._network
+        return copied.given(self._given) if is_same else copied
+
+    def __eq__(self, other):
+        # TFP compares parameters, among which the variables given are not.
+        return super().__eq__(other) and (
+            (self._given is None and other._given is None)
+            or all(map(operator.is_, self._network_variables, other._network_variables))
+        )
+
+    __hash__ = AffineCoupling.__hash__
+
+    def _network_call(self, inputs):
+        if self._given is None:
+            return self._network(inputs)
+        network, weights = self._network, _keras_weights(self._network)
+        given = dict(zip(map(id, weights), self._given, strict=True))
+        parts = network.trainable_variables, network.non_trainable_variables
+        values = [[given.get(id(weight), weight) for weight in part] for part in parts]
+        output, updated = network.stateless_call(*values, inputs)
+        for variable, value in zip(values[1], updated, strict=True):
+            # Such as the moving statistics.
+            if hasattr(variable, "assign"):
+                variable.assign(value)
+        return output
+
+
+@auto_composite_tensor.type_spec_register("tfp_selfnorm.AffineCouplingSpec")
+class _AffineCouplingSpec(auto_composite_tensor._AutoCompositeTensorTypeSpec):
+    """TFP's type spec, and the variables of a Keras network, which TFP does not see in callables."""
+
+    @property
+    def value_type(self):
+        return _CompositeAffineCoupling
+
+    @classmethod
+    def from_instance(cls, instance, omit_kwargs=(), non_identifying_kwargs=()):
+        spec = super().from_instance(instance, omit_kwargs, non_identifying_kwargs)
+        variables = auto_composite_tensor._extract_type_spec_recursively(list(instance._network_variables))
+        return spec._copy(param_specs={**spec._param_specs, _VARIABLES: variables})
+
+    def _to_components(self, obj):
+        return {**super()._to_components(obj), _VARIABLES: list(obj._network_variables)}
+
+    def _from_components(self, components):
+        variables = components[_VARIABLES]
+        obj = super()._from_components({name: components[name] for name in components if name != _VARIABLES})
+        return obj.given(variables)
+
+
+_CompositeAffineCoupling._type_spec = property(
+    lambda self: _AffineCouplingSpec.from_instance(self, ("parameters",), ("name",))
+)
 
 
 def _with_one_batch_dimension(value, num_leading):
@@ -219,3 +309,10 @@ def _keras_weights(network):
     weights = getattr(network, "weights", None)
     is_keras = isinstance(weights, list) and all(hasattr(weight, "value") for weight in weights)
     return [weight for weight in weights if isinstance(weight.value, tf.Variable)] if is_keras else []
+
+
+def _can_be_given_variables(network):
+    """Whether TFP can tell all variables of it that anyone sees from it itself; those of Keras, in a call."""
+    if isinstance(network, tf.Module):
+        return isinstance(network, tf.__internal__.CompositeTensor)
+    return not _keras_weights(network) or hasattr(network, "stateless_call")

@@ -1,6 +1,7 @@
 """`ChannelSplit`: a bijector on some channels, for multi-scale flows and split priors."""
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.integers import check_positive_int
@@ -16,7 +17,7 @@ class ChannelSplit(tfb.Bijector):
 
     The log-det is that of the inner bijector. Shapes: events of the inner bijector's rank, with channels as
     the last dimension; the inner bijector must keep the shape. Dtypes: the inner bijector's. Keyword
-    arguments go to the inner bijector.
+    arguments go to the inner bijector. It is a CompositeTensor if the inner bijector is.
 
     >>> split = ChannelSplit(tfb.Scale(2.0), num_channels=1)
     >>> split.forward([1.0, 1.0, 1.0]).numpy()
@@ -26,13 +27,23 @@ class ChannelSplit(tfb.Bijector):
     "Glow", NeurIPS 2018.
     """
 
+    def __new__(cls, bijector=None, *args, **kwargs):
+        """Makes a CompositeTensor of one."""
+        if cls not in (ChannelSplit, _CompositeChannelSplit) or bijector is None:
+            return super().__new__(cls)
+        if isinstance(bijector, tf.__internal__.CompositeTensor):
+            return super().__new__(_CompositeChannelSplit)
+        if cls is ChannelSplit:
+            return super().__new__(cls)
+        return ChannelSplit(bijector, *args, **kwargs)
+
     def __init__(self, bijector, num_channels=None, validate_args=False, name="channel_split"):
         """Makes the bijector.
 
         Args:
           bijector: a TFP bijector that keeps the shape of its events.
           num_channels: how many channels it gets; `None` for half of an even number.
-          validate_args: passed on to the parts.
+          validate_args: whether to check at each call that the channels can be split.
           name: name of the ops.
 
         Raises:
@@ -49,10 +60,10 @@ class ChannelSplit(tfb.Bijector):
             check_positive_int(num_channels, "num_channels")
         self._bijector = bijector
         self._num_channels = num_channels
-        # Composed of TFP's parts, whose cache keeps track of the parts of a pair.
-        split = tfb.Split(2 if num_channels is None else [num_channels, -1], axis=-1)
-        self._both = tfb.JointMap([bijector, tfb.Identity()])
-        self._parts = tfb.Chain([tfb.Invert(split), self._both, split], validate_args=validate_args)
+        # TFP's cache of this one keeps track of the parts of a pair.
+        self._split = tfb.Split(
+            2 if num_channels is None else [num_channels, -1], axis=-1, validate_args=validate_args
+        )
         super().__init__(
             forward_min_event_ndims=max(ndims, 1),
             is_constant_jacobian=bijector.is_constant_jacobian,
@@ -73,25 +84,31 @@ class ChannelSplit(tfb.Bijector):
         """What the first channels go through."""
         return self._bijector
 
+    def __hash__(self):
+        # TFP hashes all parameters several times at each look into its cache: here a whole flow, and at each
+        # level of nesting anew. Equal bijectors have one name.
+        return hash((type(self), self.name))
+
     def _forward(self, x, **kwargs):
-        self._check_channels(x)
-        return self._parts.forward(x, **self._nested(kwargs))
+        first, rest = self._parts(x)
+        return self._split.inverse([self._bijector.forward(first, **kwargs), rest])
 
     def _inverse(self, y, **kwargs):
-        self._check_channels(y)
-        return self._parts.inverse(y, **self._nested(kwargs))
+        first, rest = self._parts(y)
+        return self._split.inverse([self._bijector.inverse(first, **kwargs), rest])
 
     def _forward_log_det_jacobian(self, x, **kwargs):
-        ndims = self.forward_min_event_ndims
-        return self._parts.forward_log_det_jacobian(x, ndims, **self._nested(kwargs))
+        first, _ = self._parts(x)
+        return self._bijector.forward_log_det_jacobian(first, self.forward_min_event_ndims, **kwargs)
 
     def _inverse_log_det_jacobian(self, y, **kwargs):
-        ndims = self.inverse_min_event_ndims
-        return self._parts.inverse_log_det_jacobian(y, ndims, **self._nested(kwargs))
+        first, _ = self._parts(y)
+        return self._bijector.inverse_log_det_jacobian(first, self.inverse_min_event_ndims, **kwargs)
 
-    def _nested(self, kwargs):
-        """Compositions of TFP hand keyword arguments down by the names of their parts."""
-        return {self._both.name: {self._bijector.name: kwargs}} if kwargs else {}
+    def _parts(self, value):
+        """The channels that the bijector gets, and the others; those of a pair are the same at each call."""
+        self._check_channels(value)
+        return self._split.forward(value)
 
     def _check_channels(self, value):
         shape, first = value.shape, self._num_channels
@@ -106,3 +123,7 @@ class ChannelSplit(tfb.Bijector):
             raise ValueError(
                 f"`{self.name}` gives {first} channels to its bijector and needs more; got {tuple(shape)}."
             )
+
+
+class _CompositeChannelSplit(ChannelSplit, tfb.AutoCompositeTensorBijector):
+    """One that functions take as an argument, with the variables of its bijector."""

@@ -60,10 +60,10 @@ class LeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
         return self._negative_slope
 
     def _forward(self, x):
-        return tf.where(x < 0.0, self._negative_slope * x, x)
+        return x * self._slope(x)
 
     def _inverse(self, y):
-        return tf.where(y < 0.0, y / self._negative_slope, y)
+        return y / self._slope(y)
 
     def _forward_log_det_jacobian(self, x):
         return self._log_slope(x)
@@ -72,7 +72,11 @@ class LeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
         return -self._log_slope(y)
 
     def _log_slope(self, x):
-        return tf.where(x < 0.0, tf.math.log(self._negative_slope), tf.zeros_like(x))
+        return tf.math.log(self._slope(x))
+
+    def _slope(self, x):
+        # `tf.where` on what is computed would give NaN where the gradient of the branch not taken overflows.
+        return tf.where(x < 0.0, self._negative_slope, tf.ones_like(x))
 
     def _parameter_control_dependencies(self, is_init):
         return slope_assertions(self, is_init)

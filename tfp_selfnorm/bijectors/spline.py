@@ -32,7 +32,8 @@ class _Bins(NamedTuple):
 class _Spline(_TfpSpline):
     """TFP's; but each pass finds its bins once, for the map and its log-det, in one table of all bins.
 
-    TFP's gathers six times from copies of the knots for each element, and then again for the log-det.
+    TFP's gathers six times from copies of the knots for each element, and then again for the log-det. Its
+    formulas are the identity out of bounds, but their gradients overflow there: they get a knot instead.
     """
 
     # The log-det is there before it is asked for, as with TFP's own FFJORD; graphs drop it if it never is.
@@ -42,12 +43,19 @@ class _Spline(_TfpSpline):
 
     def _augmented_forward(self, x):
         bins = self._compute_shared(x=x)
-        return _TfpSpline._forward(bins, x), {"ildj": -_TfpSpline._forward_log_det_jacobian(bins, x)}
+        inside = tf.where(bins.out_of_bounds, bins.x_k, x)
+        y = tf.where(bins.out_of_bounds, x, _TfpSpline._forward(bins, inside))
+        return y, {"ildj": -_TfpSpline._forward_log_det_jacobian(bins, inside)}
 
     def _augmented_inverse(self, y):
         bins = self._compute_shared(y=y)
-        x = _TfpSpline._inverse(bins, y)
-        return x, {"ildj": -_TfpSpline._forward_log_det_jacobian(bins, x)}
+        inside = _TfpSpline._inverse(bins, tf.where(bins.out_of_bounds, bins.y_k, y))
+        x = tf.where(bins.out_of_bounds, y, inside)
+        return x, {"ildj": -_TfpSpline._forward_log_det_jacobian(bins, inside)}
+
+    def _forward_log_det_jacobian(self, x):
+        bins = self._compute_shared(x=x)
+        return _TfpSpline._forward_log_det_jacobian(bins, tf.where(bins.out_of_bounds, bins.x_k, x))
 
     def _compute_shared(self, x=None, y=None):
         range_min = tf.convert_to_tensor(self.range_min)
