@@ -120,11 +120,6 @@ class AffineCoupling(tfp.bijectors.Bijector):
         """What maps the conditioning channels to shift and h."""
         return self._network
 
-    @property
-    def frozen_variables(self) -> list:
-        """The variables of a Keras network that Keras is not to train."""
-        return [weight.value for weight in _keras_weights(self._network) if not weight.trainable]
-
     def _forward(self, x, condition=None):
         kept, changed = self._split(x)
         shift, log_scale = self._shift_and_log_scale(kept, changed, condition)
