@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.files import is_local, replacing
+from tfp_selfnorm.pickling import deep_copy_model, reduce_model
 from tfp_selfnorm.serialization import decode, encode
 from tfp_selfnorm.tracking import Tracking
 
@@ -111,7 +112,7 @@ class FlowSaving:
             config["jit_compile"] = self._jit_compile_given
             if self.optimizer.built:
                 trainable = [variable.name for variable in self.trainable_variables]
-                config["optimized_variables"] = self._optimized_variables or trainable
+                config["optimized_variables"] = list(self._optimized_variables or trainable)
         return config
 
     def compile_from_config(self, config):
@@ -191,6 +192,12 @@ class FlowSaving:
             raise ValueError(f"The weights are those of another model: {'; '.join(problems)}.")
         for name, variable in own.items():
             variable.assign(saved[name])
+
+    def __reduce__(self):
+        return reduce_model(self) if self._recipe is None else super().__reduce__()
+
+    def __deepcopy__(self, memo):
+        return deep_copy_model(self, memo)
 
     def _file_size(self):
         """More bytes than the weights and the state of the optimizer take in a file."""

@@ -7,6 +7,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.passes import Passes
 from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.pickling import by_parameters
 
 
 class AffineCoupling(tfp.bijectors.Bijector):
@@ -46,6 +47,8 @@ class AffineCoupling(tfp.bijectors.Bijector):
     References: Dinh et al., "Density estimation using Real NVP", ICLR 2017, equations 7 and 8; the bound is
     that of the code published with Keller et al., "Self Normalizing Flows", ICML 2021.
     """
+
+    __reduce__ = by_parameters
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.pickling import by_parameters
 
 tfb = tfp.bijectors
 
@@ -25,6 +26,8 @@ class ChannelSplit(tfb.Bijector):
     References: Dinh et al., "Density estimation using Real NVP", ICLR 2017, section 3.6; Kingma & Dhariwal,
     "Glow", NeurIPS 2018.
     """
+
+    __reduce__ = by_parameters
 
     def __init__(self, bijector, num_channels=None, validate_args=False, name="channel_split"):
         """Makes the bijector.

@@ -1,5 +1,6 @@
 """Trainable spline activations, from TFP's rational quadratic spline."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +74,16 @@ def _knots(bin_sizes, range_min):
     return tf.concat([tf.fill(tf.shape(right[..., :1]), range_min), right], axis=-1)
 
 
+def _bin_sizes(logits, bound):
+    shares, num_bins = tf.nn.softmax(logits), logits.shape[-1]
+    return 2.0 * bound * (_MIN_BIN_FRACTION + (1.0 - num_bins * _MIN_BIN_FRACTION) * shares)
+
+
+def _slopes(logits):
+    # softplus(log(e - 1)) = 1
+    return _MIN_SLOPE + (1.0 - _MIN_SLOPE) * tf.math.softplus(logits + np.log(np.e - 1.0))
+
+
 def trainable_spline(event_shape, num_bins=5, bound=10.0, dtype=tf.float32, name="trainable_spline"):
     """A monotone rational quadratic spline for each dimension, which starts as the identity.
 
@@ -109,18 +120,13 @@ def trainable_spline(event_shape, num_bins=5, bound=10.0, dtype=tf.float32, name
         variable = tf.Variable(tf.zeros([*event_shape, size], dtype), name=f"{name}_{part}")
         return tfp.util.DeferredTensor(variable, transform)
 
-    def bins(logits):
-        shares = tf.nn.softmax(logits)
-        return 2.0 * bound * (_MIN_BIN_FRACTION + (1.0 - num_bins * _MIN_BIN_FRACTION) * shares)
-
-    def slopes(logits):
-        # softplus(log(e - 1)) = 1
-        return _MIN_SLOPE + (1.0 - _MIN_SLOPE) * tf.math.softplus(logits + np.log(np.e - 1.0))
-
+    bins = functools.partial(_bin_sizes, bound=bound)
+    # TFP asks for a name, and functions of functions have no pickles.
+    bins.__name__ = "bins"
     return _Spline(
         bin_widths=deferred(num_bins, bins, "widths"),
         bin_heights=deferred(num_bins, bins, "heights"),
-        knot_slopes=deferred(num_bins - 1, slopes, "slopes"),
+        knot_slopes=deferred(num_bins - 1, _slopes, "slopes"),
         range_min=tf.constant(-bound, dtype),
         name=name,
     )
