@@ -7,6 +7,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.passes import Passes
 from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.names import check_optional_name
 from tfp_selfnorm.pickling import by_parameters
 
 
@@ -74,6 +75,7 @@ class AffineCoupling(tfp.bijectors.Bijector):
           ValueError: if it is a Keras network that is not built, or another argument is out of range.
         """
         parameters = dict(locals())
+        check_optional_name(name)
         if not callable(network):
             raise TypeError(f"`network` must be callable; got {type(network).__name__}.")
         if not getattr(network, "built", True):

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.names import check_optional_name
 from tfp_selfnorm.pickling import by_parameters
 
 tfb = tfp.bijectors
@@ -43,6 +44,7 @@ class ChannelSplit(tfb.Bijector):
           ValueError: if it changes the rank of events, or `num_channels` is no positive int.
         """
         parameters = dict(locals())
+        check_optional_name(name)
         if not isinstance(bijector, tfb.Bijector):
             raise TypeError(f"`bijector` must be a TFP bijector; got {type(bijector).__name__}.")
         ndims = bijector.forward_min_event_ndims

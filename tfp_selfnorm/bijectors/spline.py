@@ -8,6 +8,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import cache_util
 
+from tfp_selfnorm.names import check_name
+
 _TfpSpline = tfp.bijectors.RationalQuadraticSpline
 _MIN_BIN_FRACTION = 1e-3
 _MIN_SLOPE = 1e-3
@@ -114,6 +116,7 @@ def trainable_spline(event_shape, num_bins=5, bound=10.0, dtype=tf.float32, name
         raise ValueError(f"`num_bins` must be 2 or more, and less than 1000; got {num_bins!r}.")
     if not bound > 0.0:
         raise ValueError(f"`bound` must be positive; got {bound!r}.")
+    check_name(name)
     event_shape = list(np.atleast_1d(event_shape))
 
     def deferred(size, transform, part):
