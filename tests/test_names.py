@@ -1,4 +1,4 @@
-"""Names that TensorFlow refuses in a graph are refused where they come in; file names may be as long as can be."""
+"""Names that TensorFlow refuses in a graph are refused where they come in; file names may be long."""
 
 import keras
 import numpy as np

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfp_selfnorm import weights_file
 from tfp_selfnorm.files import check_suffix, is_local, replacing
-from tfp_selfnorm.names import check_keras_name, usable_name
+from tfp_selfnorm.names import check_keras_name, check_optional_name, usable_name
 from tfp_selfnorm.pickling import deep_copy_model, reduce_model
 from tfp_selfnorm.serialization import check_bounds, decode, encode
 from tfp_selfnorm.tracking import Tracking
@@ -50,6 +50,8 @@ class FlowSaving:
         >>> model.get_config()["builder"]
         {'function': 'tfp_selfnorm>dense_flow'}
         """
+        if "name" in arguments and _is_own(builder):
+            check_optional_name(arguments["name"])
         recipe = {
             "builder": encode(builder, "builder"),
             "arguments": {name: encode(value, name) for name, value in arguments.items()},
@@ -72,7 +74,7 @@ class FlowSaving:
                 name: decode(value, f"arguments.{name}") for name, value in config["arguments"].items()
             }
             inverse_learning = decode(config["inverse_learning"], "inverse_learning")
-        if getattr(builder, "__module__", "").startswith("tfp_selfnorm.") and "name" in arguments:
+        if "name" in arguments and _is_own(builder):
             arguments["name"] = _usable(arguments["name"])
         if not callable(builder):
             raise ValueError(f"`builder` of the saved model is no function: {builder!r}.")
@@ -270,6 +272,10 @@ def _check_config(config):
     for entry, (kind, is_right) in expected.items():
         if entry in config and not is_right(config[entry]):
             raise ValueError(f"`{entry}` of the saved model must be {kind}; got {config[entry]!r}.")
+
+
+def _is_own(builder):
+    return getattr(builder, "__module__", "").startswith("tfp_selfnorm.")
 
 
 def _usable(name):
