@@ -1,6 +1,7 @@
 """How a `FlowModel` is saved and loaded: as a `.keras` file, if a builder made it, and by named weights."""
 
 import math
+import os
 import warnings
 from contextlib import contextmanager, nullcontext
 
@@ -189,7 +190,8 @@ class FlowSaving:
         Warns:
           UserWarning: if floats are rounded, such as those of a float64 file in a float32 flow.
         """
-        check_suffix(filepath, (".weights.h5", ".keras", ".weights.json"))
+        if not os.path.isdir(filepath):
+            check_suffix(filepath, (".weights.h5", ".keras", ".weights.json"))
         if self.optimizer is not None:
             self._build_optimizer()
         self._skips_mismatch = skip_mismatch

@@ -21,7 +21,7 @@ def read_named(store, variables: dict) -> tuple[dict, dict]:
     problems = {name: "is missing in the file" for name in variables if name not in saved}
     problems |= {name: "is surplus in the file" for name in saved if name not in variables}
     values = {}
-    for name in variables.keys() - problems.keys():
+    for name in [name for name in variables if name not in problems]:
         # What Keras's store returns, it has read. Of several files it has one open.
         group = getattr(store, "_h5_entry_group", store)
         values[name], problem = _read(group if name in group else store, name, variables[name])
@@ -101,7 +101,7 @@ def _value_problem(value, variable):
     """Why an array of the right kind and shape is no value of a variable."""
     dtype = _dtype(variable).as_numpy_dtype
     with np.errstate(over="ignore", invalid="ignore"):
-        cast = value.astype(dtype)
+        cast = value.astype(dtype, copy=False)
     if _kind(_dtype(variable)) != "floating":
         bad = cast != value
     else:
