@@ -236,6 +236,10 @@ NESTINGS = {
     "an array": lambda c: c["config"]["arguments"].update(
         event_shape={"array": ["int32", [1], nested(400), "array"]}
     ),
+    # Without the bound TensorFlow ends the process here.
+    "a bijector": lambda c: c["config"]["arguments"].update(
+        preprocessing={"bijector": ["Scale", {"scale": nested(400)}]}
+    ),
     "name": lambda c: c["config"].update(name=nested(400)),
     "bits_per_dim": lambda c: c["config"].update(bits_per_dim=nested(400)),
     "dtype_policy": lambda c: c["config"].update(dtype_policy=nested(400)),
