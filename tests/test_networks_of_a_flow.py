@@ -260,3 +260,19 @@ def test_a_checkpoint_of_tensorflow_holds_all_that_a_file_does(make, x, tmp_path
         np.testing.assert_array_equal(variable, model.named_variables[name], err_msg=name)
     np.testing.assert_array_equal(other.log_prob(x), model.log_prob(x))
     assert fit(other, x) == fit(model, x)
+
+
+def test_names_in_templates_do_not_depend_on_the_call_that_made_them(x, tmp_path):
+    def make():
+        templates = [tfb.real_nvp_default_template(hidden_layers=[4]) for _ in range(2)]
+        first, second = (tfb.RealNVP(1, shift_and_log_scale_fn=template) for template in templates)
+        parts = [first, tfb.Permute([1, 0]), second, tfb.Permute([1, 0])]
+        return tfd.TransformedDistribution(tfd.MultivariateNormalDiag(tf.zeros(2)), tfb.Chain(parts))
+
+    first, second = make(), make()
+    first.sample(1)
+    second.log_prob(x)
+    model, other = sn.FlowModel(first), sn.FlowModel(second)
+    model.save_weights(tmp_path / "flow.weights.h5")
+    other.load_weights(tmp_path / "flow.weights.h5")
+    np.testing.assert_array_equal(other.log_prob(x), model.log_prob(x))

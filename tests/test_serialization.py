@@ -1,5 +1,6 @@
 """Arguments of builders as JSON and back."""
 
+import collections
 import json
 
 import keras
@@ -105,6 +106,14 @@ def test_parameters_that_are_none_stay_none():
     np.testing.assert_array_equal(result.forward(x), bijector.forward(x))
 
 
+Pair = collections.namedtuple("Pair", ["first", "second"])
+
+
+def test_functions_of_the_module_of_schedules_are_none():
+    with pytest.raises(ValueError, match="a schedule of the class 'deserialize', which is none"):
+        decode({"schedule": ["deserialize", {"config": None}]}, "value")
+
+
 class OtherShift(tfb.Shift):
     pass
 
@@ -122,6 +131,7 @@ class OtherShift(tfb.Shift):
         (tfb.Inline(forward_fn=tf.exp, forward_min_event_ndims=0), "value"),
         (sn.Reconstruction(weight=tf.Variable(1.0)), "value.weight"),
         (np.array([object()]), "value"),
+        (Pair(1, 2), "value"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_before_the_training(value, path):

@@ -4,11 +4,13 @@ import pathlib
 
 import keras
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_selfnorm.adaptation import check_adapted
 from tfp_selfnorm.checks import has_latent
 from tfp_selfnorm.files import replacing
-from tfp_selfnorm.tree import self_norm_layers
+from tfp_selfnorm.names import check_keras_name, check_optional_name
+from tfp_selfnorm.tree import bijectors_of, self_norm_layers
 
 
 def export_flow(model, filepath) -> None:
@@ -17,6 +19,7 @@ def export_flow(model, filepath) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`filepath` must be an empty or absent folder; {str(folder)!r} is neither.")
     check_adapted(model.distribution)
+    _check_names(model)
     model._refresh.before_files()
     archive = keras.export.ExportArchive()
     archive.track(model)
@@ -25,6 +28,16 @@ def export_flow(model, filepath) -> None:
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with replacing(folder) as partial:
         archive.write_out(str(partial), verbose=False)
+
+
+def _check_names(model):
+    """Raises ValueError if TFP objects or variables have names that no graph takes."""
+    objects = [model.distribution, *bijectors_of(tfp.bijectors.Bijector, model.distribution)]
+    for value in objects:
+        name, kind = (value.parameters or {}).get("name"), type(value).__name__.lstrip("_")
+        check_optional_name(name, f" of a {kind}")
+    for variable in model.variables:
+        check_keras_name(variable.value.name.rpartition(":")[0], f" of the variable `{variable.name}`")
 
 
 def _endpoints(model):

@@ -5,6 +5,7 @@ import errno
 import os
 import pathlib
 import shutil
+import uuid
 
 
 @contextlib.contextmanager
@@ -25,7 +26,8 @@ def replacing(filepath, suffix="", num_bytes=0):
     target = pathlib.Path(filepath).resolve()
     if not target.parent.is_dir():
         raise FileNotFoundError(f"The folder of {str(filepath)!r} does not exist; nothing was written.")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial{suffix}")
+    # Short: the name of the target may be as long as a name can be.
+    partial = target.with_name(f".{uuid.uuid4().hex}.partial{suffix}")
     try:
         if num_bytes:
             _check_room(partial, num_bytes)
@@ -41,6 +43,16 @@ def replacing(filepath, suffix="", num_bytes=0):
             shutil.rmtree(partial)
         else:
             partial.unlink(missing_ok=True)
+
+
+def check_suffix(filepath, suffixes, hint=None) -> None:
+    """Raises TypeError if it is no path, and ValueError if it ends with none of the suffixes."""
+    if not isinstance(filepath, (str, os.PathLike)):
+        raise TypeError(f"`filepath` must be a path; got {type(filepath).__name__}.")
+    if not str(filepath).endswith(suffixes):
+        expected = " or ".join(f"`{suffix}`" for suffix in suffixes)
+        hint = "" if hint is None else f"; {hint}"
+        raise ValueError(f"`filepath` must end in {expected}; got {str(filepath)!r}{hint}.")
 
 
 def is_local(filepath) -> bool:

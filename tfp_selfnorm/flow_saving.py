@@ -1,17 +1,22 @@
 """How a `FlowModel` is saved and loaded: as a `.keras` file, if a builder made it, and by named weights."""
 
 import math
+import os
+import warnings
 from contextlib import contextmanager, nullcontext
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.files import is_local, replacing
-from tfp_selfnorm.serialization import decode, encode
+from tfp_selfnorm import weights_file
+from tfp_selfnorm.files import check_suffix, is_local, replacing
+from tfp_selfnorm.names import check_keras_name, check_optional_name, usable_name
+from tfp_selfnorm.pickling import deep_copy_model, reduce_model
+from tfp_selfnorm.serialization import check_bounds, decode, encode
 from tfp_selfnorm.tracking import Tracking
 
 _RECIPE = ("builder", "arguments", "inverse_learning", "bits_per_dim", "dtype_policy")
+_RANDOM_STATE = "seed_generator_state"
 _STATE = ("name", "trainable_variables")
 
 
@@ -20,6 +25,7 @@ class FlowSaving:
 
     # What `from_builder` was given, as JSON.
     _recipe = None
+    _skips_mismatch = False
 
     @classmethod
     def from_builder(cls, builder, inverse_learning=Tracking(), bits_per_dim=False, **arguments):  # noqa: B008
@@ -46,6 +52,8 @@ class FlowSaving:
         >>> model.get_config()["builder"]
         {'function': 'tfp_selfnorm>dense_flow'}
         """
+        if "name" in arguments and _is_own(builder):
+            check_optional_name(arguments["name"])
         recipe = {
             "builder": encode(builder, "builder"),
             "arguments": {name: encode(value, name) for name, value in arguments.items()},
@@ -58,13 +66,8 @@ class FlowSaving:
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """Builds the model anew from what `get_config` returns; raises ValueError if it is not such."""
-        unknown = set(config) - {*_RECIPE, *_STATE}
-        missing = set(_RECIPE) - set(config)
-        if unknown or missing or not isinstance(config["arguments"], dict):
-            raise ValueError(
-                f"The config of a FlowModel must have the entries {_RECIPE}, with the arguments by name, and "
-                f"may have {_STATE}; got {config}."
-            )
+        check_bounds(config, "config")
+        _check_config(config)
         # An empty scope would hide the one that `load_model` has opened.
         scope = keras.saving.custom_object_scope(custom_objects) if custom_objects else nullcontext()
         with scope:
@@ -73,6 +76,8 @@ class FlowSaving:
                 name: decode(value, f"arguments.{name}") for name, value in config["arguments"].items()
             }
             inverse_learning = decode(config["inverse_learning"], "inverse_learning")
+        if "name" in arguments and _is_own(builder):
+            arguments["name"] = _usable(arguments["name"])
         if not callable(builder):
             raise ValueError(f"`builder` of the saved model is no function: {builder!r}.")
         with _dtype_policy(config["dtype_policy"]):
@@ -80,7 +85,7 @@ class FlowSaving:
                 builder(**arguments),
                 inverse_learning=inverse_learning,
                 bits_per_dim=config["bits_per_dim"],
-                name=config.get("name"),
+                name=_usable(config.get("name")),
             )
         model._recipe = {key: config[key] for key in _RECIPE}
         if "trainable_variables" in config:
@@ -110,15 +115,17 @@ class FlowSaving:
             config["max_skipped_updates"] = self._guard.max_skipped
             config["jit_compile"] = self._jit_compile_given
             if self.optimizer.built:
-                config["optimized_variables"] = self._optimized_variables or self._names(
-                    self.trainable_variables
-                )
+                names = self._optimized_variables or self._names(self.trainable_variables)
+                config["optimized_variables"] = list(names)
         return config
 
     def compile_from_config(self, config):
         """Compiles the model as it was when it was saved, and makes the variables that its optimizer had."""
+        check_bounds(config, "compile_config")
         config = dict(config)
         optimized = config.pop("optimized_variables", None)
+        if not (optimized is None or _is_list_of_names(optimized)):
+            raise ValueError(f"`optimized_variables` must be a list of names; got {optimized!r}.")
         self.compile(**keras.saving.deserialize_keras_object(config))
         if optimized is not None:
             self._build_optimizer(optimized)
@@ -126,15 +133,23 @@ class FlowSaving:
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         """Keras's `save`, for models from `from_builder`; an earlier file stays until the new one is whole.
 
+        Args:
+          filepath: a path that ends in `.keras`; with `zipped=False` that of a folder.
+          overwrite: as Keras's.
+          zipped: as Keras's.
+          **kwargs: as Keras's.
+
         Raises:
           FileNotFoundError: if the folder does not exist.
           OSError: if the disk is full.
-          ValueError: if the model was made from a distribution.
+          TypeError: if `filepath` is no path.
+          ValueError: if the model was made from a distribution, or `filepath` has another suffix.
         """
         self.get_config()
-        if not (
-            overwrite and is_local(filepath) and str(filepath).endswith(".keras") and zipped is not False
-        ):
+        is_file = zipped is not False and is_local(filepath)
+        if is_file:
+            check_suffix(filepath, (".keras",), "for weights alone there is `save_weights`")
+        if not (overwrite and is_file):
             return super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
         with replacing(filepath, ".keras", self._file_size()) as partial:
             return super().save(partial, zipped=zipped, **kwargs)
@@ -142,31 +157,49 @@ class FlowSaving:
     def save_weights(self, filepath, overwrite=True, **kwargs):
         """Keras's `save_weights`, by name; an earlier file stays until the new one is whole.
 
+        Args:
+          filepath: a path that ends in `.weights.h5`; with `max_shard_size` in `.weights.json`.
+          overwrite: as Keras's.
+          **kwargs: as Keras's.
+
         Raises:
           FileNotFoundError: if the folder does not exist.
           OSError: if the disk is full.
+          TypeError: if `filepath` is no path.
+          ValueError: if `filepath` has another suffix.
         """
-        if not (overwrite and is_local(filepath) and str(filepath).endswith(".weights.h5") and not kwargs):
+        is_sharded = kwargs.get("max_shard_size") is not None
+        check_suffix(filepath, (".weights.json",) if is_sharded else (".weights.h5",))
+        if not (overwrite and is_local(filepath) and not kwargs):
             return super().save_weights(filepath, overwrite=overwrite, **kwargs)
         with replacing(filepath, ".weights.h5", self._file_size()) as partial:
             return super().save_weights(partial)
 
-    def load_weights(self, filepath, *args, **kwargs):
-        """Keras's `load_weights`, by name; without the weights, the state of the optimizer stays as well.
+    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+        """Keras's `load_weights`, by name; either all fits, or nothing is changed.
+
+        Args:
+          filepath: a `.weights.h5` or a `.keras` file.
+          skip_mismatch: whether to load the variables that fit, and to warn of the others, by name. The
+            optimizer then keeps its own state, if there are others.
+          **kwargs: as Keras's.
 
         Raises:
-          ValueError: if a variable is missing in the file, or surplus, or of another shape.
+          ValueError: if a variable is missing in the file, or surplus, of another shape or kind, or has
+            values that are not finite or out of range; or if `filepath` has another suffix.
+
+        Warns:
+          UserWarning: if floats are rounded, such as those of a float64 file in a float32 flow.
         """
+        if not os.path.isdir(filepath):
+            check_suffix(filepath, (".weights.h5", ".keras", ".weights.json"))
         if self.optimizer is not None:
             self._build_optimizer()
-        state = [] if self.optimizer is None else self.optimizer.variables
-        values = [variable.numpy() for variable in state]
+        self._skips_mismatch = skip_mismatch
         try:
-            return super().load_weights(filepath, *args, **kwargs)
-        except Exception:
-            for variable, value in zip(state, values, strict=True):
-                variable.assign(value)
-            raise
+            return super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+        finally:
+            self._skips_mismatch = False
 
     def save_own_variables(self, store):
         """Puts each variable into the store under its name."""
@@ -175,25 +208,45 @@ class FlowSaving:
             store[name] = variable.numpy()
 
     def load_own_variables(self, store):
-        """Takes each variable from the store, by its name, or leaves all as they are.
-
-        Raises:
-          ValueError: if a variable is missing in the store, or surplus, or of another shape.
-        """
+        """Takes each variable from the store, by its name; raises and warns as `load_weights` does."""
         own = self._own_variables()
-        saved = {name: np.asarray(store[name]) for name in store.keys()}  # noqa: SIM118
-        problems = [f"`{name}` is missing in the file" for name in own if name not in saved]
-        problems += [f"`{name}` is surplus in the file" for name in saved if name not in own]
-        problems += [
-            f"`{name}` has shape {saved[name].shape} in the file and {tuple(variable.shape)} here"
-            for name, variable in own.items()
-            if name in saved and saved[name].shape != tuple(variable.shape)
-        ]
+        values, problems = weights_file.read_named(store, own)
+        # Files of version 0.1.0 lack the states of random numbers.
+        problems = {n: p for n, p in problems.items() if n in store or not n.endswith(_RANDOM_STATE)}
+        # As a layer of another model this one has a part of the file.
+        file = None if getattr(store, "_h5_entry_path", "") else getattr(store, "h5_file", None)
+        if file is not None and not problems:
+            problems = weights_file.optimizer_problems(file, self.optimizer)
+            problems |= weights_file.size_problems(file, self.variables)
         if problems:
-            raise ValueError(f"The weights are those of another model: {'; '.join(problems)}.")
-        for name, variable in own.items():
-            variable.assign(saved[name])
+            if file is not None:
+                # Keras would go on to the state of the optimizer.
+                file.close()
+            self._report_mismatch(problems)
+        rounded = [f"`{name}`" for name in values if weights_file.loses_digits(values[name], own[name])]
+        if rounded:
+            warnings.warn(
+                f"The file has floats of more digits than the variables here, which round them: "
+                f"{', '.join(rounded)}.",
+                stacklevel=2,
+            )
+        for name, value in values.items():
+            own[name].assign(value)
         self._refresh.take_weights()
+
+    def _report_mismatch(self, problems):
+        message = "; ".join(f"`{name}` {problem}" for name, problem in problems.items())
+        if not self._skips_mismatch:
+            raise ValueError(f"The weights do not fit this model, which stays as it was: {message}.")
+        warnings.warn(
+            f"Some weights were skipped, and the optimizer keeps its state: {message}.", stacklevel=3
+        )
+
+    def __reduce__(self):
+        return reduce_model(self) if self._recipe is None else super().__reduce__()
+
+    def __deepcopy__(self, memo):
+        return deep_copy_model(self, memo)
 
     def _file_size(self):
         """More bytes than the weights and the state of the optimizer take in a file."""
@@ -206,6 +259,47 @@ class FlowSaving:
         """All that a file keeps, by the names in it."""
         passing = [id(variable) for variable in self._guard.passing_state]
         return {name: v for name, v in self._named.items() if id(v) not in passing}
+
+
+def _check_config(config):
+    """Raises ValueError unless it has the entries of a config, each of its kind."""
+    unknown = set(config) - {*_RECIPE, *_STATE}
+    missing = set(_RECIPE) - set(config)
+    if unknown or missing or not isinstance(config["arguments"], dict):
+        raise ValueError(
+            f"The config of a FlowModel must have the entries {_RECIPE}, with the arguments by name, and "
+            f"may have {_STATE}; got {config}."
+        )
+    expected = {
+        "bits_per_dim": ("True or False", lambda value: isinstance(value, bool)),
+        "dtype_policy": ("the name of a dtype policy", lambda value: isinstance(value, str)),
+        "name": ("a name or None", lambda value: value is None or isinstance(value, str)),
+        "trainable_variables": ("a list of names", _is_list_of_names),
+    }
+    for entry, (kind, is_right) in expected.items():
+        if entry in config and not is_right(config[entry]):
+            raise ValueError(f"`{entry}` of the saved model must be {kind}; got {config[entry]!r}.")
+
+
+def _is_own(builder):
+    return getattr(builder, "__module__", "").startswith("tfp_selfnorm.")
+
+
+def _usable(name):
+    """The name from a file, which may be of a version that did not check names."""
+    try:
+        check_keras_name(name)
+    except ValueError:
+        usable = usable_name(name)
+        warnings.warn(
+            f"TensorFlow takes no name such as {name!r}; it is changed to {usable!r}.", stacklevel=4
+        )
+        return usable
+    return name
+
+
+def _is_list_of_names(value):
+    return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
 
 
 @contextmanager

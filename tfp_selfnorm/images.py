@@ -5,6 +5,7 @@ import math
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.names import check_optional_name
 from tfp_selfnorm.seeds import stateless_seed
 
 
@@ -97,6 +98,7 @@ def pixel_sigmoid(num_levels=256, alpha=1e-6, dtype=tf.float32, name="pixel_sigm
         raise ValueError(f"`num_levels` must be 2 or more; got {num_levels!r}.")
     if not 0.0 < alpha < 0.5:
         raise ValueError(f"`alpha` must be in (0, 0.5); got {alpha!r}.")
+    check_optional_name(name)
     scale = num_levels / (1.0 - 2.0 * alpha)
     return tfp.bijectors.Sigmoid(
         low=tf.constant(-alpha * scale, dtype), high=tf.constant((1.0 - alpha) * scale, dtype), name=name

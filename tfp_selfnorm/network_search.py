@@ -23,9 +23,9 @@ def find_networks(distribution) -> list:
     return _outermost(_find(distribution, (keras.Layer, tf_keras.layers.Layer)))
 
 
-def has_template(distribution) -> bool:
-    """Whether the distribution calls a `tf.compat.v1.make_template`, as TFP's default networks are."""
-    return bool(_find(distribution, Template))
+def find_templates(distribution) -> list:
+    """The functions of `tf.compat.v1.make_template` that it calls, as TFP's default networks are."""
+    return _find(distribution, Template)
 
 
 def _find(distribution, kinds):

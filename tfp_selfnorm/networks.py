@@ -2,6 +2,8 @@
 
 import keras
 
+from tfp_selfnorm.names import check_name
+
 
 def coupling_network(input_shape, num_outputs, width=512, kernel_size=3, seed=None, dtype=None, name=None):
     """The paper's coupling network: convolutions 3x3, 1x1 and 3x3 with ReLU between, zero at the start.
@@ -26,6 +28,7 @@ def coupling_network(input_shape, num_outputs, width=512, kernel_size=3, seed=No
     References: Kingma & Dhariwal, "Glow", NeurIPS 2018, section 3.3.
     """
     name = name or "coupling_network"
+    check_name(name)
 
     def initializer(offset):
         return keras.initializers.GlorotUniform(None if seed is None else seed + offset)

@@ -48,6 +48,9 @@ _BIJECTORS = {name: getattr(tfp.bijectors, name) for name in _TFP_BIJECTORS}
 _BIJECTORS |= {kind.__name__: kind for kind in (LeakyReLU, SmoothLeakyReLU, Squeeze)}
 _ARRAY_DTYPES = ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64")
 _ARRAY_DTYPES += ("uint8", "uint16", "uint32", "uint64")
+# TensorFlow ends the process when it makes a tensor of lists nested 255 deep.
+_MAX_DEPTH = 100
+_MAX_ITEMS = 10**7
 _OPTIONS = {kind.__name__: kind for kind in (AdaptiveWeight, Reconstruction, Tracking)}
 
 
@@ -100,6 +103,23 @@ def encode(value, name):
     )
 
 
+def check_bounds(value, name) -> None:
+    """Raises ValueError if lists and dicts are nested too deep, or hold too much, for an argument."""
+    level, depth, count = [value], 0, 0
+    while level:
+        depth, count = depth + 1, count + len(level)
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"`{name}` has lists or dicts nested more than {_MAX_DEPTH} deep.")
+        if count > _MAX_ITEMS:
+            raise ValueError(f"`{name}` has more than {_MAX_ITEMS} values.")
+        level = [
+            item
+            for part in level
+            if isinstance(part, (dict, list, tuple))
+            for item in (part.values() if isinstance(part, dict) else part)
+        ]
+
+
 def decode(value, name):
     """The inverse of `encode`.
 
@@ -135,7 +155,10 @@ def _decode_array(content, name):
     if len(content) != 4 or content[0] not in _ARRAY_DTYPES:
         raise TypeError
     dtype, shape, values, kind = content
-    array = np.asarray(values, dtype).reshape(shape)
+    try:
+        array = np.asarray(values, dtype).reshape(shape)
+    except (OverflowError, ValueError) as error:
+        raise TypeError from error
     return {"tensor": tf.constant, "array": np.asarray, "scalar": lambda array: array[()]}[kind](array)
 
 

@@ -10,8 +10,8 @@ import tensorflow_probability as tfp
 # What every Keras layer or model has; what else it has, it was given.
 _OF_ALL_LAYERS = {*vars(keras.Layer()), *vars(keras.Model())}
 
-# What TFP puts before the name of a variable that is made in a call.
-_CALLS = re.compile(r"^.*[.](sample|log_prob|prob|(forward|inverse)(_log_det_jacobian)?)[.]")
+# TFP's prefix of a variable that is made in a call.
+CALLS = re.compile(r"^.*[.](sample|log_prob|prob|(forward|inverse)(_log_det_jacobian)?)[.]")
 
 
 def name_variables(variables, distribution, keras_variables) -> dict:
@@ -31,7 +31,7 @@ def name_variables(variables, distribution, keras_variables) -> dict:
     """
     parameters, of_networks = {}, {}
     _visit(distribution, "", parameters, of_networks)
-    own = {v.ref(): v.name.split(":")[0].replace("/", ".") for v in variables}
+    own = {v.ref(): own_name(v) for v in variables}
     counts = collections.Counter(own[reference] for reference in own if reference in parameters)
     named, hidden = {}, []
     for variable in variables:
@@ -51,9 +51,14 @@ def name_variables(variables, distribution, keras_variables) -> dict:
         if reference in keras_variables:
             name = keras_variables[reference].path.replace("/", ".")
         # The call that made it, and the counts.
-        name = re.sub(r"_[0-9]+(?=[.]|$)", "", _CALLS.sub("", name))
+        name = re.sub(r"_[0-9]+(?=[.]|$)", "", CALLS.sub("", name))
         named[unused_name(name, named)] = variable
-    return {name: named[name] for name in sorted(named, key=_natural_order)}
+    return {name: named[name] for name in sorted(named, key=natural_order)}
+
+
+def own_name(variable) -> str:
+    """The name that TensorFlow gave to a variable, with dots."""
+    return variable.name.split(":")[0].replace("/", ".")
 
 
 def unused_name(name, taken) -> str:
@@ -125,6 +130,6 @@ def _join(path, *names):
     return ".".join([path, *parts] if path else parts)
 
 
-def _natural_order(name):
-    """With block_2 before block_10."""
+def natural_order(name) -> list:
+    """A key for sorting, with block_2 before block_10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]

@@ -7,9 +7,10 @@ import tensorflow as tf
 import tf_keras
 
 from tfp_selfnorm.bijectors.act_norm import act_norm_mode
-from tfp_selfnorm.network_search import find_networks, has_template
+from tfp_selfnorm.network_search import find_networks, find_templates
 from tfp_selfnorm.training_scope import training_scope
 from tfp_selfnorm.tree import self_norm_layers
+from tfp_selfnorm.variable_names import CALLS, natural_order, own_name
 
 
 class Reachable(NamedTuple):
@@ -39,7 +40,8 @@ def reachable(distribution) -> Reachable:
     with act_norm_mode("ignore"):
         # Networks that make their variables at the first call make them here.
         sample = distribution.sample(1, seed=0)
-        if has_template(distribution):
+        templates = find_templates(distribution)
+        if templates:
             # A template whose second call is in a graph takes later eager calls for calls in that graph.
             sample = distribution.sample(1, seed=0)
         scope, read, keras_variables = _trace(lambda: distribution.log_prob(tf.identity(sample)))
@@ -58,7 +60,8 @@ def reachable(distribution) -> Reachable:
     held = {v.ref(): v for v in distribution.variables}
     hidden = {v.ref(): v for v in read if v.ref() not in held}
     if len(hidden) > 1:
-        hidden = _in_order_of_sampling(hidden, distribution)
+        in_templates = [v.ref() for template in templates for v in template.variables]
+        hidden = _in_an_order_of_their_own(hidden, in_templates, distribution)
     variables = [*held.values(), *hidden.values()]
     for variable in variables:
         _check_strategy(variable)
@@ -188,12 +191,19 @@ class _Recorder(keras.StatelessScope):
         return super().get_current_value(variable)
 
 
-def _in_order_of_sampling(variables, distribution):
-    """The order of the first reads in `sample`: it depends neither on names nor on earlier calls."""
-    with act_norm_mode("ignore"):
-        _, read, _ = _trace(lambda: distribution.sample(1, seed=0))
-    first = [v.ref() for v in read if v.ref() in variables]
-    return {reference: variables[reference] for reference in dict.fromkeys([*first, *variables])}
+def _in_an_order_of_their_own(variables, in_templates, distribution):
+    """The order in which they were made, and of those that calls make, that of the first reads in `sample`.
+
+    The calls that came first, and so the names that they gave, are not the same in each process.
+    """
+    made = [r for r, v in variables.items() if r in in_templates or CALLS.match(own_name(v))]
+    before = [reference for reference in variables if reference not in made]
+    before.sort(key=lambda reference: natural_order(own_name(variables[reference])))
+    if len(made) > 1:
+        with act_norm_mode("ignore"):
+            _, read, _ = _trace(lambda: distribution.sample(1, seed=0))
+        made = list(dict.fromkeys([*(v.ref() for v in read if v.ref() in made), *made]))
+    return {reference: variables[reference] for reference in (*before, *made)}
 
 
 def _reference(variable):

@@ -16,6 +16,7 @@ from tfp_selfnorm.bijectors.conv_parameters import (
 from tfp_selfnorm.bijectors.self_norm import common_dtype, parameter
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.math import convolution_exponential
+from tfp_selfnorm.names import check_name
 from tfp_selfnorm.seeds import stateless_seed
 
 # Where rounding, of about exp(2 max_norm) units, still leaves digits in float32.
@@ -79,6 +80,7 @@ class ConvolutionExponential2D(LinearImageMap):
         """
         parameters = dict(locals())
         name = name or "convolution_exponential2d"
+        check_name(name)
         with tf.name_scope(name):
             dtype = common_dtype(kernel=kernel, bias=bias)
             self._kernel = parameter(kernel, dtype, "kernel")

@@ -14,6 +14,7 @@ from tfp_selfnorm.bijectors.conv_parameters import (
 from tfp_selfnorm.bijectors.self_norm import common_dtype, parameter
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.math import autoregressive_conv, line_conv
+from tfp_selfnorm.names import check_name
 from tfp_selfnorm.seeds import stateless_seed
 
 
@@ -76,6 +77,7 @@ class EmergingConv2D(LinearImageMap):
         """
         parameters = dict(locals())
         name = name or "emerging_conv2d"
+        check_name(name)
         with tf.name_scope(name):
             dtype = common_dtype(first_kernel=first_kernel, second_kernel=second_kernel, bias=bias)
             self._first_kernel = parameter(first_kernel, dtype, "first_kernel")

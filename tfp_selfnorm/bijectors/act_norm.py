@@ -9,6 +9,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.self_norm import common_dtype, parameter
 from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.names import check_name
 
 _THREAD = threading.local()
 
@@ -46,6 +47,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
           ValueError: if the parameters are not of one shape with channels.
         """
         parameters = dict(locals())
+        check_name(name)
         with tf.name_scope(name):
             dtype = common_dtype(shift=shift, log_scale=log_scale)
             self._shift = parameter(shift, dtype, "shift")

@@ -9,6 +9,8 @@ from tensorflow_probability.python.internal import auto_composite_tensor
 
 from tfp_selfnorm.bijectors.passes import Passes
 from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.names import check_optional_name
+from tfp_selfnorm.pickling import by_parameters
 
 _VARIABLES = "network_variables"
 
@@ -55,6 +57,8 @@ class AffineCoupling(tfp.bijectors.Bijector):
     that of the code published with Keller et al., "Self Normalizing Flows", ICML 2021.
     """
 
+    __reduce__ = by_parameters
+
     def __new__(cls, network=None, *args, **kwargs):
         """Makes a CompositeTensor where the network admits it."""
         if cls not in (AffineCoupling, _CompositeAffineCoupling) or network is None:
@@ -89,6 +93,7 @@ class AffineCoupling(tfp.bijectors.Bijector):
           ValueError: if it is a Keras network that is not built, or another argument is out of range.
         """
         parameters = dict(locals())
+        check_optional_name(name)
         if not callable(network):
             raise TypeError(f"`network` must be callable; got {type(network).__name__}.")
         if not getattr(network, "built", True):

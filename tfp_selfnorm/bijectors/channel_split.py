@@ -5,6 +5,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.names import check_optional_name
+from tfp_selfnorm.pickling import by_parameters
 
 tfb = tfp.bijectors
 
@@ -26,6 +28,8 @@ class ChannelSplit(tfb.Bijector):
     References: Dinh et al., "Density estimation using Real NVP", ICLR 2017, section 3.6; Kingma & Dhariwal,
     "Glow", NeurIPS 2018.
     """
+
+    __reduce__ = by_parameters
 
     def __new__(cls, bijector=None, *args, **kwargs):
         """Makes a CompositeTensor of one."""
@@ -51,6 +55,7 @@ class ChannelSplit(tfb.Bijector):
           ValueError: if it changes the rank of events, or `num_channels` is no positive int.
         """
         parameters = dict(locals())
+        check_optional_name(name)
         if not isinstance(bijector, tfb.Bijector):
             raise TypeError(f"`bijector` must be a TFP bijector; got {type(bijector).__name__}.")
         ndims = bijector.forward_min_event_ndims

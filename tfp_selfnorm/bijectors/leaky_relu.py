@@ -4,6 +4,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.names import check_name
+
 
 class LeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
     """`forward(x) = x` for `x >= 0` and `alpha x` otherwise, elementwise.
@@ -36,6 +38,7 @@ class LeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
           ValueError: if a slope known now is outside (0, 1].
         """
         parameters = dict(locals())
+        check_name(name)
         with tf.name_scope(name):
             self._negative_slope = slope_parameter(negative_slope)
             super().__init__(

@@ -8,6 +8,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.passes import Passes
 from tfp_selfnorm.math import linear
+from tfp_selfnorm.pickling import by_parameters
 from tfp_selfnorm.training_scope import Record, current_scope, current_terms
 
 INVERSIONS = ("learned", "exact")
@@ -21,6 +22,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
     """
 
     _GRADIENTS = linear.GRADIENTS
+    __reduce__ = by_parameters
 
     def __init__(
         self,

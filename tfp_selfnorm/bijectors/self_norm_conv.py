@@ -16,6 +16,7 @@ from tfp_selfnorm.bijectors.conv_parameters import (
 from tfp_selfnorm.bijectors.self_norm import SelfNorm, common_dtype, kernel_variables, parameter
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.math import conv
+from tfp_selfnorm.names import check_name
 from tfp_selfnorm.seeds import stateless_seed
 
 
@@ -62,6 +63,7 @@ class SelfNormConv(SelfNorm):
         """
         parameters = dict(locals())
         name = name or self._DEFAULT_NAME
+        check_name(name)
         with tf.name_scope(name):
             dtype = common_dtype(forward_kernel=forward_kernel, inverse_kernel=inverse_kernel, bias=bias)
             forward_kernel = parameter(forward_kernel, dtype, "forward_kernel")

@@ -7,6 +7,7 @@ import tensorflow_probability as tfp
 from tfp_selfnorm.bijectors.self_norm import SelfNorm, common_dtype, kernel_variables, parameter
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.math import dense
+from tfp_selfnorm.names import check_name
 from tfp_selfnorm.seeds import stateless_seed
 
 
@@ -73,6 +74,7 @@ class SelfNormDense(SelfNorm):
           ValueError: if a kernel is not square, the sizes differ, or an option is unknown.
         """
         parameters = dict(locals())
+        check_name(name)
         with tf.name_scope(name):
             dtype = common_dtype(forward_kernel=forward_kernel, inverse_kernel=inverse_kernel, bias=bias)
             forward_kernel = parameter(forward_kernel, dtype, "forward_kernel")

@@ -1,11 +1,14 @@
 """Trainable spline activations, from TFP's rational quadratic spline."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import cache_util
+
+from tfp_selfnorm.names import check_name
 
 _TfpSpline = tfp.bijectors.RationalQuadraticSpline
 _MIN_BIN_FRACTION = 1e-3
@@ -81,6 +84,16 @@ def _knots(bin_sizes, range_min):
     return tf.concat([tf.fill(tf.shape(right[..., :1]), range_min), right], axis=-1)
 
 
+def _bin_sizes(logits, bound):
+    shares, num_bins = tf.nn.softmax(logits), logits.shape[-1]
+    return 2.0 * bound * (_MIN_BIN_FRACTION + (1.0 - num_bins * _MIN_BIN_FRACTION) * shares)
+
+
+def _slopes(logits):
+    # softplus(log(e - 1)) = 1
+    return _MIN_SLOPE + (1.0 - _MIN_SLOPE) * tf.math.softplus(logits + np.log(np.e - 1.0))
+
+
 def trainable_spline(event_shape, num_bins=5, bound=10.0, dtype=tf.float32, name="trainable_spline"):
     """A monotone rational quadratic spline for each dimension, which starts as the identity.
 
@@ -111,24 +124,20 @@ def trainable_spline(event_shape, num_bins=5, bound=10.0, dtype=tf.float32, name
         raise ValueError(f"`num_bins` must be 2 or more, and less than 1000; got {num_bins!r}.")
     if not bound > 0.0:
         raise ValueError(f"`bound` must be positive; got {bound!r}.")
+    check_name(name)
     event_shape = list(np.atleast_1d(event_shape))
 
     def deferred(size, transform, part):
         variable = tf.Variable(tf.zeros([*event_shape, size], dtype), name=f"{name}_{part}")
         return tfp.util.DeferredTensor(variable, transform)
 
-    def bins(logits):
-        shares = tf.nn.softmax(logits)
-        return 2.0 * bound * (_MIN_BIN_FRACTION + (1.0 - num_bins * _MIN_BIN_FRACTION) * shares)
-
-    def slopes(logits):
-        # softplus(log(e - 1)) = 1
-        return _MIN_SLOPE + (1.0 - _MIN_SLOPE) * tf.math.softplus(logits + np.log(np.e - 1.0))
-
+    bins = functools.partial(_bin_sizes, bound=bound)
+    # TFP asks for a name, and functions of functions have no pickles.
+    bins.__name__ = "bins"
     return _Spline(
         bin_widths=deferred(num_bins, bins, "widths"),
         bin_heights=deferred(num_bins, bins, "heights"),
-        knot_slopes=deferred(num_bins - 1, slopes, "slopes"),
+        knot_slopes=deferred(num_bins - 1, _slopes, "slopes"),
         range_min=tf.constant(-bound, dtype),
         name=name,
     )

@@ -4,6 +4,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.names import check_optional_name
 
 
 class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
@@ -32,6 +33,7 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
           ValueError: if `block_size` is no positive int.
         """
         parameters = dict(locals())
+        check_optional_name(name)
         self._block_size = check_positive_int(block_size, "block_size")
         super().__init__(
             forward_min_event_ndims=3,

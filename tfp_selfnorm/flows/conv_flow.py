@@ -16,6 +16,7 @@ from tfp_selfnorm.flows.building import (
     standard_normal_flow,
 )
 from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.names import check_optional_name
 
 tfb = tfp.bijectors
 
@@ -75,6 +76,7 @@ def conv_flow(
 
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 5.
     """
+    check_optional_name(name)
     shape = check_image_shape(image_shape, divisor=2 ** (check_positive_int(num_blocks, "num_blocks") - 1))
     check_positive_int(layers_per_block, "layers_per_block")
     make_layer = _layer_maker(layer, {"gradient": gradient, "mixture": mixture, "inversion": inversion})

@@ -14,6 +14,7 @@ from tfp_selfnorm.flows.building import (
     standard_normal_flow,
 )
 from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.names import check_optional_name
 
 tfb = tfp.bijectors
 
@@ -62,6 +63,7 @@ def dense_flow(
 
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 5.
     """
+    check_optional_name(name)
     event_shape = check_event_shape(event_shape)
     check_positive_int(num_layers, "num_layers")
     event_size = math.prod(event_shape)

@@ -13,6 +13,7 @@ from tfp_selfnorm.flows.building import (
     standard_normal_flow,
 )
 from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.names import check_optional_name
 from tfp_selfnorm.networks import coupling_network
 
 tfb = tfp.bijectors
@@ -84,6 +85,7 @@ def glow_flow(
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 5; Kingma & Dhariwal, "Glow",
     NeurIPS 2018.
     """
+    check_optional_name(name)
     shape = check_image_shape(image_shape, divisor=2 ** check_positive_int(num_blocks, "num_blocks"))
     check_positive_int(steps_per_block, "steps_per_block")
     check_positive_int(width, "width")
