@@ -9,9 +9,11 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.checks import check_inverse_learning
-from tfp_selfnorm.reconstruction import Reconstruction
+from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.layer_checks import check_layers
+from tfp_selfnorm.reconstruction import Reconstruction, check_weight
 from tfp_selfnorm.reconstruction_weight import AdaptiveWeight
-from tfp_selfnorm.seeds import stateless_seed
+from tfp_selfnorm.seeds import check_seed, stateless_seed
 from tfp_selfnorm.tracking import Tracking
 
 _THREAD = threading.local()
@@ -90,6 +92,8 @@ class TrainingScope:
         Args:
           num_examples: take the first so many of the batch, for a cheap estimate; `None` takes all.
         """
+        if num_examples is not None:
+            check_positive_int(num_examples, "num_examples")
         return self._sum_over_records(
             lambda record: tf.stop_gradient(Reconstruction.error(record, num_examples))
         )
@@ -123,7 +127,10 @@ class TrainingScope:
 
         by_layer = weight
         if isinstance(weight, Mapping):
+            _check_by_layer(weight, "weight")
             by_layer = {layer.key: value for layer, value in weight.items()}
+        elif weight is not None:
+            check_weight(weight)
         seeds = iter(self._split_seed(len(self.records)))
 
         def loss(record):
@@ -131,7 +138,10 @@ class TrainingScope:
             if reconstruction is None:
                 return tf.zeros([], record.output.dtype)
             factor = reconstruction.weight if weight is None else by_layer
-            factor = factor[record.layer.key] if isinstance(factor, dict) else factor
+            if isinstance(factor, dict):
+                if record.layer.key not in factor:
+                    raise ValueError(f"`weight` has none for the layer `{record.layer.name}`.")
+                factor = factor[record.layer.key]
             if callable(factor) or isinstance(factor, AdaptiveWeight):
                 raise ValueError(
                     f"The weight {factor!r} depends on the step: give `reconstruction_loss` what "
@@ -204,7 +214,7 @@ def training_scope(
 
     Raises:
       RuntimeError: if this thread has a scope open already.
-      TypeError: if `inverse_learning` is of another type.
+      TypeError: if an argument is of another type.
 
     Example:
 
@@ -219,6 +229,9 @@ def training_scope(
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 3.
     """
     check_inverse_learning(inverse_learning)
+    check_seed(seed)
+    if log_dets is not None:
+        _check_by_layer(log_dets, "log_dets")
     if current_scope() is not None:
         raise RuntimeError(
             "A `training_scope` is already open in this thread; scopes do not nest. "
@@ -237,6 +250,12 @@ def training_scope(
 def current_scope() -> TrainingScope | None:
     """The scope that this thread has open, or `None`."""
     return getattr(_THREAD, "scope", None)
+
+
+def _check_by_layer(mapping, name):
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"`{name}` must be a mapping from layers to numbers; got {mapping!r}.")
+    check_layers(mapping, name)
 
 
 def _current_graph():

@@ -9,6 +9,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.self_norm import common_dtype, parameter
 from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.options import check_bool, check_dtype
 
 _THREAD = threading.local()
 
@@ -44,7 +45,9 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
           TypeError: if a parameter is not floating, the dtypes differ, or what is to be adapted cannot be.
           ValueError: if the parameters are not of one shape `[C]`.
         """
+        is_adapted = bool(is_adapted) if isinstance(is_adapted, np.bool_) else is_adapted
         parameters = dict(locals())
+        check_bool(validate_args, "validate_args")
         with tf.name_scope(name):
             dtype = common_dtype(shift=shift, log_scale=log_scale)
             self._shift = parameter(shift, dtype, "shift")
@@ -52,10 +55,11 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
             self._is_adapted = is_adapted
             shapes = self._shift.shape, self._log_scale.shape
             can_start = all(hasattr(value, "assign") for value in (is_adapted, shift, log_scale))
-            if is_adapted is not True and not can_start:
+            is_bool = getattr(is_adapted, "dtype", None) == tf.bool
+            if is_adapted is not True and not (can_start and is_bool):
                 raise TypeError(
-                    "`is_adapted` must be True, or a tf.Variable beside a `shift` and a `log_scale` that are "
-                    f"variables too; got {is_adapted!r}."
+                    "`is_adapted` must be True, or a tf.Variable of a bool beside a `shift` and a "
+                    f"`log_scale` that are variables too; got {is_adapted!r}."
                 )
             if shapes[0].rank != 1 or shapes[0] != shapes[1]:
                 raise ValueError(
@@ -77,10 +81,11 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
 
         Args:
           channels: C, a positive int.
-          dtype: floating dtype.
+          dtype: float32 or float64.
           name: name of the bijector; its variables are named after it.
 
         Raises:
+          TypeError: if `dtype` is neither float32 nor float64.
           ValueError: if `channels` is no positive int.
 
         >>> norm = ActNorm.trainable(3)
@@ -88,7 +93,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         Traceback (most recent call last):
         ValueError: `act_norm` has no start yet: call `adapt` on the flow with some training data first.
         """
-        check_positive_int(channels, "channels")
+        channels, dtype = check_positive_int(channels, "channels"), check_dtype(dtype)
         shift, log_scale = (
             tf.Variable(tf.zeros([channels], dtype), name=f"{name}_{part}") for part in ("shift", "log_scale")
         )

@@ -1,12 +1,11 @@
 """`AffineCoupling`: channels scaled and shifted by what a network makes of the other channels."""
 
-import numbers
-
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.passes import Passes
 from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.options import check_bool, check_positive
 
 
 class AffineCoupling(tfp.bijectors.Bijector):
@@ -67,7 +66,7 @@ class AffineCoupling(tfp.bijectors.Bijector):
           name: name of the ops.
 
         Raises:
-          TypeError: if `network` is not callable.
+          TypeError: if `network` is not callable, `bound` no number, or `validate_args` no bool.
           ValueError: if it is a Keras network that is not built, or another argument is out of range.
         """
         parameters = dict(locals())
@@ -79,13 +78,12 @@ class AffineCoupling(tfp.bijectors.Bijector):
                 "with keras.Input, before it goes into a bijector."
             )
         if num_conditioning is not None:
-            check_positive_int(num_conditioning, "num_conditioning")
-        check_positive_int(event_ndims, "event_ndims")
-        if not (isinstance(bound, numbers.Real) and 0 < bound < float("inf")):
-            raise ValueError(f"`bound` must be positive and finite; got {bound!r}.")
+            num_conditioning = check_positive_int(num_conditioning, "num_conditioning")
+        event_ndims = check_positive_int(event_ndims, "event_ndims")
+        check_bool(validate_args, "validate_args")
         self._network = network
         self._num_conditioning = num_conditioning
-        self._bound = float(bound)
+        self._bound = check_positive(bound, "bound")
         # TFP finds the variables of attributes, but not inside a Keras network.
         self._network_variables = [weight.value for weight in _keras_weights(network)]
         self._passes = Passes()

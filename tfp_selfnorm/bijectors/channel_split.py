@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.options import check_bool
 
 tfb = tfp.bijectors
 
@@ -46,7 +47,8 @@ class ChannelSplit(tfb.Bijector):
         if not isinstance(ndims, (int, np.integer)) or ndims != bijector.inverse_min_event_ndims:
             raise ValueError(f"`bijector` must keep the rank of events; {bijector.name!r} does not.")
         if num_channels is not None:
-            check_positive_int(num_channels, "num_channels")
+            num_channels = check_positive_int(num_channels, "num_channels")
+        check_bool(validate_args, "validate_args")
         self._bijector = bijector
         self._num_channels = num_channels
         # Composed of TFP's parts, whose cache keeps track of the parts of a pair.

@@ -4,6 +4,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.bijectors.self_norm import as_tensor
+from tfp_selfnorm.options import check_bool
+
 
 class LeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
     """`forward(x) = x` for `x >= 0` and `alpha x` otherwise, elementwise.
@@ -33,11 +36,11 @@ class LeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
 
         Raises:
           TypeError: if the slope is not floating.
-          ValueError: if a slope known now is outside (0, 1].
+          ValueError: if a slope known now is outside (0, 1]; that of a variable counts under `validate_args`.
         """
         parameters = dict(locals())
         with tf.name_scope(name):
-            self._negative_slope = slope_parameter(negative_slope)
+            self._negative_slope = slope_parameter(negative_slope, validate_args)
             super().__init__(
                 forward_min_event_ndims=0,
                 dtype=self._negative_slope.dtype,
@@ -78,16 +81,20 @@ class LeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
         return slope_assertions(self, is_init)
 
 
-def slope_parameter(negative_slope):
+def slope_parameter(negative_slope, validate_args):
     """Returns the slope as a tensor, or as it is where it may change; checks a slope known now."""
-    if isinstance(negative_slope, (tf.Variable, tfp.util.DeferredTensor)):
-        return negative_slope
-    value = tf.convert_to_tensor(negative_slope, name="negative_slope")
+    check_bool(validate_args, "validate_args")
+    is_mutable = isinstance(negative_slope, (tf.Variable, tfp.util.DeferredTensor))
+    value = negative_slope if is_mutable else as_tensor(negative_slope, "negative_slope")
     if not value.dtype.is_floating:
         raise TypeError(f"`negative_slope` must be floating; got dtype {value.dtype.name}.")
-    static = tf.get_static_value(value)
+    static = None
+    if not is_mutable or (validate_args and tf.executing_eagerly()):
+        static = tf.get_static_value(tf.convert_to_tensor(value))
     # Processors may round a subnormal slope to 0.
-    if static is not None and not np.all((static >= np.finfo(static.dtype).tiny) & (static <= 1)):
+    if static is not None and not (
+        np.size(static) and np.all((static >= np.finfo(static.dtype).tiny) & (static <= 1))
+    ):
         raise ValueError(f"`negative_slope` must be in (0, 1]; got {negative_slope!r}.")
     return value
 

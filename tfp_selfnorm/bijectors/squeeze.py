@@ -4,6 +4,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.options import check_bool
 
 
 class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
@@ -33,6 +34,7 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
         """
         parameters = dict(locals())
         self._block_size = check_positive_int(block_size, "block_size")
+        check_bool(validate_args, "validate_args")
         super().__init__(
             forward_min_event_ndims=3,
             is_constant_jacobian=True,
