@@ -15,6 +15,9 @@ def stateless_seed(seed, salt=None):
     """
     check_seed(seed)
     number = whole_number(seed)
+    if isinstance(seed, (list, tuple, np.ndarray)) and number is None:
+        # Of integers of other sizes TensorFlow makes no int32 itself.
+        seed = [tf.cast(word, tf.int32) if _is_tensor(word) else int(word) for word in seed]
     if number is not None:
         # TFP keeps 32 bits of each number: what is above them goes into the first.
         seed = (0 if -(2**31) <= number < 2**32 else number >> 32, number)
@@ -32,7 +35,7 @@ def check_seed(seed) -> None:
         return
     is_pair = isinstance(seed, (list, tuple)) or (isinstance(seed, np.ndarray) and seed.ndim == 1)
     numbers = list(seed) if is_pair else [seed]
-    if isinstance(seed, (tf.Tensor, tf.Variable)):
+    if _is_tensor(seed):
         is_seed = seed.dtype == tf.int32 and seed.shape.is_compatible_with([2])
     else:
         is_seed = len(numbers) == (2 if is_pair else 1) and all(map(_is_whole, numbers))
@@ -45,5 +48,10 @@ def check_seed(seed) -> None:
 
 
 def _is_whole(value):
-    is_tensor = isinstance(value, (tf.Tensor, tf.Variable))
-    return value.dtype.is_integer and value.shape.rank == 0 if is_tensor else whole_number(value) is not None
+    if _is_tensor(value):
+        return value.dtype.is_integer and value.shape.rank == 0
+    return whole_number(value) is not None
+
+
+def _is_tensor(value):
+    return isinstance(value, (tf.Tensor, tf.Variable))

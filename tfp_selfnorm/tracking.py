@@ -64,6 +64,7 @@ class Tracking:
 
     def reconstruction_of(self, layer) -> Reconstruction | None:
         """What trains the layer's learned inverse instead, if it needs one that is no matrix."""
+        check_layer(layer)
         return self.reconstruction if layer.needs_inverse and not layer.is_matrix else None
 
     def interval(self, layer) -> int:

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.self_norm import as_tensor
+from tfp_selfnorm.bijectors.self_norm import common_dtype, parameter
 from tfp_selfnorm.options import check_bool
 
 
@@ -84,17 +84,15 @@ class LeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
 def slope_parameter(negative_slope, validate_args):
     """Returns the slope as a tensor, or as it is where it may change; checks a slope known now."""
     check_bool(validate_args, "validate_args")
-    is_mutable = isinstance(negative_slope, (tf.Variable, tfp.util.DeferredTensor))
-    value = negative_slope if is_mutable else as_tensor(negative_slope, "negative_slope")
-    if not value.dtype.is_floating:
-        raise TypeError(f"`negative_slope` must be floating; got dtype {value.dtype.name}.")
-    static = None
-    if not is_mutable or (validate_args and tf.executing_eagerly()):
-        static = tf.get_static_value(tf.convert_to_tensor(value))
+    value = parameter(negative_slope, common_dtype(negative_slope=negative_slope), "negative_slope")
+    is_mutable = isinstance(value, (tf.Variable, tfp.util.DeferredTensor))
+    is_known = not is_mutable or (validate_args and tf.executing_eagerly())
+    static = tf.get_static_value(tf.convert_to_tensor(value)) if is_known else None
+    if static is None:
+        return value
     # Processors may round a subnormal slope to 0.
-    if static is not None and not (
-        np.size(static) and np.all((static >= np.finfo(static.dtype).tiny) & (static <= 1))
-    ):
+    is_right = (static >= np.finfo(static.dtype).tiny) & (static <= 1)
+    if not np.size(static) or not np.all(is_right):
         raise ValueError(f"`negative_slope` must be in (0, 1]; got {negative_slope!r}.")
     return value
 

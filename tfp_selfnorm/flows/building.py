@@ -24,7 +24,7 @@ def activation_maker(activation, dtype):
     """A function from the event shape, or size, and a name to the bijector, data to latent."""
     if activation is None:
         return None
-    if callable(activation):
+    if callable(activation) and not isinstance(activation, tfb.Bijector):
         return lambda event_shape, name: _made_by(activation, event_shape)
     slope = tf.constant(0.3, dtype)
     makers = {
@@ -32,7 +32,9 @@ def activation_maker(activation, dtype):
         "leaky_relu": lambda event_shape, name: LeakyReLU(slope, name=name),
         "spline": lambda event_shape, name: trainable_spline(event_shape, dtype=dtype, name=name),
     }
-    check_choice(activation, "activation", ACTIVATIONS, expected="one of {}, None or a callable")
+    check_choice(
+        activation, "activation", ACTIVATIONS, expected="one of {}, None or a function that makes a bijector"
+    )
     return makers[activation]
 
 
