@@ -132,7 +132,9 @@ def test_exact_leaves_what_has_no_layer_alone():
         assert sn.exact(plain) is plain
         assert sn.self_norm_layers(plain) == []
     for function in (sn.exact, sn.self_norm_layers):
-        with pytest.raises(TypeError, match="Expected a TFP distribution or bijector; got float"):
+        with pytest.raises(
+            TypeError, match="`distribution_or_bijector` must be a TFP distribution or bijector; got float"
+        ):
             function(1.0)
 
 

@@ -170,11 +170,11 @@ def test_a_weight_that_depends_on_the_step_must_be_given(data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tolerance": -1.0}, "`tolerance` must be 0 or more; got -1.0"),
+        ({"tolerance": -1.0}, "`tolerance` must be 0 or more, and finite; got -1.0"),
         ({"tolerance": np.nan}, "`tolerance` must be 0 or more"),
         ({"initial": 0.0}, "`initial` must be within"),
         ({"initial": 5.0, "bounds": (1.0, 2.0)}, r"`initial` must be within \(1.0, 2.0\); got 5.0"),
-        ({"rate": 0.0}, "`rate` must be positive; got 0.0"),
+        ({"rate": 0.0}, "`rate` must be positive and finite; got 0.0"),
         ({"momentum": 1.0}, r"`momentum` must be in \[0, 1\); got 1.0"),
         ({"bounds": (2.0, 1.0)}, "`bounds` must be positive and in order"),
         ({"bounds": (0.0, 1.0)}, "`bounds` must be positive and in order"),

@@ -244,7 +244,7 @@ TAMPERINGS = {
     ),
     "value": (
         lambda c: c["config"].update(inverse_learning={"option": ["Tracking", {"num_probes": -1}]}),
-        "`num_probes` must be 1 or more; got -1",
+        "`num_probes` must be a positive int; got -1",
     ),
     "array": (
         lambda c: c["config"]["arguments"].update(event_shape={"array": ["object", [1], [2], "array"]}),

@@ -238,7 +238,7 @@ def test_changes_of_presets():
         ({"builder": "cnn"}, "`builder` must be one of .*'conv_flow'"),
         ({"epochs": 0}, "`epochs` must be positive; got 0"),
         ({"warmup_epochs": -1}, "`warmup_epochs` must be 0 or more, or None; got -1"),
-        ({"inverse_learning.num_probes": 0}, "`num_probes` must be 1 or more; got 0"),
+        ({"inverse_learning.num_probes": 0}, "`num_probes` must be a positive int; got 0"),
     ],
 )
 def test_wrong_changes_are_refused(changes, message):

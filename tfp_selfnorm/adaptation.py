@@ -54,7 +54,7 @@ def adapt(distribution, x) -> None:
 
 def is_adapted(distribution) -> bool:
     """Whether every `ActNorm` of a distribution or bijector has its start."""
-    return all(norm.has_start() for norm in bijectors_of(ActNorm, distribution))
+    return all(norm.has_start() for norm in bijectors_of(ActNorm, distribution, "distribution"))
 
 
 def check_adapted(distribution) -> None:

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfp_selfnorm.adaptation import adapt, first_events
 from tfp_selfnorm.checks import check_events, check_latent
 from tfp_selfnorm.export import export_flow
+from tfp_selfnorm.options import check_bool
 from tfp_selfnorm.seeds import stateless_seed
 from tfp_selfnorm.tree import exact
 
@@ -95,7 +96,7 @@ class FlowFunctions:
         export_flow(self, filepath)
 
     def _flow(self, exact):
-        if exact:
+        if check_bool(exact, "exact"):
             return self._exact_distribution
         if tf.executing_eagerly():
             # Another optimizer, or a callback, may have changed the kernels.

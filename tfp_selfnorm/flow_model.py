@@ -20,6 +20,7 @@ from tfp_selfnorm.flow_steps import FlowSteps, MeanFigure
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.names import check_keras_name
 from tfp_selfnorm.networks import computes_in_float16
+from tfp_selfnorm.options import check_bool
 from tfp_selfnorm.reconstruction import Reconstruction
 from tfp_selfnorm.reconstruction_weight import ReconstructionWeights
 from tfp_selfnorm.refresh import Refresh
@@ -84,6 +85,7 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         check_distribution(distribution)
         check_inverse_learning(inverse_learning)
         check_keras_name(name)
+        check_bool(bits_per_dim, "bits_per_dim")
         super().__init__(name=name, dtype=distribution.dtype.name, autocast=False)
         self.distribution = distribution
         self.inverse_learning = inverse_learning

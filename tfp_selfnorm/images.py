@@ -5,7 +5,9 @@ import math
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.integers import as_sizes, check_int
 from tfp_selfnorm.names import check_optional_name
+from tfp_selfnorm.options import check_dtype, check_number, is_number
 from tfp_selfnorm.seeds import stateless_seed
 
 
@@ -31,11 +33,10 @@ def dequantize(images, dtype=tf.float32, seed=None):
     References: Theis et al., "A note on the evaluation of generative models", ICLR 2016, section 3.1;
     Uria et al., "RNADE", 2013.
     """
-    images = tf.convert_to_tensor(images)
+    images = _tensor(images, "images")
     if not images.dtype.is_integer:
         raise TypeError(f"`images` must have an integer dtype; got {images.dtype.name}.")
-    if dtype not in (tf.float32, tf.float64):
-        raise TypeError(f"`dtype` must be float32 or float64; got {dtype}.")
+    dtype = check_dtype(dtype)
     noise = tf.random.stateless_uniform(tf.shape(images), stateless_seed(seed), dtype=dtype)
     levels = tf.cast(images, dtype)
     # Rounding may take noise just below 1 up to the next level.
@@ -49,17 +50,25 @@ def dequantize_dataset(dataset, dtype=tf.float32, seed=None):
 
     Args:
       dataset: of integer images, or of tuples that begin with them, batched or not.
-      dtype: floating dtype of the result.
+      dtype: float32 or float64, the dtype of the result.
       seed: int, or `None`.
 
     Returns:
       The data set with its images dequantised.
+
+    Raises:
+      TypeError: if an argument is of another type.
 
     >>> pixels = dequantize_dataset(tf.data.Dataset.from_tensors(tf.zeros(3, tf.int32)), seed=1)
     >>> first, second = next(iter(pixels)), next(iter(pixels))
     >>> bool(tf.reduce_any(first == second))
     False
     """
+    if not isinstance(dataset, tf.data.Dataset):
+        raise TypeError(f"`dataset` must be a tf.data.Dataset; got {type(dataset).__name__}.")
+    dtype = check_dtype(dtype)
+    if seed is not None:
+        seed = check_int(seed, "seed", -(2**63), 2**63 - 1)
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
 
     def add_noise(element, seed_pair):
@@ -78,7 +87,7 @@ def pixel_sigmoid(num_levels=256, alpha=1e-6, dtype=tf.float32, name="pixel_sigm
     `log_prob` a density of pixels, in nats, and `sample` give pixels (to within `alpha num_levels`).
 
     Args:
-      num_levels: number of grey levels, 256 for 8-bit images.
+      num_levels: number of grey levels, an int of 2 or more; 256 for 8-bit images.
       alpha: margin in (0, 0.5) that keeps the logit finite.
       dtype: floating dtype.
       name: name of the bijector.
@@ -87,17 +96,17 @@ def pixel_sigmoid(num_levels=256, alpha=1e-6, dtype=tf.float32, name="pixel_sigm
       A `tfb.Sigmoid` with the range `num_levels [-alpha, 1 - alpha] / (1 - 2 alpha)`.
 
     Raises:
-      ValueError: if `num_levels` is less than 2 or `alpha` is outside (0, 0.5).
+      TypeError: if `alpha` is no number, or `dtype` not floating.
+      ValueError: if `num_levels` is no int of 2 or more, or `alpha` is outside (0, 0.5).
 
     >>> float(pixel_sigmoid(num_levels=16).inverse(tf.constant(8.0)))
     0.0
 
     References: Dinh et al., "Density estimation using Real NVP", ICLR 2017, section 4.1.
     """
-    if num_levels < 2:
-        raise ValueError(f"`num_levels` must be 2 or more; got {num_levels!r}.")
-    if not 0.0 < alpha < 0.5:
-        raise ValueError(f"`alpha` must be in (0, 0.5); got {alpha!r}.")
+    num_levels = check_int(num_levels, "num_levels", lowest=2)
+    alpha = check_number(alpha, "alpha", "in (0, 0.5)", lambda value: 0.0 < value < 0.5)
+    dtype = check_dtype(dtype, allows_short=True)
     check_optional_name(name)
     scale = num_levels / (1.0 - 2.0 * alpha)
     return tfp.bijectors.Sigmoid(
@@ -115,7 +124,25 @@ def bits_per_dim(log_prob, event_shape):
     Returns:
       Bits per dimension, of the shape of `log_prob`.
 
+    Raises:
+      TypeError: if `log_prob` is not of real numbers.
+      ValueError: if `event_shape` is no known shape.
+
     >>> bits_per_dim(-16.0 * math.log(2.0), (2, 2))
     4.0
     """
-    return -log_prob / (math.log(2.0) * tf.TensorShape(event_shape).num_elements())
+    sizes = as_sizes(event_shape)
+    if sizes is None or None in sizes:
+        raise ValueError(f"`event_shape` must be an int, or a shape, of positive ints; got {event_shape!r}.")
+    if not is_number(log_prob):
+        log_prob = log_prob if hasattr(log_prob, "dtype") else _tensor(log_prob, "log_prob")
+        if not tf.as_dtype(log_prob.dtype).is_floating:
+            raise TypeError(f"`log_prob` must be of real numbers; got dtype {log_prob.dtype}.")
+    return -log_prob / (math.log(2.0) * math.prod(sizes))
+
+
+def _tensor(value, name):
+    try:
+        return tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be an array or a tensor of numbers; got {value!r}.") from error

@@ -1,11 +1,12 @@
 """The reconstruction regularizers: the paper's way of learning the inverse, by gradient."""
 
 import dataclasses
-import numbers
 from typing import Any
 
 import tensorflow as tf
 
+from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.options import check_choice, check_not_negative, is_number
 from tfp_selfnorm.reconstruction_weight import AdaptiveWeight
 from tfp_selfnorm.seeds import stateless_seed
 
@@ -37,7 +38,7 @@ class Reconstruction:
 
     Raises:
       TypeError: if the weight is none of these.
-      ValueError: for an unknown kind, a negative weight, or less than one probe.
+      ValueError: for an unknown kind, a weight that is negative or not finite, or no positive int of probes.
 
     >>> Reconstruction("probes", weight=10.0).weight
     10.0
@@ -51,18 +52,9 @@ class Reconstruction:
     num_probes: int = 100
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"`kind` must be one of {KINDS}; got {self.kind!r}.")
-        if isinstance(self.weight, numbers.Real) and not self.weight >= 0:
-            raise ValueError(f"`weight` must be 0 or more; got {self.weight!r}.")
-        is_scalar = isinstance(self.weight, numbers.Real) or tf.is_tensor(self.weight)
-        if not (is_scalar or callable(self.weight) or isinstance(self.weight, AdaptiveWeight)):
-            raise TypeError(
-                "`weight` must be a number, a variable, a function of the step, or an AdaptiveWeight; got "
-                f"{self.weight!r}."
-            )
-        if self.num_probes < 1:
-            raise ValueError(f"`num_probes` must be 1 or more; got {self.num_probes!r}.")
+        check_choice(self.kind, "kind", KINDS)
+        check_weight(self.weight)
+        check_positive_int(self.num_probes, "num_probes")
 
     @property
     def trained_error(self) -> str | None:
@@ -96,6 +88,23 @@ class Reconstruction:
         if x.shape.rank > operations.event_ndims and num_examples is not None:
             x, z = x[:num_examples], z[:num_examples]
         return _mean(operations.squared_norm(x - operations.apply(record.other_kernel, z)))
+
+
+def check_weight(weight) -> None:
+    """Raises TypeError or ValueError if it can be no weight of a regularizer."""
+    if is_number(weight):
+        check_not_negative(weight, "weight")
+    elif tf.is_tensor(weight):
+        if weight.shape.rank not in (0, None) or not (weight.dtype.is_floating or weight.dtype.is_integer):
+            raise TypeError(f"`weight` must be a scalar of a number; got {weight!r}.")
+        static = None if isinstance(weight, tf.Variable) else tf.get_static_value(weight)
+        if static is not None:
+            check_not_negative(static, "weight")
+    elif not (callable(weight) or isinstance(weight, AdaptiveWeight)):
+        raise TypeError(
+            "`weight` must be a number, a variable, a function of the step, or an AdaptiveWeight; got "
+            f"{weight!r}."
+        )
 
 
 def _mean(x):

@@ -2,8 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import tensorflow as tf
+
+from tfp_selfnorm.integers import check_step
+from tfp_selfnorm.layer_checks import check_layers
+from tfp_selfnorm.options import check_bool, check_not_negative, check_number, check_positive, is_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +33,7 @@ class AdaptiveWeight:
       bounds: the smallest and the largest weight.
 
     Raises:
+      TypeError: if an argument is of another type.
       ValueError: if a number is out of range.
 
     >>> Reconstruction(weight=AdaptiveWeight(tolerance=0.5)).weight.initial
@@ -45,16 +51,19 @@ class AdaptiveWeight:
     bounds: tuple = (1e-6, 1e6)
 
     def __post_init__(self):
+        check_not_negative(self.tolerance, "tolerance")
+        is_pair = isinstance(self.bounds, (tuple, list)) and len(self.bounds) == 2
+        if not is_pair or not all(map(is_number, self.bounds)):
+            raise TypeError(f"`bounds` must be a pair of numbers; got {self.bounds!r}.")
         lowest, highest = self.bounds
-        for name, value, is_right, expected in (
-            ("tolerance", self.tolerance, 0.0 <= self.tolerance < math.inf, "0 or more"),
-            ("bounds", self.bounds, 0.0 < lowest <= highest < math.inf, "positive and in order"),
-            ("initial", self.initial, lowest <= self.initial <= highest, f"within {self.bounds}"),
-            ("rate", self.rate, 0.0 < self.rate < math.inf, "positive"),
-            ("momentum", self.momentum, 0.0 <= self.momentum < 1.0, "in [0, 1)"),
-        ):
-            if not is_right:
-                raise ValueError(f"`{name}` must be {expected}; got {value!r}.")
+        if not 0.0 < lowest <= highest < math.inf:
+            raise ValueError(f"`bounds` must be positive and in order; got {self.bounds!r}.")
+        check_number(
+            self.initial, "initial", f"within {self.bounds}", lambda value: lowest <= value <= highest
+        )
+        check_positive(self.rate, "rate")
+        check_number(self.momentum, "momentum", "in [0, 1)", lambda value: 0.0 <= value < 1.0)
+        check_bool(self.per_layer, "per_layer")
 
 
 class ReconstructionWeights:
@@ -81,13 +90,20 @@ class ReconstructionWeights:
           layers: self-normalizing layers.
           add_state: function of an initial value and a name that makes a scalar variable; `None` makes
             `tf.Variable`s.
+
+        Raises:
+          TypeError: if an argument is of another type.
         """
+        if not hasattr(reconstruction, "trained_error"):
+            raise TypeError(f"`reconstruction` must be a Reconstruction; got {reconstruction!r}.")
+        if not (add_state is None or callable(add_state)):
+            raise TypeError(f"`add_state` must be a function or None; got {add_state!r}.")
         self._weight = reconstruction.weight
-        self._layers = list(layers)
+        self._layers = check_layers(layers)
         self._states = []
         if self.is_adaptive:
             # Alike on all replicas after a mean: the update is linear in the error.
-            groups = [[layer] for layer in layers] if self._weight.per_layer else [self._layers]
+            groups = [[layer] for layer in self._layers] if self._weight.per_layer else [self._layers]
             add = add_state or _plain_variable
             for i, group in enumerate(groups):
                 name = f"{group[0].name}_{i}" if self._weight.per_layer else "flow"
@@ -112,7 +128,11 @@ class ReconstructionWeights:
 
         Returns:
           A scalar, or, of an adaptive weight, a mapping from layers to scalars.
+
+        Raises:
+          TypeError: if the step is neither an int nor a scalar.
         """
+        check_step(step)
         if not self.is_adaptive:
             return self._weight(step) if callable(self._weight) else self._weight
         return {
@@ -134,7 +154,15 @@ class ReconstructionWeights:
           errors: mapping from layers to their errors, scalars, as `TrainingScope.reconstruction_errors`
             gives them.
           is_valid: bool, or a scalar tensor of one; without it all stays as it is.
+
+        Raises:
+          TypeError: if an argument is of another type.
         """
+        if not isinstance(errors, Mapping):
+            raise TypeError(f"`errors` must be a mapping from layers to scalars; got {errors!r}.")
+        check_layers(list(errors), "errors")
+        if not (isinstance(is_valid, (tf.Tensor, tf.Variable)) and is_valid.dtype == tf.bool):
+            is_valid = check_bool(is_valid, "is_valid")
         errors = {layer.key: error for layer, error in errors.items()}
         for group, log_weight, average in self._states:
             # A layer that was passed by an exact solve has no error.

@@ -4,6 +4,8 @@ import dataclasses
 
 import tensorflow as tf
 
+from tfp_selfnorm.integers import check_int, check_positive_int, check_step
+from tfp_selfnorm.layer_checks import check_layer, check_layers
 from tfp_selfnorm.math import dense
 from tfp_selfnorm.reconstruction import Reconstruction
 from tfp_selfnorm.seeds import stateless_seed
@@ -31,7 +33,7 @@ class Tracking:
 
     Raises:
       TypeError: if `reconstruction` is no `Reconstruction`.
-      ValueError: if one of the numbers is less than one.
+      ValueError: if one of the numbers is no positive int.
 
     >>> Tracking(num_probes=16).refresh_every is None
     True
@@ -45,10 +47,9 @@ class Tracking:
     reconstruction: Reconstruction = Reconstruction()
 
     def __post_init__(self):
-        for name in ("num_probes", "refresh_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be 1 or more; got {value!r}.")
+        check_positive_int(self.num_probes, "num_probes")
+        if self.refresh_every is not None:
+            check_positive_int(self.refresh_every, "refresh_every")
         if not isinstance(self.reconstruction, Reconstruction):
             raise TypeError(f"`reconstruction` must be a Reconstruction; got {self.reconstruction!r}.")
 
@@ -58,14 +59,17 @@ class Tracking:
         Raises:
           TypeError: if it has one that is no `tf.Variable`.
         """
+        check_layer(layer)
         return layer.needs_inverse and layer.is_matrix and _assignable(layer) is not None
 
     def reconstruction_of(self, layer) -> Reconstruction | None:
         """What trains the layer's learned inverse instead, if it needs one that is no matrix."""
+        check_layer(layer)
         return self.reconstruction if layer.needs_inverse and not layer.is_matrix else None
 
     def interval(self, layer) -> int:
         """Steps between two exact refreshes of the layer."""
+        check_layer(layer)
         return self.refresh_every or layer.refresh_interval
 
     def update(self, layers, step: int, seed=0) -> tf.Tensor:
@@ -81,6 +85,9 @@ class Tracking:
         Returns:
           The largest relative error of a layer before the update, a scalar; 0 where R was refreshed.
         """
+        layers = check_layers(layers)
+        check_step(step)
+        check_int(seed, "seed")
         errors = [tf.zeros([])]
         for i, layer in enumerate(filter(self.follows, layers)):
             if step % self.interval(layer) == 0:
@@ -149,7 +156,7 @@ def inverse_error(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
     Returns:
       A scalar, the largest of a batch of kernels.
     """
-    operations, probes = layer.operations, _probes(layer, num_probes, seed)
+    probes, operations = _probes(layer, num_probes, seed), layer.operations
     kernel, other = (tf.convert_to_tensor(k) for k in (layer.inverse_kernel, layer.forward_kernel))
     if operations.to_matrix is None:
         return tf.norm(probes - operations.apply(other, operations.apply(kernel, probes))) / tf.norm(probes)
@@ -159,6 +166,7 @@ def inverse_error(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
 
 
 def _assignable(layer):
+    check_layer(layer)
     if not layer.is_matrix:
         raise TypeError(f"`{layer.name}` is a convolution wider than 1x1, whose inverse no kernel holds.")
     if not hasattr(layer.forward_kernel, "assign"):
@@ -171,6 +179,8 @@ def _assignable(layer):
 
 def _probes(layer, num_probes, seed):
     """Columns for a layer whose kernels are matrices, and a few images for one whose kernels are not."""
+    check_layer(layer)
+    check_positive_int(num_probes, "num_probes")
     seed = stateless_seed(seed, salt="tfp_selfnorm_probes")
     event = layer.event_sizes
     if layer.operations.to_matrix is not None:

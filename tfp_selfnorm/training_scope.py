@@ -10,9 +10,11 @@ import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import cache_util
 
 from tfp_selfnorm.checks import check_inverse_learning
-from tfp_selfnorm.reconstruction import Reconstruction
+from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.layer_checks import check_layers
+from tfp_selfnorm.reconstruction import Reconstruction, check_weight
 from tfp_selfnorm.reconstruction_weight import AdaptiveWeight
-from tfp_selfnorm.seeds import stateless_seed
+from tfp_selfnorm.seeds import check_seed, stateless_seed
 from tfp_selfnorm.tracking import Tracking
 
 _THREAD = threading.local()
@@ -108,6 +110,8 @@ class TrainingScope:
         Args:
           num_examples: take the first so many of the batch, for a cheap estimate; `None` takes all.
         """
+        if num_examples is not None:
+            check_positive_int(num_examples, "num_examples")
         return self._sum_over_records(
             lambda record: tf.stop_gradient(Reconstruction.error(record, num_examples))
         )
@@ -142,7 +146,10 @@ class TrainingScope:
 
         by_layer = weight
         if isinstance(weight, Mapping):
+            _check_by_layer(weight, "weight")
             by_layer = {layer.key: value for layer, value in weight.items()}
+        elif weight is not None:
+            check_weight(weight)
         seeds = iter(self._split_seed(len(self.records)))
         keys = None if layers is None else {layer.key for layer in layers}
 
@@ -151,7 +158,10 @@ class TrainingScope:
             if reconstruction is None or (keys is not None and record.layer.key not in keys):
                 return tf.zeros([], record.output.dtype)
             factor = reconstruction.weight if weight is None else by_layer
-            factor = factor[record.layer.key] if isinstance(factor, dict) else factor
+            if isinstance(factor, dict):
+                if record.layer.key not in factor:
+                    raise ValueError(f"`weight` has none for the layer `{record.layer.name}`.")
+                factor = factor[record.layer.key]
             if callable(factor) or isinstance(factor, AdaptiveWeight):
                 raise ValueError(
                     f"The weight {factor!r} depends on the step: give `reconstruction_loss` what "
@@ -224,7 +234,7 @@ def training_scope(
 
     Raises:
       RuntimeError: if this thread has a scope open already.
-      TypeError: if `inverse_learning` is of another type.
+      TypeError: if an argument is of another type.
 
     Example:
 
@@ -239,6 +249,9 @@ def training_scope(
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 3.
     """
     check_inverse_learning(inverse_learning)
+    check_seed(seed)
+    if log_dets is not None:
+        _check_by_layer(log_dets, "log_dets")
     with _opened(TrainingScope(inverse_learning, log_dets, seed)) as scope:
         yield scope
 
@@ -271,6 +284,12 @@ def current_terms(layer) -> Terms:
     """How the layer computes now: as the open scope says, and exactly outside."""
     scope = current_scope()
     return _EXACT if scope is None else scope.terms(layer)
+
+
+def _check_by_layer(mapping, name):
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"`{name}` must be a mapping from layers to numbers; got {mapping!r}.")
+    check_layers(mapping, name)
 
 
 def _current_graph():

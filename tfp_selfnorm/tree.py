@@ -27,13 +27,18 @@ def exact(distribution_or_bijector):
     )
 
 
-def bijectors_of(kind: type, distribution_or_bijector) -> list:
+def bijectors_of(kind: type, distribution_or_bijector, name="distribution_or_bijector") -> list:
     """The bijectors of a class anywhere in it, each object once, in the order of the constructors.
+
+    Args:
+      kind: the class.
+      distribution_or_bijector: where to look.
+      name: what errors call it.
 
     Raises:
       TypeError: if the argument is neither a distribution nor a bijector of TFP.
     """
-    _check_object(distribution_or_bijector)
+    _check_object(distribution_or_bijector, name)
     found, done = [], {}
 
     def collect(bijector):
@@ -62,9 +67,9 @@ def self_norm_layers(distribution_or_bijector) -> list[SelfNorm]:
     return list(layers.values())
 
 
-def _check_object(value):
+def _check_object(value, name="distribution_or_bijector"):
     if not _is_tfp_object(value):
-        raise TypeError(f"Expected a TFP distribution or bijector; got {type(value).__name__}.")
+        raise TypeError(f"`{name}` must be a TFP distribution or bijector; got {type(value).__name__}.")
 
 
 def _is_tfp_object(value):

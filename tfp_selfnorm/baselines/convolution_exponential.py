@@ -1,8 +1,5 @@
 """`ConvolutionExponential2D`, the matrix exponential of a convolution."""
 
-import math
-import numbers
-
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -17,6 +14,7 @@ from tfp_selfnorm.bijectors.self_norm import common_dtype, parameter
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.math import convolution_exponential
 from tfp_selfnorm.names import check_name
+from tfp_selfnorm.options import check_bools, check_dtype, check_number
 from tfp_selfnorm.seeds import stateless_seed
 
 # Where rounding, of about exp(2 max_norm) units, still leaves digits in float32.
@@ -118,7 +116,7 @@ class ConvolutionExponential2D(LinearImageMap):
           spatial_shape: (H, W) of an image, positive ints.
           channels: C, a positive int.
           kernel_size: an odd int, or two.
-          dtype: floating dtype.
+          dtype: float32 or float64.
           seed: int or stateless TFP seed of the kernel.
           use_bias: whether there is a bias.
           max_norm: see the constructor.
@@ -126,13 +124,16 @@ class ConvolutionExponential2D(LinearImageMap):
           name: name of the layer; its variables are named after it.
 
         Raises:
+          TypeError: if an argument is of another type.
           ValueError: if a size is not a positive int, one of the kernel is even, or `max_norm` is out of
             range.
         """
         name = name or "convolution_exponential2d"
         spatial_shape = check_spatial_shape(spatial_shape, ndims=2)
         sizes = check_kernel_size(kernel_size, ndims=2)
-        check_positive_int(channels, "channels")
+        channels, dtype = check_positive_int(channels, "channels"), check_dtype(dtype)
+        max_norm = _check_max_norm(max_norm)
+        check_bools(use_bias=use_bias, validate_args=validate_args)
         seed = stateless_seed(seed, salt="convolution_exponential")
         kernel = tf.Variable(small_noise(sizes, channels, dtype, seed), name=f"{name}_kernel")
         bias = tf.Variable(tf.zeros([channels], dtype), name=f"{name}_bias") if use_bias else None
@@ -170,8 +171,5 @@ class ConvolutionExponential2D(LinearImageMap):
 
 
 def _check_max_norm(max_norm):
-    if not isinstance(max_norm, numbers.Real) or isinstance(max_norm, bool):
-        raise TypeError(f"`max_norm` must be a number; got {max_norm!r}.")
-    if not 0.0 < max_norm <= _LARGEST_MAX_NORM or not math.isfinite(max_norm):
-        raise ValueError(f"`max_norm` must be above 0 and at most {_LARGEST_MAX_NORM:g}; got {max_norm!r}.")
-    return float(max_norm)
+    expected = f"above 0 and at most {_LARGEST_MAX_NORM:g}"
+    return check_number(max_norm, "max_norm", expected, lambda value: 0.0 < value <= _LARGEST_MAX_NORM)

@@ -15,6 +15,7 @@ from tfp_selfnorm.bijectors.self_norm import common_dtype, parameter
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.math import autoregressive_conv, line_conv
 from tfp_selfnorm.names import check_name
+from tfp_selfnorm.options import check_bools, check_dtype
 from tfp_selfnorm.seeds import stateless_seed
 
 
@@ -116,19 +117,21 @@ class EmergingConv2D(LinearImageMap):
           spatial_shape: (H, W) of an image, positive ints.
           channels: C, a positive int.
           kernel_size: an odd int, or two.
-          dtype: floating dtype.
+          dtype: float32 or float64.
           seed: int or stateless TFP seed of the kernels.
           use_bias: whether there is a bias.
           validate_args: see the constructor.
           name: name of the layer; its variables are named after it.
 
         Raises:
+          TypeError: if an argument is of another type.
           ValueError: if a size is not a positive int, or one of the kernel is even.
         """
         name = name or "emerging_conv2d"
         spatial_shape = check_spatial_shape(spatial_shape, ndims=2)
         sizes = check_kernel_size(kernel_size, ndims=2)
-        check_positive_int(channels, "channels")
+        channels, dtype = check_positive_int(channels, "channels"), check_dtype(dtype)
+        check_bools(use_bias=use_bias, validate_args=validate_args)
         seeds = tfp.random.split_seed(stateless_seed(seed), n=2, salt="emerging_conv")
         kernels = [
             tf.Variable(

@@ -7,6 +7,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.conv_parameters import check_bias, check_spatial_shape, ensure_event
 from tfp_selfnorm.bijectors.self_norm import check_event_shape
+from tfp_selfnorm.options import check_bool
 
 
 class LinearImageMap(tfp.bijectors.AutoCompositeTensorBijector):
@@ -16,6 +17,7 @@ class LinearImageMap(tfp.bijectors.AutoCompositeTensorBijector):
         self._spatial_shape = check_spatial_shape(spatial_shape, ndims=2)
         self._event_sizes = (*self._spatial_shape, channels)
         check_bias(bias, channels)
+        check_bool(validate_args, "validate_args")
         self._bias = bias
         super().__init__(
             forward_min_event_ndims=3,

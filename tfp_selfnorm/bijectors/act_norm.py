@@ -10,6 +10,7 @@ import tensorflow_probability as tfp
 from tfp_selfnorm.bijectors.self_norm import common_dtype, parameter
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.names import check_name
+from tfp_selfnorm.options import check_bool, check_dtype
 
 _THREAD = threading.local()
 
@@ -46,8 +47,10 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
           TypeError: if a parameter is not floating, the dtypes differ, or what is to be adapted cannot be.
           ValueError: if the parameters are not of one shape with channels.
         """
+        is_adapted = bool(is_adapted) if isinstance(is_adapted, np.bool_) else is_adapted
         parameters = dict(locals())
         check_name(name)
+        check_bool(validate_args, "validate_args")
         with tf.name_scope(name):
             dtype = common_dtype(shift=shift, log_scale=log_scale)
             self._shift = parameter(shift, dtype, "shift")
@@ -61,11 +64,13 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
                 )
             can_start = shapes[0].rank == 1 and hasattr(shift, "assign") and hasattr(log_scale, "assign")
             # TFP makes copies with tensors in place of variables.
-            is_known = not hasattr(is_adapted, "assign") and getattr(is_adapted, "dtype", None) == tf.bool
-            if is_adapted is not True and not is_known and not (can_start and hasattr(is_adapted, "assign")):
+            is_bool = getattr(is_adapted, "dtype", None) == tf.bool
+            is_variable = hasattr(is_adapted, "assign")
+            if is_adapted is not True and not (is_bool and (can_start or not is_variable)):
                 raise TypeError(
-                    "`is_adapted` must be True, or a tf.Variable beside a `shift` and a `log_scale` that are "
-                    f"variables of shape (C,) too, or a bool tensor; got {is_adapted!r}."
+                    "`is_adapted` must be True, or a tf.Variable of a bool beside a `shift` and a "
+                    "`log_scale` that are variables of shape (C,) too, or a bool tensor; got "
+                    f"{is_adapted!r}."
                 )
             super().__init__(
                 forward_min_event_ndims=1,
@@ -82,10 +87,11 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
 
         Args:
           channels: C, a positive int.
-          dtype: floating dtype.
+          dtype: float32 or float64.
           name: name of the bijector; its variables are named after it.
 
         Raises:
+          TypeError: if `dtype` is neither float32 nor float64.
           ValueError: if `channels` is no positive int.
 
         >>> norm = ActNorm.trainable(3)
@@ -93,7 +99,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         Traceback (most recent call last):
         ValueError: `act_norm` has no start yet: call `adapt` on the flow with some training data first.
         """
-        check_positive_int(channels, "channels")
+        channels, dtype = check_positive_int(channels, "channels"), check_dtype(dtype)
         shift, log_scale = (
             tf.Variable(tf.zeros([channels], dtype), name=f"{name}_{part}") for part in ("shift", "log_scale")
         )

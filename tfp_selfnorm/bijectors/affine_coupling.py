@@ -1,20 +1,22 @@
 """`AffineCoupling`: channels scaled and shifted by what a network makes of the other channels."""
 
-import numbers
 import operator
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import auto_composite_tensor
 
+from tfp_selfnorm.bijectors.composite import with_constructor_signature
 from tfp_selfnorm.bijectors.passes import Passes
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.names import check_optional_name
+from tfp_selfnorm.options import check_bool, check_positive
 from tfp_selfnorm.pickling import by_parameters
 
 _VARIABLES = "network_variables"
 
 
+@with_constructor_signature
 class AffineCoupling(tfp.bijectors.Bijector):
     """Scales and shifts some channels by a network's output for the others, which stay as they are.
 
@@ -89,7 +91,7 @@ class AffineCoupling(tfp.bijectors.Bijector):
           name: name of the ops.
 
         Raises:
-          TypeError: if `network` is not callable.
+          TypeError: if `network` is not callable, `bound` no number, or `validate_args` no bool.
           ValueError: if it is a Keras network that is not built, or another argument is out of range.
         """
         parameters = dict(locals())
@@ -102,13 +104,12 @@ class AffineCoupling(tfp.bijectors.Bijector):
                 "with keras.Input, before it goes into a bijector."
             )
         if num_conditioning is not None:
-            check_positive_int(num_conditioning, "num_conditioning")
-        check_positive_int(event_ndims, "event_ndims")
-        if not (isinstance(bound, numbers.Real) and 0 < bound < float("inf")):
-            raise ValueError(f"`bound` must be positive and finite; got {bound!r}.")
+            num_conditioning = check_positive_int(num_conditioning, "num_conditioning")
+        event_ndims = check_positive_int(event_ndims, "event_ndims")
+        check_bool(validate_args, "validate_args")
         self._network = network
         self._num_conditioning = num_conditioning
-        self._bound = float(bound)
+        self._bound = check_positive(bound, "bound")
         # TFP finds the variables of attributes, but not inside a Keras network.
         self._network_variables = [weight.value for weight in _keras_weights(network)]
         self._passes = Passes()

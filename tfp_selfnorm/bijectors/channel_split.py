@@ -4,13 +4,16 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.bijectors.composite import with_constructor_signature
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.names import check_optional_name
+from tfp_selfnorm.options import check_bool
 from tfp_selfnorm.pickling import by_parameters
 
 tfb = tfp.bijectors
 
 
+@with_constructor_signature
 class ChannelSplit(tfb.Bijector):
     """Applies a bijector to the first channels and leaves the rest as they are.
 
@@ -62,7 +65,8 @@ class ChannelSplit(tfb.Bijector):
         if not isinstance(ndims, (int, np.integer)) or ndims != bijector.inverse_min_event_ndims:
             raise ValueError(f"`bijector` must keep the rank of events; {bijector.name!r} does not.")
         if num_channels is not None:
-            check_positive_int(num_channels, "num_channels")
+            num_channels = check_positive_int(num_channels, "num_channels")
+        check_bool(validate_args, "validate_args")
         self._bijector = bijector
         self._num_channels = num_channels
         # TFP's cache of this one keeps track of the parts of a pair.

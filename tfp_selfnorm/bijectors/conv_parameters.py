@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.integers import is_positive_int
+from tfp_selfnorm.integers import as_sizes
 
 # Standard deviation of the noise of initial kernels, relative to Glorot's.
 _NOISE_GAIN = 0.01
@@ -15,15 +15,13 @@ def check_spatial_shape(spatial_shape, ndims):
     Raises:
       ValueError: if it is not of that many sizes, all known and positive.
     """
-    sizes = [spatial_shape] if is_positive_int(spatial_shape) else spatial_shape
-    sizes = sizes.as_list() if isinstance(sizes, tf.TensorShape) and sizes.rank is not None else sizes
-    is_known = isinstance(sizes, (tuple, list)) and all(map(is_positive_int, sizes))
-    if not is_known or len(sizes) != ndims:
+    sizes = as_sizes(spatial_shape)
+    if sizes is None or None in sizes or len(sizes) != ndims:
         raise ValueError(
             f"`spatial_shape` must be {ndims} positive int{'s' * (ndims > 1)}, known when the layer is made; "
             f"got {spatial_shape!r}."
         )
-    return tuple(map(int, sizes))
+    return tuple(sizes)
 
 
 def check_kernel_size(kernel_size, ndims):
@@ -32,8 +30,9 @@ def check_kernel_size(kernel_size, ndims):
     Raises:
       ValueError: if it is not an odd positive int, or as many.
     """
-    sizes = [kernel_size] * ndims if np.ndim(kernel_size) == 0 else list(kernel_size)
-    if len(sizes) != ndims or not all(is_positive_int(size) and size % 2 for size in sizes):
+    sizes = as_sizes(kernel_size) or []
+    sizes = sizes * ndims if len(sizes) == 1 else sizes
+    if len(sizes) != ndims or not all(size and size % 2 for size in sizes):
         raise ValueError(
             f"`kernel_size` must be an odd positive int, or {ndims} of them; got {kernel_size!r}."
         )

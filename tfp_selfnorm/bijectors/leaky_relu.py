@@ -4,7 +4,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.bijectors.self_norm import common_dtype, parameter
 from tfp_selfnorm.names import check_name
+from tfp_selfnorm.options import check_bool
 
 
 class LeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
@@ -35,12 +37,12 @@ class LeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
 
         Raises:
           TypeError: if the slope is not floating.
-          ValueError: if a slope known now is outside (0, 1].
+          ValueError: if a slope known now is outside (0, 1]; that of a variable counts under `validate_args`.
         """
         parameters = dict(locals())
         check_name(name)
         with tf.name_scope(name):
-            self._negative_slope = slope_parameter(negative_slope)
+            self._negative_slope = slope_parameter(negative_slope, validate_args)
             super().__init__(
                 forward_min_event_ndims=0,
                 dtype=self._negative_slope.dtype,
@@ -85,16 +87,18 @@ class LeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
         return slope_assertions(self, is_init)
 
 
-def slope_parameter(negative_slope):
+def slope_parameter(negative_slope, validate_args):
     """Returns the slope as a tensor, or as it is where it may change; checks a slope known now."""
-    if isinstance(negative_slope, (tf.Variable, tfp.util.DeferredTensor)):
-        return negative_slope
-    value = tf.convert_to_tensor(negative_slope, name="negative_slope")
-    if not value.dtype.is_floating:
-        raise TypeError(f"`negative_slope` must be floating; got dtype {value.dtype.name}.")
-    static = tf.get_static_value(value)
+    check_bool(validate_args, "validate_args")
+    value = parameter(negative_slope, common_dtype(negative_slope=negative_slope), "negative_slope")
+    is_mutable = isinstance(value, (tf.Variable, tfp.util.DeferredTensor))
+    is_known = not is_mutable or (validate_args and tf.executing_eagerly())
+    static = tf.get_static_value(tf.convert_to_tensor(value)) if is_known else None
+    if static is None:
+        return value
     # Processors may round a subnormal slope to 0.
-    if static is not None and not np.all((static >= np.finfo(static.dtype).tiny) & (static <= 1)):
+    is_right = (static >= np.finfo(static.dtype).tiny) & (static <= 1)
+    if not np.size(static) or not np.all(is_right):
         raise ValueError(f"`negative_slope` must be in (0, 1]; got {negative_slope!r}.")
     return value
 

@@ -1,13 +1,13 @@
 """What the self-normalizing layers share: two kernels, two directions, and the training scope."""
 
 import abc
-import numbers
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.passes import Passes
 from tfp_selfnorm.math import linear
+from tfp_selfnorm.options import check_bool, check_choice, check_number
 from tfp_selfnorm.pickling import by_parameters
 from tfp_selfnorm.training_scope import Record, current_scope, current_terms
 
@@ -38,7 +38,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         validate_args,
         name,
     ):
-        _check_options(gradient, self._GRADIENTS, mixture, inversion)
+        self.check_options(gradient, mixture, inversion, validate_args)
         self._forward_kernel = forward_kernel
         self._inverse_kernel = inverse_kernel
         self._bias = bias
@@ -55,6 +55,14 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
             validate_args=validate_args,
             name=name,
         )
+
+    @classmethod
+    def check_options(cls, gradient, mixture, inversion, validate_args):
+        check_choice(gradient, "gradient", cls._GRADIENTS)
+        if inversion is not None:
+            check_choice(inversion, "inversion", INVERSIONS, expected="None or one of {}")
+        check_number(mixture, "mixture", "in [0, 1]", lambda value: 0.0 <= value <= 1.0)
+        check_bool(validate_args, "validate_args")
 
     @property
     def forward_kernel(self):
@@ -224,7 +232,7 @@ def common_dtype(**parameters):
             continue
         if value is None:
             raise TypeError(f"`{name}` must be a tensor or a tf.Variable; got None.")
-        dtype = getattr(value, "dtype", None) or tf.convert_to_tensor(value).dtype
+        dtype = getattr(value, "dtype", None) or as_tensor(value, name).dtype
         dtypes[name] = tf.as_dtype(dtype)
         if dtypes[name] not in (tf.float32, tf.float64):
             raise TypeError(f"`{name}` must be floating, float32 or float64; got dtype {dtypes[name].name}.")
@@ -232,6 +240,14 @@ def common_dtype(**parameters):
         listed = ", ".join(f"`{name}` {dtype.name}" for name, dtype in dtypes.items())
         raise TypeError(f"The parameters must have one dtype; got {listed}.")
     return next(iter(dtypes.values()))
+
+
+def as_tensor(value, name):
+    """Returns it as a tensor; raises TypeError if that cannot be."""
+    try:
+        return tf.convert_to_tensor(value, name=name)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be a tensor of numbers or a tf.Variable; got {value!r}.") from error
 
 
 def parameter(value, dtype, name):
@@ -251,14 +267,3 @@ def check_event_shape(x, event_sizes, name, owner):
             f"`{name}` of `{owner}` has shape {tuple(x.shape)}; expected "
             f"(..., {', '.join(map(str, event_sizes))}): that is the shape of its events."
         )
-
-
-def _check_options(gradient, gradients, mixture, inversion):
-    if gradient not in gradients:
-        raise ValueError(f"`gradient` must be one of {gradients}; got {gradient!r}.")
-    if inversion is not None and inversion not in INVERSIONS:
-        raise ValueError(f"`inversion` must be None or one of {INVERSIONS}; got {inversion!r}.")
-    if not isinstance(mixture, numbers.Real):
-        raise TypeError(f"`mixture` must be a number; got {mixture!r}.")
-    if not 0.0 <= mixture <= 1.0:
-        raise ValueError(f"`mixture` must be in [0, 1]; got {mixture!r}.")

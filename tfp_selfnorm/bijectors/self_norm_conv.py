@@ -17,6 +17,7 @@ from tfp_selfnorm.bijectors.self_norm import SelfNorm, common_dtype, kernel_vari
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.math import conv
 from tfp_selfnorm.names import check_name
+from tfp_selfnorm.options import check_bools, check_dtype
 from tfp_selfnorm.seeds import stateless_seed
 
 
@@ -113,7 +114,7 @@ class SelfNormConv(SelfNorm):
           spatial_shape: sizes of an image without its channels, positive ints.
           channels: C, a positive int.
           kernel_size: an odd int, or one for each spatial dimension.
-          dtype: floating dtype.
+          dtype: float32 or float64.
           seed: int or stateless TFP seed of the kernel.
           use_bias: whether there is a bias.
           rotates: whether W starts as a rotation, as it should between couplings; `None`: if the size is 1.
@@ -124,13 +125,17 @@ class SelfNormConv(SelfNorm):
           name: name of the layer; its variables are named after it.
 
         Raises:
-          ValueError: if a size is not a positive int, or one of the kernel is even.
+          TypeError: if an argument is of another type.
+          ValueError: if a size is not a positive int, one of the kernel is even, or an option is out of
+            range.
         """
         name = name or cls._DEFAULT_NAME
         spatial_shape = check_spatial_shape(spatial_shape, cls._SPATIAL_NDIMS)
         sizes = check_kernel_size(kernel_size, cls._SPATIAL_NDIMS)
-        check_positive_int(channels, "channels")
+        channels, dtype = check_positive_int(channels, "channels"), check_dtype(dtype)
+        cls.check_options(gradient, mixture, inversion, validate_args)
         rotates = all(size == 1 for size in sizes) if rotates is None else rotates
+        check_bools(rotates=rotates, use_bias=use_bias)
         initial_kernel = rotation_kernel if rotates else noisy_identity_kernel
         kernel = initial_kernel(sizes, channels, dtype, stateless_seed(seed, salt="self_norm_conv"))
         kernels = kernel_variables(conv.flip(kernel), kernel, name)

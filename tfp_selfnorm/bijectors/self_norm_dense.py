@@ -8,6 +8,7 @@ from tfp_selfnorm.bijectors.self_norm import SelfNorm, common_dtype, kernel_vari
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.math import dense
 from tfp_selfnorm.names import check_name
+from tfp_selfnorm.options import check_bool, check_dtype, check_not_negative
 from tfp_selfnorm.seeds import stateless_seed
 
 
@@ -114,11 +115,11 @@ class SelfNormDense(SelfNorm):
         W starts as the identity, R as its transpose, the bias as `N(0, bias_stddev^2)`.
 
         Args:
-          event_size: D, a positive Python int.
-          dtype: floating dtype.
+          event_size: D, a positive int.
+          dtype: float32 or float64.
           seed: int or stateless TFP seed of the bias.
           use_bias: whether there is a bias.
-          bias_stddev: standard deviation of the bias.
+          bias_stddev: standard deviation of the bias, 0 or more.
           gradient: see the constructor, as for the arguments below.
           mixture: see the constructor.
           inversion: see the constructor.
@@ -126,15 +127,18 @@ class SelfNormDense(SelfNorm):
           name: name of the layer; its variables are named after it.
 
         Raises:
-          ValueError: if `event_size` is not a positive int.
+          TypeError: if an argument is of another type.
+          ValueError: if `event_size` is not a positive int, or an option is out of range.
 
         >>> SelfNormDense.trainable(4, seed=1).inverse_kernel.shape
         TensorShape([4, 4])
         """
-        check_positive_int(event_size, "event_size")
+        event_size, dtype = check_positive_int(event_size, "event_size"), check_dtype(dtype)
+        bias_stddev = check_not_negative(bias_stddev, "bias_stddev")
+        cls.check_options(gradient, mixture, inversion, validate_args)
+        seed = stateless_seed(seed, salt="self_norm_dense")
         bias = None
-        if use_bias:
-            seed = stateless_seed(seed, salt="self_norm_dense")
+        if check_bool(use_bias, "use_bias"):
             noise = tf.random.stateless_normal([event_size], seed, dtype=dtype)
             bias = tf.Variable(bias_stddev * noise, name=f"{name}_bias")
         identity = tf.eye(event_size, dtype=dtype)
@@ -197,4 +201,5 @@ def _check_shapes(forward_kernel, inverse_kernel, bias):
             f"{tuple(forward_kernel.shape)}, `inverse_kernel` {tuple(inverse_kernel.shape)}."
         )
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"The event sizes of the parameters differ: {sizes}.")
+        listed = ", ".join(f"`{name}` {size}" for name, size in sizes.items())
+        raise ValueError(f"The event sizes of the parameters differ: {listed}.")

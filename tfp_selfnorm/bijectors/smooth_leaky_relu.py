@@ -47,12 +47,12 @@ class SmoothLeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
 
         Raises:
           TypeError: if the slope is not floating.
-          ValueError: if a slope known now is outside (0, 1].
+          ValueError: if a slope known now is outside (0, 1]; that of a variable counts under `validate_args`.
         """
         parameters = dict(locals())
         check_name(name)
         with tf.name_scope(name):
-            self._negative_slope = slope_parameter(negative_slope)
+            self._negative_slope = slope_parameter(negative_slope, validate_args)
             super().__init__(
                 forward_min_event_ndims=0,
                 dtype=self._negative_slope.dtype,

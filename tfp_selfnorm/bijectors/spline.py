@@ -8,7 +8,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import cache_util
 
+from tfp_selfnorm.integers import as_sizes, check_int
 from tfp_selfnorm.names import check_name
+from tfp_selfnorm.options import check_dtype, check_positive
 
 _TfpSpline = tfp.bijectors.RationalQuadraticSpline
 _MIN_BIN_FRACTION = 1e-3
@@ -102,7 +104,7 @@ def trainable_spline(event_shape, num_bins=5, bound=10.0, dtype=tf.float32, name
     closed forms of O(num_bins) an element.
 
     Args:
-      event_shape: int or tuple of ints; one spline for each element of such an event.
+      event_shape: int, tuple or `tf.TensorShape`; one spline for each element of such an event.
       num_bins: number of bins, from 2 to 999.
       bound: positive float, half the width of the interval.
       dtype: floating dtype.
@@ -112,7 +114,9 @@ def trainable_spline(event_shape, num_bins=5, bound=10.0, dtype=tf.float32, name
       A `tfb.RationalQuadraticSpline` with trainable variables, of a subclass that is faster.
 
     Raises:
-      ValueError: if `num_bins` is out of range or `bound` is not positive.
+      TypeError: if `bound` is no number, or `dtype` not floating.
+      ValueError: if `num_bins` is out of range, `bound` not positive and finite, or `event_shape` not of
+        positive ints.
 
     >>> spline = trainable_spline(4)
     >>> spline.forward(tf.constant([-20.0, -1.0, 0.5, 3.0])).numpy().round(4)
@@ -120,15 +124,16 @@ def trainable_spline(event_shape, num_bins=5, bound=10.0, dtype=tf.float32, name
 
     References: Durkan et al., "Neural Spline Flows", NeurIPS 2019.
     """
-    if not 2 <= num_bins < 1.0 / _MIN_BIN_FRACTION:
-        raise ValueError(f"`num_bins` must be 2 or more, and less than 1000; got {num_bins!r}.")
-    if not bound > 0.0:
-        raise ValueError(f"`bound` must be positive; got {bound!r}.")
     check_name(name)
-    event_shape = list(np.atleast_1d(event_shape))
+    sizes = as_sizes(event_shape)
+    if sizes is None or None in sizes:
+        raise ValueError(f"`event_shape` must be an int, or a shape, of positive ints; got {event_shape!r}.")
+    num_bins = check_int(num_bins, "num_bins", 2, round(1.0 / _MIN_BIN_FRACTION) - 1)
+    bound = check_positive(bound, "bound")
+    dtype = check_dtype(dtype, allows_short=True)
 
     def deferred(size, transform, part):
-        variable = tf.Variable(tf.zeros([*event_shape, size], dtype), name=f"{name}_{part}")
+        variable = tf.Variable(tf.zeros([*sizes, size], dtype), name=f"{name}_{part}")
         return tfp.util.DeferredTensor(variable, transform)
 
     bins = functools.partial(_bin_sizes, bound=bound)

@@ -5,6 +5,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.names import check_optional_name
+from tfp_selfnorm.options import check_bool
 
 
 class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
@@ -35,6 +36,7 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
         parameters = dict(locals())
         check_optional_name(name)
         self._block_size = check_positive_int(block_size, "block_size")
+        check_bool(validate_args, "validate_args")
         super().__init__(
             forward_min_event_ndims=3,
             is_constant_jacobian=True,

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.callbacks.shared import distribution_of, summary_writer
+from tfp_selfnorm.callbacks.shared import check_verbose, distribution_of, summary_writer
 from tfp_selfnorm.checks import check_events, check_finite
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.training_scope import training_scope
@@ -53,7 +53,7 @@ class ExactLikelihood(keras.callbacks.Callback):
         self.x = _check_array(x)
         self.every = check_positive_int(every, "every")
         self.batch_size = check_positive_int(batch_size, "batch_size")
-        self.verbose = verbose
+        self.verbose = check_verbose(verbose)
         self.history = []
         self._writer = summary_writer(log_dir)
         self._layers, self._mean_nll, self._step = [], None, 0

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 
-from tfp_selfnorm.callbacks.shared import distribution_of
-from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.callbacks.shared import check_verbose, distribution_of
+from tfp_selfnorm.integers import check_int, check_positive_int
 from tfp_selfnorm.tracking import inverse_error
 from tfp_selfnorm.tree import self_norm_layers
 from tfp_selfnorm.variable_names import unused_name
@@ -34,7 +34,8 @@ class InverseQuality(keras.callbacks.Callback):
 
     Raises:
       TypeError: at the start of training, if the model is no `FlowModel`.
-      ValueError: if a number is not positive; at the start of training, if no layer needs a learned inverse.
+      ValueError: if a number is not positive, or `seed` or `verbose` no int; at the start of training, if no
+        layer needs a learned inverse.
 
     >>> from tfp_selfnorm.callbacks import InverseQuality
     >>> model = FlowModel(dense_flow(3, seed=1))
@@ -49,8 +50,8 @@ class InverseQuality(keras.callbacks.Callback):
         super().__init__()
         self.num_probes = check_positive_int(num_probes, "num_probes")
         self.every = check_positive_int(every, "every")
-        self.seed = seed
-        self.verbose = verbose
+        self.seed = check_int(seed, "seed", -(2**63), 2**63 - 1)
+        self.verbose = check_verbose(verbose)
         self.errors, self.worst_layer, self._layers = {}, None, {}
 
     def on_train_begin(self, logs=None):

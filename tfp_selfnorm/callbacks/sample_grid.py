@@ -1,15 +1,16 @@
 """`SampleGrid`, pictures of samples."""
 
 import math
-import os
 import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.callbacks.shared import distribution_of, summary_writer
-from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.callbacks.shared import check_path, distribution_of, summary_writer
+from tfp_selfnorm.integers import check_int, check_positive_int
+from tfp_selfnorm.options import check_bool
+from tfp_selfnorm.seeds import check_seed
 
 _RED, _GREY = (255, 0, 0), 128
 
@@ -34,7 +35,7 @@ class SampleGrid(keras.callbacks.Callback):
 
     Raises:
       ImportError: if `log_dir` is given and TensorBoard is not installed.
-      TypeError: at the start of training, if the model is no `FlowModel`.
+      TypeError: if an argument is of another type; at the start of training, if the model is no `FlowModel`.
       ValueError: if neither `filepath` nor `log_dir` is given, `filepath` holds another field, or a number is
         out of range; at the start of training, if the events are no images of shape (height, width),
         (height, width, 1) or (height, width, 3).
@@ -57,13 +58,12 @@ class SampleGrid(keras.callbacks.Callback):
         super().__init__()
         if filepath is None and log_dir is None:
             raise ValueError("`filepath` or `log_dir` must be given: where to write the samples.")
-        if check_positive_int(num_levels, "num_levels") < 2:
-            raise ValueError(f"`num_levels` must be 2 or more; got {num_levels!r}.")
-        self.filepath = None if filepath is None else _check_pattern(os.fspath(filepath))
-        self.num_levels = num_levels
+        self.filepath = None if filepath is None else _check_pattern(check_path(filepath, "filepath"))
+        self.num_levels = check_int(num_levels, "num_levels", lowest=2)
         self.num_samples = check_positive_int(num_samples, "num_samples")
         self.every = check_positive_int(every, "every")
-        self.exact = exact
+        self.exact = check_bool(exact, "exact")
+        check_seed(seed)
         self.seed = seed
         self._writer = summary_writer(log_dir)
 

@@ -3,9 +3,11 @@
 import importlib.util
 import os
 
+import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.flow_functions import FlowFunctions
+from tfp_selfnorm.integers import check_int
 
 
 def distribution_of(callback):
@@ -15,10 +17,23 @@ def distribution_of(callback):
     return callback.model.distribution
 
 
+def check_verbose(verbose):
+    """Returns it, if it is a bool or an int, 0 or more; raises ValueError if not."""
+    return verbose if isinstance(verbose, (bool, np.bool_)) else check_int(verbose, "verbose", lowest=0)
+
+
+def check_path(path, name) -> str:
+    """Returns it as a string; raises TypeError if it is no path."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"`{name}` must be a path: a string or a pathlib.Path; got {path!r}.")
+    return os.fspath(path)
+
+
 def summary_writer(log_dir):
     """A writer for TensorBoard, or `None` without a folder; raises ImportError if it is not installed."""
     if log_dir is None:
         return None
+    log_dir = check_path(log_dir, "log_dir")
     if importlib.util.find_spec("tensorboard") is None:
         raise ImportError("`log_dir` needs TensorBoard, which is not installed: `pip install tensorboard`.")
-    return tf.summary.create_file_writer(os.fspath(log_dir))
+    return tf.summary.create_file_writer(log_dir)

@@ -1,10 +1,11 @@
 """What the builders of flows share."""
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import LeakyReLU, SmoothLeakyReLU, trainable_spline
+from tfp_selfnorm.integers import as_sizes
+from tfp_selfnorm.options import check_choice
 from tfp_selfnorm.seeds import stateless_seed
 
 tfb = tfp.bijectors
@@ -23,19 +24,37 @@ def activation_maker(activation, dtype):
     """A function from the event shape, or size, and a name to the bijector, data to latent."""
     if activation is None:
         return None
-    if callable(activation):
-        return lambda event_shape, name: activation(event_shape)
+    if callable(activation) and not isinstance(activation, tfb.Bijector):
+        return lambda event_shape, name: _made_by(activation, event_shape)
     slope = tf.constant(0.3, dtype)
     makers = {
         "smooth_leaky_relu": lambda event_shape, name: SmoothLeakyReLU(slope, name=name),
         "leaky_relu": lambda event_shape, name: LeakyReLU(slope, name=name),
         "spline": lambda event_shape, name: trainable_spline(event_shape, dtype=dtype, name=name),
     }
-    if activation not in makers:
-        raise ValueError(
-            f"`activation` must be one of {ACTIVATIONS}, None or a callable; got {activation!r}."
-        )
+    check_choice(
+        activation, "activation", ACTIVATIONS, expected="one of {}, None or a function that makes a bijector"
+    )
     return makers[activation]
+
+
+def _made_by(activation, event_shape):
+    bijector = activation(event_shape)
+    if not isinstance(bijector, tfb.Bijector):
+        raise TypeError(
+            "`activation` must return a TFP bijector for the shape of an event; got "
+            f"{type(bijector).__name__} from {activation!r}."
+        )
+    return bijector
+
+
+def check_preprocessing(preprocessing) -> list:
+    """Returns it in a list, empty for `None`; raises TypeError if it is no TFP bijector."""
+    if preprocessing is None:
+        return []
+    if not isinstance(preprocessing, tfb.Bijector):
+        raise TypeError(f"`preprocessing` must be a TFP bijector or None; got {preprocessing!r}.")
+    return [preprocessing]
 
 
 def split_seeds(seed, count, salt):
@@ -47,23 +66,24 @@ def squeezed(shape):
 
 
 def check_event_shape(event_shape):
-    shape = tf.TensorShape([event_shape] if isinstance(event_shape, (int, np.integer)) else event_shape)
-    if not shape.is_fully_defined() or shape.num_elements() < 1 or shape.rank < 1:
+    sizes = as_sizes(event_shape)
+    if not sizes or None in sizes:
         raise ValueError(
-            f"`event_shape` must be fully defined, of positive sizes and at least one dimension; got {shape}."
+            "`event_shape` must be fully defined, of positive sizes and at least one dimension; got "
+            f"{event_shape!r}."
         )
-    return shape.as_list()
+    return sizes
 
 
 def check_image_shape(image_shape, divisor):
-    shape = tf.TensorShape(image_shape)
-    if shape.rank != 3 or not shape.is_fully_defined() or shape.num_elements() < 1:
+    sizes = as_sizes(image_shape)
+    if sizes is None or len(sizes) != 3 or None in sizes:
         raise ValueError(
             f"`image_shape` must be (height, width, channels), known and positive; got {image_shape!r}."
         )
-    if shape[0] % divisor or shape[1] % divisor:
+    if sizes[0] % divisor or sizes[1] % divisor:
         raise ValueError(
             f"`image_shape` must have a height and a width divisible by {divisor} for so many blocks; got "
             f"{image_shape!r}."
         )
-    return tuple(shape.as_list())
+    return tuple(sizes)

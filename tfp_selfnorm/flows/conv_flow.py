@@ -11,12 +11,14 @@ from tfp_selfnorm.bijectors import SelfNormConv2D, Squeeze
 from tfp_selfnorm.flows.building import (
     activation_maker,
     check_image_shape,
+    check_preprocessing,
     split_seeds,
     squeezed,
     standard_normal_flow,
 )
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.names import check_optional_name
+from tfp_selfnorm.options import check_choice, check_dtype
 
 tfb = tfp.bijectors
 
@@ -56,7 +58,7 @@ def conv_flow(
       gradient: see `SelfNormConv2D`, as for the two arguments below.
       mixture: see `SelfNormConv2D`.
       inversion: see `SelfNormConv2D`.
-      dtype: floating dtype.
+      dtype: float32 or float64.
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
       layer: "self_norm", `SelfNormConv2D`; or "emerging" or "exponential", `baselines.EmergingConv2D` or
@@ -67,6 +69,7 @@ def conv_flow(
       A `tfd.TransformedDistribution`. `log_prob` is in nats.
 
     Raises:
+      TypeError: if an argument is of another type.
       ValueError: for an unknown activation, layer or option, an option that the layer does not have, a shape
         that is unknown or not divisible, or a number that is not positive.
 
@@ -77,12 +80,13 @@ def conv_flow(
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 5.
     """
     check_optional_name(name)
-    shape = check_image_shape(image_shape, divisor=2 ** (check_positive_int(num_blocks, "num_blocks") - 1))
-    check_positive_int(layers_per_block, "layers_per_block")
+    num_blocks = check_positive_int(num_blocks, "num_blocks")
+    layers_per_block = check_positive_int(layers_per_block, "layers_per_block")
+    shape, dtype = check_image_shape(image_shape, divisor=2 ** (num_blocks - 1)), check_dtype(dtype)
     make_layer = _layer_maker(layer, {"gradient": gradient, "mixture": mixture, "inversion": inversion})
     make_activation = activation_maker(activation, dtype)
     seeds = iter(split_seeds(seed, num_blocks * layers_per_block, "conv_flow"))
-    bijectors = [] if preprocessing is None else [preprocessing]
+    bijectors = check_preprocessing(preprocessing)
     for block in range(num_blocks):
         if block > 0:
             bijectors.append(tfb.Invert(Squeeze()))
@@ -98,8 +102,7 @@ def conv_flow(
 
 def _layer_maker(layer, options):
     """The function that makes a layer, from what each of them is made from."""
-    if layer not in LAYERS:
-        raise ValueError(f"`layer` must be one of {LAYERS}; got {layer!r}.")
+    check_choice(layer, "layer", LAYERS)
     if layer == "self_norm":
         return functools.partial(SelfNormConv2D.trainable, **options)
     defaults = {"gradient": "self_norm", "mixture": 0.5, "inversion": None}

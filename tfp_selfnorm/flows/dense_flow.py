@@ -10,11 +10,13 @@ from tfp_selfnorm.bijectors import SelfNormDense
 from tfp_selfnorm.flows.building import (
     activation_maker,
     check_event_shape,
+    check_preprocessing,
     split_seeds,
     standard_normal_flow,
 )
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.names import check_optional_name
+from tfp_selfnorm.options import check_dtype
 
 tfb = tfp.bijectors
 
@@ -47,7 +49,7 @@ def dense_flow(
       gradient: see `SelfNormDense`, as for the two arguments below.
       mixture: see `SelfNormDense`.
       inversion: see `SelfNormDense`.
-      dtype: floating dtype.
+      dtype: float32 or float64.
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
 
@@ -55,7 +57,8 @@ def dense_flow(
       A `tfd.TransformedDistribution`. `log_prob` is in nats.
 
     Raises:
-      ValueError: for an unknown activation, a shape that is not fully defined, or no layer.
+      TypeError: if an argument is of another type.
+      ValueError: for an unknown activation or option, a shape that is not fully defined, or no layer.
 
     >>> flow = dense_flow(event_shape=(8, 8), num_layers=2, seed=1)
     >>> flow.log_prob(tf.zeros([5, 8, 8])).shape, flow.sample(3, seed=2).shape
@@ -65,11 +68,11 @@ def dense_flow(
     """
     check_optional_name(name)
     event_shape = check_event_shape(event_shape)
-    check_positive_int(num_layers, "num_layers")
+    num_layers, dtype = check_positive_int(num_layers, "num_layers"), check_dtype(dtype)
     event_size = math.prod(event_shape)
     make_activation = activation_maker(activation, dtype)
     seeds = split_seeds(seed, num_layers, "dense_flow")
-    bijectors = [] if preprocessing is None else [preprocessing]
+    bijectors = check_preprocessing(preprocessing)
     if len(event_shape) != 1:
         bijectors.append(tfb.Reshape(event_shape_out=event_shape, event_shape_in=[event_size]))
     for i in range(num_layers):

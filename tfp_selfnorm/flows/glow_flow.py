@@ -1,20 +1,22 @@
 """`glow_flow`, the Glow-like flow of the paper."""
 
 import keras
-import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import ActNorm, AffineCoupling, ChannelSplit, SelfNormConv2D, Squeeze
+from tfp_selfnorm.bijectors.conv_parameters import check_kernel_size
 from tfp_selfnorm.flows.building import (
     check_image_shape,
+    check_preprocessing,
     split_seeds,
     squeezed,
     standard_normal_flow,
 )
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.names import check_optional_name
-from tfp_selfnorm.networks import coupling_network
+from tfp_selfnorm.networks import check_policy, coupling_network
+from tfp_selfnorm.options import check_bools, check_choice, check_dtype
 
 tfb = tfp.bijectors
 
@@ -64,7 +66,7 @@ def glow_flow(
       mixture: see `SelfNormConv2D`, as for the argument below.
       inversion: see `SelfNormConv2D`.
       preprocessing: bijector that ends the way from latent to data, such as `images.pixel_sigmoid()`.
-      dtype: floating dtype of events, kernels and all arithmetic but that of the coupling networks.
+      dtype: float32 or float64, of events, kernels and all arithmetic but that of the coupling networks.
       network_dtype: Keras dtype policy of the coupling networks, such as "mixed_float16" or "mixed_bfloat16";
         `None` is the global policy for a float32 flow, and the dtype of others.
       seed: int or stateless TFP seed of the initial values.
@@ -74,6 +76,7 @@ def glow_flow(
       A `tfd.TransformedDistribution`. `log_prob` is in nats.
 
     Raises:
+      TypeError: if an argument is of another type.
       ValueError: for an unknown mixing, "lu" with another kernel than 1x1, a shape that is unknown or not
         divisible, or a number that is not positive.
 
@@ -86,14 +89,16 @@ def glow_flow(
     NeurIPS 2018.
     """
     check_optional_name(name)
-    shape = check_image_shape(image_shape, divisor=2 ** check_positive_int(num_blocks, "num_blocks"))
-    check_positive_int(steps_per_block, "steps_per_block")
+    num_blocks = check_positive_int(num_blocks, "num_blocks")
+    steps_per_block = check_positive_int(steps_per_block, "steps_per_block")
+    shape, dtype = check_image_shape(image_shape, divisor=2**num_blocks), check_dtype(dtype)
     check_positive_int(width, "width")
-    if mixing not in MIXINGS:
-        raise ValueError(f"`mixing` must be one of {MIXINGS}; got {mixing!r}.")
-    if mixing == "lu" and set(np.atleast_1d(kernel_size)) != {1}:
+    check_choice(mixing, "mixing", MIXINGS)
+    if set(check_kernel_size(kernel_size, ndims=2)) != {1} and mixing == "lu":
         raise ValueError(f"`mixing` 'lu' needs `kernel_size` 1; got {kernel_size!r}.")
-    dtype = tf.as_dtype(dtype)
+    SelfNormConv2D.check_options("exact", mixture, inversion, validate_args=False)
+    check_bools(act_norm=act_norm, split_prior=split_prior)
+    check_policy(network_dtype, "network_dtype")
     if network_dtype is None and dtype != tf.float32:
         network_dtype = dtype.name
     seeds = iter(split_seeds(seed, num_blocks * (2 * steps_per_block + 1), "glow_flow"))
@@ -133,7 +138,7 @@ def glow_flow(
             bijectors.append(ChannelSplit(tfb.Chain([*later, Squeeze()]), name=f"block_{block}_split"))
         return [tfb.Invert(Squeeze()), *bijectors]
 
-    bijectors = [] if preprocessing is None else [preprocessing]
+    bijectors = check_preprocessing(preprocessing)
     return standard_normal_flow(squeezed(shape), bijectors + block_of(shape, 0), dtype, name)
 
 

@@ -1,0 +1,323 @@
+"""Every argument of every public function, replaced by values that are wrong: refused, and named."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tfp_selfnorm as sn
+
+tfb = tfp.bijectors
+tfd = tfp.distributions
+
+EYE = np.eye(2, dtype=np.float32)
+KERNEL = np.zeros([3, 3, 1, 1], np.float32)
+KERNEL[1, 1] = 1.0
+EVENTS = np.zeros([20, 2], np.float32)
+SCHEDULE = keras.optimizers.schedules.PolynomialDecay(0.0, 10, 1.0)
+
+
+def identity_network(a):
+    return tf.concat([a, a], axis=-1)
+
+
+def a_layer():
+    return sn.SelfNormDense.trainable(2, seed=1)
+
+
+def in_scope(inverse_learning=None, log_dets=None, seed=None):
+    with sn.training_scope(inverse_learning, log_dets, seed):
+        pass
+
+
+def loss_in_scope(weight=None):
+    layer = a_layer()
+    with sn.training_scope(sn.Reconstruction()) as scope:
+        layer.inverse(tf.ones([3, 2]))
+        return scope.reconstruction_loss(weight)
+
+
+def error_in_scope(num_examples=None):
+    layer = a_layer()
+    with sn.training_scope(sn.Reconstruction()) as scope:
+        layer.inverse(tf.ones([3, 2]))
+        return scope.reconstruction_error(num_examples)
+
+
+def weights_of(weight):
+    return sn.ReconstructionWeights(sn.Reconstruction(weight=weight), [a_layer()])
+
+
+# Values that are wrong for each argument, by its kind. `None` is left out where it is the default.
+STRANGE = [object(), 1j, b"a", {1}, {}, None, tf.constant("a")]
+NO_NUMBER = [*STRANGE, "a", [], np.array([1.0, 2.0]), True, np.nan]
+NO_INT = [*NO_NUMBER, 2.5, np.inf, np.float32(1.0), tf.Variable(3)]
+NO_COUNT = [*NO_INT, 0, -1]
+NO_BOOL = [*STRANGE, "a", [], 0, 1, 2.5, np.array([True, False]), tf.Variable(True)]
+NO_NAME = [*STRANGE, "a", [], 0, True, np.array([]), tf.Variable(3)]
+NO_SHAPE = [
+    *STRANGE,
+    "a",
+    2.5,
+    -1,
+    0,
+    np.nan,
+    True,
+    (2, -1),
+    (2.5,),
+    ("a",),
+    (True,),
+    [[2, 3]],
+    EYE,
+    tf.Variable(3),
+]
+NO_OBJECT = [*STRANGE, "a", [], 2.5, True, np.array([]), tf.Variable(3)]
+NO_ARRAY = [value for value in STRANGE if value is not None] + ["a", True, 1, tf.Variable(3)]
+NO_SEED = [
+    *STRANGE,
+    "a",
+    [],
+    2.5,
+    np.nan,
+    True,
+    [1],
+    [1, 2.5],
+    ["a", 1],
+    tf.Variable(3),
+    tf.constant([1.0, 2.0]),
+]
+NO_PATH = [*STRANGE, [], 0, 2.5, True, np.array([]), tf.Variable(3)]
+
+WRONG = {
+    "activation": [value for value in NO_NAME if value is not None],
+    "add_state": NO_OBJECT,
+    "alpha": [*NO_NUMBER, 0.0, -1, 0.5, np.inf],
+    "batch_size": NO_COUNT,
+    "bias": NO_ARRAY,
+    "bias_stddev": [*NO_NUMBER, -1, np.inf],
+    "bijector": NO_OBJECT,
+    "bits_per_dim": NO_BOOL,
+    "block_size": NO_COUNT,
+    "bound": [*NO_NUMBER, 0.0, -1, np.inf],
+    "bounds": [*NO_NUMBER, 2.5, (1.0,), (1.0, "a"), (2.0, 1.0), (0.0, 1.0), (1.0, np.inf), (np.nan, 1.0)],
+    "channels": NO_COUNT,
+    "dataset": NO_OBJECT,
+    "distribution": NO_OBJECT,
+    "distribution_or_bijector": NO_OBJECT,
+    "dtype": [
+        *STRANGE,
+        "a",
+        [],
+        0,
+        1,
+        True,
+        np.array([]),
+        tf.Variable(3),
+        "int32",
+        tf.int64,
+        complex,
+        object,
+    ],
+    "errors": [*NO_OBJECT[5:], {"dense": 1.0}],
+    "event_ndims": NO_COUNT,
+    "event_shape": [*NO_SHAPE, (2, None), tf.TensorShape(None)],
+    "event_size": NO_COUNT,
+    "every": NO_COUNT,
+    "exact": NO_BOOL,
+    "filepath": NO_PATH,
+    "gradient": NO_NAME,
+    "image_shape": [*NO_SHAPE, (4, 4), (4, None, 1), (4, 4, 1, 1)],
+    "images": [*STRANGE, "a", [], 2.5, True, np.array([1.0])],
+    "initial": [*NO_NUMBER, 0.0, -1, np.inf],
+    "input_shape": [*NO_SHAPE, (4, 4), (4, 4, None)],
+    "inverse_learning": [value for value in NO_OBJECT if value is not None] + [sn.Tracking],
+    "inversion": NO_NAME,
+    "is_adapted": [*STRANGE, "a", [], 0, False, tf.Variable(3)],
+    "is_valid": [*STRANGE, "a", [], 0, 2.5, tf.Variable(3)],
+    "kernel_size": [*NO_SHAPE, 2, (3, 4), (3, None), (3, 3, 3)],
+    "kind": NO_NAME,
+    "layer": [*NO_OBJECT, "learned", sn.SelfNormDense.trainable, tfb.Exp()],
+    "layers": [object(), None, 2.5, "a", [None], [tfb.Exp()], tf.Variable(3)],
+    "log_dets": [object(), "a", [], 2.5, {"dense": 1.0}, tf.Variable(3)],
+    "log_dir": NO_PATH,
+    "log_prob": [*STRANGE, "a", True, np.array([1]), tf.constant([1j])],
+    "max_norm": [*NO_NUMBER, 0.0, -1, 5.5, np.inf],
+    "mixing": NO_NAME,
+    "mixture": [*NO_NUMBER, -0.1, 1.1, np.inf, tf.Variable(3)],
+    "momentum": [*NO_NUMBER, -0.1, 1.0, np.inf],
+    "negative_slope": [*NO_NUMBER, 0.0, -1.0, 2.5, np.inf, tf.Variable(3)],
+    "network": NO_OBJECT,
+    "network_dtype": [*STRANGE, "a", [], 3, True, np.array([]), tf.Variable(3), "int32"],
+    "num_bins": [*NO_COUNT, 1, 1000],
+    "num_levels": [*NO_COUNT, 1],
+    "preprocessing": NO_OBJECT,
+    "rate": [*NO_NUMBER, 0.0, -1, np.inf],
+    "reconstruction": [*NO_OBJECT, sn.Tracking()],
+    "seed": NO_SEED,
+    "spatial_shape": [*NO_SHAPE, (4, None), (4, 4, 4)],
+    "step": [*NO_NUMBER[:-1], 2.5, tf.constant([1, 2]), tf.constant(True)],
+    "tolerance": [*NO_NUMBER, -1, np.inf],
+    "verbose": [*STRANGE, "a", [], -1, 2.5, tf.Variable(3)],
+    "weight": [*[value for value in NO_NUMBER if not isinstance(value, dict)], -1, np.inf],
+}
+WRONG |= dict.fromkeys(["num_blocks", "num_channels", "num_conditioning", "num_examples"], NO_COUNT)
+WRONG |= dict.fromkeys(["num_layers", "num_outputs", "num_probes", "num_samples", "refresh_every"], NO_COUNT)
+WRONG |= dict.fromkeys(["layers_per_block", "steps_per_block", "width"], NO_COUNT)
+WRONG |= dict.fromkeys(
+    ["act_norm", "per_layer", "rotates", "split_prior", "use_bias", "validate_args"], NO_BOOL
+)
+WRONG |= dict.fromkeys(["forward_kernel", "inverse_kernel", "kernel", "log_scale", "shift"], NO_ARRAY)
+WRONG |= dict.fromkeys(["first_kernel", "second_kernel"], NO_ARRAY)
+# Arguments of one name that are of another kind here.
+WRONG |= {
+    "conv_flow.layer": NO_NAME,
+    "coupling_network.dtype": WRONG["network_dtype"],
+    "coupling_network.kernel_size": [*NO_SHAPE, (3, None), (3, 3, 3)],
+    "coupling_network.seed": NO_INT,
+    "dequantize_dataset.seed": NO_INT,
+    "InverseQuality.seed": [*NO_INT, None],
+    "is_adapted.distribution": NO_OBJECT,
+    "SampleGrid.seed": [value for value in NO_SEED if value is not None],
+    "Tracking.update.seed": NO_INT,
+}
+# The data have tests of their own, and so have names.
+NOT_HERE = {"name", "x"}
+
+
+IMAGES = {"image_shape": (4, 4, 1), "num_blocks": 1}
+PUBLIC = {
+    "ActNorm": (sn.ActNorm, lambda: {"shift": [0.0, 0.0], "log_scale": [0.0, 0.0]}),
+    "ActNorm.trainable": (sn.ActNorm.trainable, lambda: {"channels": 2}),
+    "AdaptiveWeight": (sn.AdaptiveWeight, lambda: {"tolerance": 0.1}),
+    "AffineCoupling": (sn.AffineCoupling, lambda: {"network": identity_network}),
+    "ChannelSplit": (sn.ChannelSplit, lambda: {"bijector": tfb.Scale(2.0)}),
+    "ConvolutionExponential2D": (
+        sn.baselines.ConvolutionExponential2D,
+        lambda: {"kernel": KERNEL, "spatial_shape": (4, 4)},
+    ),
+    "ConvolutionExponential2D.trainable": (
+        sn.baselines.ConvolutionExponential2D.trainable,
+        lambda: {"spatial_shape": (4, 4), "channels": 2},
+    ),
+    "EmergingConv2D": (
+        sn.baselines.EmergingConv2D,
+        lambda: {"first_kernel": KERNEL, "second_kernel": KERNEL, "spatial_shape": (4, 4)},
+    ),
+    "EmergingConv2D.trainable": (
+        sn.baselines.EmergingConv2D.trainable,
+        lambda: {"spatial_shape": (4, 4), "channels": 2},
+    ),
+    "ExactLikelihood": (sn.callbacks.ExactLikelihood, lambda: {"x": EVENTS}),
+    "FlowModel": (sn.FlowModel, lambda: {"distribution": tfd.Sample(tfd.Normal(0.0, 1.0), [2])}),
+    "InverseQuality": (sn.callbacks.InverseQuality, dict),
+    "LeakyReLU": (sn.LeakyReLU, dict),
+    "Reconstruction": (sn.Reconstruction, dict),
+    "ReconstructionWeights": (
+        sn.ReconstructionWeights,
+        lambda: {"reconstruction": sn.Reconstruction(), "layers": [a_layer()]},
+    ),
+    "ReconstructionWeights.mean": (weights_of(SCHEDULE).mean, lambda: {"step": 1}),
+    "ReconstructionWeights.read": (weights_of(SCHEDULE).read, lambda: {"step": 1}),
+    "ReconstructionWeights.update": (weights_of(sn.AdaptiveWeight(0.1)).update, lambda: {"errors": {}}),
+    "SampleGrid": (sn.callbacks.SampleGrid, lambda: {"filepath": "grid.png"}),
+    "SelfNormConv1D": (
+        sn.SelfNormConv1D,
+        lambda: {"forward_kernel": KERNEL[1], "inverse_kernel": KERNEL[1], "spatial_shape": 4},
+    ),
+    "SelfNormConv1D.trainable": (sn.SelfNormConv1D.trainable, lambda: {"spatial_shape": 4, "channels": 2}),
+    "SelfNormConv2D": (
+        sn.SelfNormConv2D,
+        lambda: {"forward_kernel": KERNEL, "inverse_kernel": KERNEL, "spatial_shape": (4, 4)},
+    ),
+    "SelfNormConv2D.trainable": (
+        sn.SelfNormConv2D.trainable,
+        lambda: {"spatial_shape": (4, 4), "channels": 2},
+    ),
+    "SelfNormDense": (sn.SelfNormDense, lambda: {"forward_kernel": EYE, "inverse_kernel": EYE}),
+    "SelfNormDense.trainable": (sn.SelfNormDense.trainable, lambda: {"event_size": 2}),
+    "SmoothLeakyReLU": (sn.SmoothLeakyReLU, dict),
+    "Squeeze": (sn.Squeeze, dict),
+    "Tracking": (sn.Tracking, dict),
+    "Tracking.follows": (sn.Tracking().follows, dict),
+    "Tracking.interval": (sn.Tracking().interval, dict),
+    "Tracking.reconstruction_of": (sn.Tracking().reconstruction_of, dict),
+    "Tracking.update": (sn.Tracking().update, lambda: {"layers": [a_layer()], "step": 1}),
+    "TrainingScope.reconstruction_error": (error_in_scope, dict),
+    "TrainingScope.reconstruction_loss": (loss_in_scope, dict),
+    "adapt": (sn.adapt, lambda: {"x": EVENTS}),
+    "bits_per_dim": (sn.images.bits_per_dim, lambda: {"log_prob": 1.0, "event_shape": 2}),
+    "conv_flow": (sn.conv_flow, lambda: IMAGES | {"layers_per_block": 1}),
+    "coupling_network": (
+        sn.coupling_network,
+        lambda: {"input_shape": (4, 4, 1), "num_outputs": 2, "width": 4},
+    ),
+    "dense_flow": (sn.dense_flow, lambda: {"event_shape": 2}),
+    "dequantize": (sn.images.dequantize, lambda: {"images": [1, 2]}),
+    "dequantize_dataset": (
+        sn.images.dequantize_dataset,
+        lambda: {"dataset": tf.data.Dataset.from_tensors(tf.zeros(3, tf.int32))},
+    ),
+    "exact": (sn.exact, dict),
+    "glow_flow": (sn.glow_flow, lambda: IMAGES | {"steps_per_block": 1, "width": 4}),
+    "inverse_error": (sn.inverse_error, lambda: {"layer": a_layer()}),
+    "is_adapted": (sn.is_adapted, dict),
+    "pixel_sigmoid": (sn.images.pixel_sigmoid, dict),
+    "refresh_inverse": (sn.refresh_inverse, dict),
+    "self_norm_layers": (sn.self_norm_layers, dict),
+    "sketch_and_project": (sn.sketch_and_project, lambda: {"layer": a_layer()}),
+    "trainable_spline": (sn.trainable_spline, lambda: {"event_shape": 2}),
+    "training_scope": (in_scope, dict),
+    "whiten": (sn.whiten, lambda: {"x": EVENTS}),
+}
+MAKES_VARIABLES = ("trainable", "_flow", "coupling_network", "trainable_spline")
+
+
+def wrong_values(name, parameter):
+    values = WRONG.get(f"{name}.{parameter.name}", WRONG[parameter.name])
+    return [value for value in values if value is not None or parameter.default is not None]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_argument_of_every_public_function_is_checked(name):
+    function, arguments = PUBLIC[name]
+    made, silent = [], []
+
+    def record(make, **options):
+        made.append(options.get("name"))
+        return make(**options)
+
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in NOT_HERE:
+            continue
+        for value in wrong_values(name, parameter):
+            call = arguments() | {parameter.name: value}
+            made.clear()
+            try:
+                with tf.variable_creator_scope(record):
+                    function(**call)
+            except (TypeError, ValueError) as error:
+                if f"`{parameter.name}`" in str(error) and not (made and name.endswith(MAKES_VARIABLES)):
+                    continue
+                silent.append((parameter.name, value, made[:1], str(error)[:100]))
+            except Exception as error:
+                silent.append((parameter.name, value, type(error).__name__, str(error)[:100]))
+            else:
+                silent.append((parameter.name, value, "accepted"))
+    assert not silent
+
+
+def test_the_sweep_holds_every_public_function():
+    found = {}
+    for module in (sn, sn.bijectors, sn.baselines, sn.flows, sn.callbacks):
+        found |= {name: getattr(module, name) for name in module.__all__ if callable(getattr(module, name))}
+    functions = dict(inspect.getmembers(sn.images, inspect.isfunction))
+    found |= {name: value for name, value in functions.items() if value.__module__ == sn.images.__name__}
+    makers = {
+        f"{name}.trainable" for name in found if inspect.ismethod(getattr(found[name], "trainable", None))
+    }
+    # The base class has no constructor to call; private functions are not for users.
+    public = {name for name in found if not name.startswith("_")} | makers
+    assert public - set(PUBLIC) == {"SelfNorm"}
