@@ -212,6 +212,19 @@ def test_a_bad_batch_under_a_scaled_loss_is_one(data):
         fit(model, np.full([60, 3], HUGE))
 
 
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_a_gradient_that_is_bad_without_a_scale_too_is_a_fault(scale, data):
+    model = sn.FlowModel(nan_from("gradient"), None)
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1e-3), initial_scale=scale)
+    model.compile(optimizer, max_skipped_updates=2)
+    if scale > 1.0:
+        # The first steps are taken for overflows of the scaled loss: 4, 2, 1.
+        fit(model, data[:20])
+        assert float(optimizer.dynamic_scale) == 1.0
+    with pytest.raises(ValueError, match="2 updates in a row were not finite"):
+        fit(model, data[:20])
+
+
 def test_figures_of_an_evaluation_hide_nothing(data):
     model = make_model()
     fit(model, data)

@@ -1,6 +1,9 @@
 """Arguments of builders as JSON and back."""
 
+import collections
 import json
+import sys
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -109,6 +112,15 @@ class OtherShift(tfb.Shift):
     pass
 
 
+class Pair(NamedTuple):
+    first: int
+    second: int
+
+
+class CosineDecay(keras.optimizers.schedules.CosineDecay):
+    """Of the name of one of Keras's, which a file would give back in its place."""
+
+
 @pytest.mark.parametrize(
     ("value", "path"),
     [
@@ -122,8 +134,29 @@ class OtherShift(tfb.Shift):
         (tfb.Inline(forward_fn=tf.exp, forward_min_event_ndims=0), "value"),
         (sn.Reconstruction(weight=tf.Variable(1.0)), "value.weight"),
         (np.array([object()]), "value"),
+        (Pair(1, 2), "value"),
+        ([Pair(1, 2)], r"value\[0\]"),
+        ({1: 2}, "value"),
+        (collections.OrderedDict(a=1), "value"),
+        (CosineDecay(1.0, 10), "value"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_before_the_training(value, path):
     with pytest.raises(TypeError, match=f"`{path}` is .* cannot be saved as an argument of a builder"):
         encode(value, "value")
+
+
+@pytest.mark.parametrize(
+    "name", ["__class__", "__doc__", "__name__", "deserialize", "serialize", "Schedule", "CosineDecayAdam", 3]
+)
+def test_a_file_names_no_schedule_but_those_of_keras(name):
+    with pytest.raises(ValueError, match=f"`value` .* is a schedule of the class {name!r}, which is none"):
+        decode({"schedule": [name, {"name": "x"}]}, "value")
+
+
+def test_values_nested_too_deep_are_refused():
+    value = 1
+    for _ in range(sys.getrecursionlimit() // 3):
+        value = {"tuple": [value]}
+    with pytest.raises(ValueError, match="`value"):
+        decode(value, "value")
