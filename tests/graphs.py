@@ -12,11 +12,16 @@ def op_types(function, *arguments):
 
 
 def captured_by(graph, tensor):
-    """Ids of what a function's graph captures from outside that must be read before the tensor is there."""
-    waiting, seen = [tensor.op], set()
+    """Ids of what a function's graph captures from outside that must be read before the tensor is there.
+
+    An `IdentityN` makes no output wait for the inputs of the others: graph optimisation takes it apart.
+    """
+    waiting, seen = [(tensor.op, tensor.value_index)], set()
     while waiting:
-        op = waiting.pop()
-        if op not in seen:
-            seen.add(op)
-            waiting += [*op.control_inputs, *(x.op for x in op.inputs)]
-    return {id(outer) for outer, inner in graph.captures if inner.op in seen}
+        op, index = waiting.pop()
+        if (op, index) not in seen:
+            seen.add((op, index))
+            inputs = [op.inputs[index]] if op.type == "IdentityN" else op.inputs
+            waiting += [(x.op, x.value_index) for x in inputs] + [(op, 0) for op in op.control_inputs]
+    ops = {op for op, _ in seen}
+    return {id(outer) for outer, inner in graph.captures if inner.op in ops}

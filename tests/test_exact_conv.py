@@ -59,12 +59,12 @@ def test_small_images(sizes, spatial_shape, rng):
     check(dense.random_kernel(rng, sizes, 2), spatial_shape, rng)
 
 
-@pytest.mark.parametrize(("sizes", "spatial_shape"), SMALL, ids=str)
+@pytest.mark.parametrize(("sizes", "spatial_shape"), [*SMALL, ((5, 5), (1, 1)), ((7, 3), (2, 3))], ids=str)
 def test_blocks_are_no_larger_than_the_image(sizes, spatial_shape):
     """Larger ones would give the same, at the cost of their order cubed."""
     layout = exact_conv._layout(sizes, spatial_shape)
     system = exact_conv._blocks(tf.zeros([*sizes, 2, 2], tf.float64), layout)
-    assert system.diagonal.shape[-1] <= 2 * np.prod(spatial_shape)
+    assert layout.copies * system.diagonal.shape[-1] <= 2 * np.prod(spatial_shape)
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -22,8 +22,8 @@ def make_model(num_layers=1, rate=0.0, tracking=sn.Tracking(num_probes=2, refres
 
 @pytest.mark.parametrize(
     ("steps_per_execution", "refreshed"),
-    # Executions begin at every third step; those of 6, 12 and 15 are the first after 5, 10 and at 15.
-    [(1, [0, 5, 10, 15]), (3, [0, 6, 12, 15])],
+    # Executions of three begin at 0, 3, 6, 9, 12, 15 (of one step: the data end) and 16, 19, 22, 25, 28, 31.
+    [(1, [0, 5, 10, 15, 20, 25, 30]), (3, [0, 6, 12, 15, 16, 22, 25, 31])],
 )
 def test_a_refresh_that_falls_into_an_execution_comes_before_it(
     steps_per_execution, refreshed, data, monkeypatch
@@ -36,7 +36,7 @@ def test_a_refresh_that_falls_into_an_execution_comes_before_it(
         def on_train_batch_end(self, batch, logs=None):
             log_dets.append(float(model._held_log_dets.read()[layer]))
 
-    model.fit(data[:18], batch_size=1, shuffle=False, verbose=0, callbacks=[Watch()])
+    model.fit(data[:16], batch_size=1, epochs=2, shuffle=False, verbose=0, callbacks=[Watch()])
     assert steps == refreshed
     assert len(set(log_dets)) == len(refreshed)
 
