@@ -153,7 +153,8 @@ def test_the_schedule_of_an_own_loop(make_layer):
 def test_each_layer_and_each_step_has_probes_of_its_own(make_layer):
     layer = make_layer(5)
     copies = [
-        sn.SelfNormDense(tf.Variable(layer.forward_kernel), tf.Variable(layer.inverse_kernel)) for _ in range(2)
+        sn.SelfNormDense(tf.Variable(layer.forward_kernel), tf.Variable(layer.inverse_kernel))
+        for _ in range(2)
     ]
     start, results = layer.forward_kernel.numpy(), []
     for step, seed in ((1, 0), (2, 0), (1, 7)):
