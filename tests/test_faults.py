@@ -164,6 +164,17 @@ def test_the_first_value_that_is_not_finite_is_named(name, culprit, data):
         np.testing.assert_array_equal(variable, value)
 
 
+def test_the_first_step_of_a_run_names_the_culprit(data):
+    model = sn.FlowModel(sn.dense_flow(3, seed=1), sn.Reconstruction())
+    model.compile(keras.optimizers.SGD(1e-3), max_skipped_updates=2)
+    train_on(model, [data[:10], np.full([10, 3], HUGE), data[:10], np.full([10, 3], HUGE)])
+    assert int(model._guard.steps) == 4
+    assert int(model.optimizer.iterations) == 2
+    model.trainable_variables[0].assign(np.nan * model.trainable_variables[0])
+    with pytest.raises(ValueError, match="from step 2 on; first to be not finite was the log-likelihood"):
+        train_on(model, 2 * [data[:10]])
+
+
 def test_a_kernel_that_is_not_finite_is_found_by_the_first_refresh(data):
     model = sn.FlowModel(nan_from("kernel"))
     model.compile("adam")
