@@ -7,6 +7,7 @@ import tensorflow_probability as tfp
 from scipy import stats
 
 import tfp_selfnorm as sn
+from tfp_selfnorm.adaptation import first_events
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
@@ -140,6 +141,32 @@ def test_data_that_act_norm_cannot_start_from(x, message):
         sn.adapt(flow, np.ones([5, 2], int))
     with pytest.raises(TypeError, match="`distribution` must be a TFP distribution"):
         sn.adapt(flow.bijector, x)
+
+
+def test_the_same_two_events_give_a_start_again(rng):
+    """TFP's cache knows their tensor from the first time."""
+    norm, x = sn.ActNorm.trainable(2, tf.float64), images(rng, 2, 2)
+    flow = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(tf.zeros([], tf.float64), 1.0), [2]), norm)
+    for _ in range(2):
+        sn.adapt(flow, x)
+        assert norm.is_adapted
+        np.testing.assert_allclose(norm.shift, np.mean(x, axis=0), rtol=1e-12)
+        norm.is_adapted.assign(False)
+        norm.shift.assign([0.0, 0.0])
+
+
+def test_first_events_reads_so_many_and_no_more(rng):
+    x = rng.normal(size=[9, 2])
+
+    def rows():
+        yield from x[:6]
+        raise RuntimeError("read too far")
+
+    data = tf.data.Dataset.from_generator(rows, output_signature=tf.TensorSpec([2], tf.float64)).batch(3)
+    labelled = data.map(lambda batch: (batch, batch[:, 0]))
+    for source in (x, (x, x[:, 0]), data, labelled):
+        for count in (4, 6):
+            np.testing.assert_array_equal(first_events(source, count), x[:count])
 
 
 def test_adapting_leaves_flows_without_act_norm_alone(rng):

@@ -1,5 +1,7 @@
 """The guard by itself: which updates it lets through, and when it speaks."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -30,11 +32,12 @@ class Guarded:
         return bool(self.guard.apply(self.optimizer, *arguments))
 
 
-def test_after_a_run_nothing_is_applied_until_the_check_has_raised():
+@pytest.mark.parametrize("gradients", [(np.nan, np.nan), (np.nan, np.nan, 1.0)])
+def test_after_a_run_nothing_is_applied_until_the_check_has_raised(gradients):
     guarded = Guarded(max_skipped=2)
-    assert [guarded.step(gradient) for gradient in (np.nan, np.nan, 1.0)] == [False] * 3
+    assert [guarded.step(gradient) for gradient in gradients] == [False] * len(gradients)
     np.testing.assert_array_equal(guarded.variable, [1.0, 1.0])
-    assert int(guarded.guard.steps) == 3
+    assert int(guarded.guard.steps) == len(gradients)
     with pytest.raises(ValueError, match="2 updates in a row were not finite and so skipped, from step 7 on"):
         guarded.guard.check(7)
     assert guarded.step(1.0)
@@ -51,7 +54,8 @@ def test_a_good_step_ends_a_run():
 @pytest.mark.parametrize("scale", [None, 4.0])
 def test_a_loss_that_is_not_finite_stops_finite_and_overflown_gradients(scale):
     guarded = Guarded(scale=scale, max_skipped=9)
-    assert not any(guarded.step(gradient, loss) for gradient in (1.0, np.inf) for loss in (np.nan, np.inf))
+    for gradient, loss in itertools.product((1.0, np.inf), (np.nan, np.inf)):
+        assert not guarded.step(gradient, loss)
     np.testing.assert_array_equal(guarded.variable, [1.0, 1.0])
     if scale is not None:
         assert float(guarded.optimizer.dynamic_scale) == scale
