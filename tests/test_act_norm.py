@@ -73,6 +73,17 @@ def test_a_start_that_fails_half_way_is_none(rng):
     assert not second.is_adapted
 
 
+def test_a_start_that_fails_leaves_an_earlier_one(rng):
+    started, new = sn.ActNorm.trainable(2, tf.float64), sn.ActNorm.trainable(2, tf.float64)
+    started.is_adapted.assign(True)
+    normal = tfd.Normal(tf.zeros([], tf.float64), 1.0)
+    flow = tfd.TransformedDistribution(tfd.Sample(normal, [2]), tfb.Chain([started, new]))
+    with pytest.raises(ValueError, match="cannot start from data"):
+        sn.adapt(flow, tf.ones([50, 2], tf.float64))
+    assert started.is_adapted
+    assert not new.is_adapted
+
+
 def test_act_norm_without_a_start_refuses_in_graphs_too(rng):
     norm = sn.ActNorm.trainable(2, tf.float64)
     message = "`act_norm` has no start yet: call `adapt`"
