@@ -7,6 +7,7 @@ import tensorflow_probability as tfp
 from scipy import stats
 
 import tfp_selfnorm as sn
+from tfp_selfnorm.adaptation import first_events
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
@@ -70,6 +71,17 @@ def test_a_start_that_fails_half_way_is_none(rng):
         sn.adapt(flow, images(rng, 50, 2))
     assert not first.is_adapted
     assert not second.is_adapted
+
+
+def test_a_start_that_fails_leaves_an_earlier_one(rng):
+    started, new = sn.ActNorm.trainable(2, tf.float64), sn.ActNorm.trainable(2, tf.float64)
+    started.is_adapted.assign(True)
+    normal = tfd.Normal(tf.zeros([], tf.float64), 1.0)
+    flow = tfd.TransformedDistribution(tfd.Sample(normal, [2]), tfb.Chain([started, new]))
+    with pytest.raises(ValueError, match="cannot start from data"):
+        sn.adapt(flow, tf.ones([50, 2], tf.float64))
+    assert started.is_adapted
+    assert not new.is_adapted
 
 
 def test_act_norm_without_a_start_refuses_in_graphs_too(rng):
@@ -140,6 +152,33 @@ def test_data_that_act_norm_cannot_start_from(x, message):
         sn.adapt(flow, np.ones([5, 2], int))
     with pytest.raises(TypeError, match="`distribution` must be a TFP distribution"):
         sn.adapt(flow.bijector, x)
+
+
+def test_the_same_two_events_give_a_start_again(rng):
+    """TFP's cache knows their tensor from the first time, as long as its latent lives."""
+    norm, x, kept = sn.ActNorm.trainable(2, tf.float64), images(rng, 2, 2), []
+    flow = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(tf.zeros([], tf.float64), 1.0), [2]), norm)
+    for _ in range(2):
+        sn.adapt(flow, x)
+        assert norm.is_adapted
+        np.testing.assert_allclose(norm.shift, np.mean(x, axis=0), rtol=1e-12)
+        kept.append(flow.bijector.inverse(x))
+        norm.is_adapted.assign(False)
+        norm.shift.assign([0.0, 0.0])
+
+
+def test_first_events_reads_so_many_and_no_more(rng):
+    x = rng.normal(size=[9, 2])
+
+    def rows():
+        yield from x[:6]
+        raise RuntimeError("read too far")
+
+    data = tf.data.Dataset.from_generator(rows, output_signature=tf.TensorSpec([2], tf.float64)).batch(3)
+    labelled = data.map(lambda batch: (batch, batch[:, 0]))
+    for source in (x, (x, x[:, 0]), data, labelled):
+        for count in (4, 6):
+            np.testing.assert_array_equal(first_events(source, count), x[:count])
 
 
 def test_adapting_leaves_flows_without_act_norm_alone(rng):

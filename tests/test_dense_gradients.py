@@ -171,6 +171,22 @@ def test_exact_inversion_has_the_gradients_of_the_solve(make_layer, rng, gradien
     np.testing.assert_allclose(found, tape.gradient(loss, kernel), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("mixture", [0.3, 0.0])
+def test_the_log_det_of_an_exact_inversion_has_its_whole_gradient(make_layer, rng, mixture):
+    """The solve trains W alone, whatever the mixture, and so must its log-det; R is exact here."""
+    layer = make_layer(4, inverse_is_exact=True, mixture=mixture, inversion="exact")
+    w, x = layer.inverse_kernel.numpy(), tf.constant(rng.normal(size=[3, 4]))
+    held, kernels = {layer: layer.exact_log_det()}, [layer.inverse_kernel, layer.forward_kernel]
+    with tf.GradientTape(persistent=True) as tape, training_scope(None, held):
+        before = layer.forward_log_det_jacobian(tf.identity(x))
+        after = layer.inverse_log_det_jacobian(layer.forward(x))
+    for value, sign in ((before, -1.0), (after, 1.0)):
+        np.testing.assert_allclose(value, sign * np.linalg.slogdet(w)[1], **TOLERANCE)
+        d_w, d_r = tape.gradient(value, kernels)
+        np.testing.assert_allclose(d_w, sign * np.linalg.inv(w).T, **TOLERANCE)
+        assert d_r is None
+
+
 def test_a_batch_of_kernels_has_the_gradients_of_single_ones(rng):
     kernels = np.eye(3) + 0.3 * rng.normal(size=[2, 3, 3])
     others = np.linalg.inv(kernels) + 0.1 * rng.normal(size=[2, 3, 3])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfp_selfnorm.math import conv, exact_conv
+from tfp_selfnorm.math import autoregressive_conv, conv, exact_conv
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
 SIZES = [(1, 1), (3, 3), (5, 5), (3, 5), (7, 1), (1, 3)]
@@ -57,6 +57,14 @@ def test_against_the_dense_matrix(sizes, spatial_shape, channels, rng):
 @pytest.mark.parametrize(("sizes", "spatial_shape"), SMALL, ids=str)
 def test_small_images(sizes, spatial_shape, rng):
     check(dense.random_kernel(rng, sizes, 2), spatial_shape, rng)
+
+
+@pytest.mark.parametrize(("sizes", "spatial_shape"), [*SMALL, ((5, 5), (1, 1)), ((7, 3), (2, 3))], ids=str)
+def test_blocks_are_no_larger_than_the_image(sizes, spatial_shape):
+    """Larger ones would give the same, at the cost of their order cubed."""
+    layout = exact_conv._layout(sizes, spatial_shape)
+    system = exact_conv._blocks(tf.zeros([*sizes, 2, 2], tf.float64), layout)
+    assert layout.copies * system.diagonal.shape[-1] <= 2 * np.prod(spatial_shape)
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -170,6 +178,18 @@ def test_singular_to_working_precision_is_reported(kernel):
 def test_nan_is_reported():
     with pytest.raises(ValueError, match="singular to working precision.*inf"):
         exact_conv.log_det(tf.fill([3, 3, 1, 1], np.nan), (4, 4))
+
+
+@pytest.mark.parametrize("error", [np.nan, np.inf, 1e-5])
+def test_an_error_that_is_not_small_is_reported(error):
+    with pytest.raises(ValueError, match="singular to working precision"):
+        exact_conv.checked(tf.ones([]), tf.constant(error, tf.float64), "kernel")
+
+
+def test_a_substitution_with_nan_is_reported():
+    kernel = tf.fill([3, 3, 1, 1], tf.constant(np.nan, tf.float64))
+    with pytest.raises(ValueError, match="singular to working precision.*nan"):
+        autoregressive_conv.solve(kernel, tf.ones([1, 4, 4, 1], tf.float64))
 
 
 class Exported(tf.Module):

@@ -164,6 +164,17 @@ def test_the_first_value_that_is_not_finite_is_named(name, culprit, data):
         np.testing.assert_array_equal(variable, value)
 
 
+def test_the_first_step_of_a_run_names_the_culprit(data):
+    model = sn.FlowModel(sn.dense_flow(3, seed=1), sn.Reconstruction())
+    model.compile(keras.optimizers.SGD(1e-3), max_skipped_updates=2)
+    train_on(model, [data[:10], np.full([10, 3], HUGE), data[:10], np.full([10, 3], HUGE)])
+    assert int(model._guard.steps) == 4
+    assert int(model.optimizer.iterations) == 2
+    model.trainable_variables[0].assign(np.nan * model.trainable_variables[0])
+    with pytest.raises(ValueError, match="from step 2 on; first to be not finite was the log-likelihood"):
+        train_on(model, 2 * [data[:10]])
+
+
 def test_a_kernel_that_is_not_finite_is_found_by_the_first_refresh(data):
     model = sn.FlowModel(nan_from("kernel"))
     model.compile("adam")
@@ -210,6 +221,19 @@ def test_a_bad_batch_under_a_scaled_loss_is_one(data):
     model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(1e-2)), max_skipped_updates=2)
     with pytest.raises(ValueError, match="2 updates in a row were not finite"):
         fit(model, np.full([60, 3], HUGE))
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_a_gradient_that_is_bad_without_a_scale_too_is_a_fault(scale, data):
+    model = sn.FlowModel(nan_from("gradient"), None)
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1e-3), initial_scale=scale)
+    model.compile(optimizer, max_skipped_updates=2)
+    if scale > 1.0:
+        # The first steps are taken for overflows of the scaled loss: 4, 2, 1.
+        fit(model, data[:20])
+        assert float(optimizer.dynamic_scale) == 1.0
+    with pytest.raises(ValueError, match="2 updates in a row were not finite"):
+        fit(model, data[:20])
 
 
 def test_figures_of_an_evaluation_hide_nothing(data):

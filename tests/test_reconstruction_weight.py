@@ -85,6 +85,14 @@ def test_each_layer_has_a_weight_of_its_own_in_a_plain_loop_too(data):
     assert seen[-1] == [pytest.approx(0.9), pytest.approx(3.0)]
 
 
+def test_a_weight_begins_where_it_is_told_to():
+    layer = sn.SelfNormDense.trainable(2)
+    for initial in (3.0, 0.01):
+        reconstruction = sn.Reconstruction(weight=sn.AdaptiveWeight(0.1, initial=initial))
+        weights = sn.ReconstructionWeights(reconstruction, [layer])
+        np.testing.assert_allclose(weights.read(0)[layer], initial, rtol=1e-6)
+
+
 def test_a_step_that_is_not_valid_leaves_the_state():
     layer = sn.SelfNormDense.trainable(2)
     weights = sn.ReconstructionWeights(sn.Reconstruction(weight=sn.AdaptiveWeight(0.0, rate=0.5)), [layer])
@@ -172,6 +180,9 @@ def test_a_weight_that_depends_on_the_step_must_be_given(data):
     [
         ({"tolerance": -1.0}, "`tolerance` must be 0 or more, and finite; got -1.0"),
         ({"tolerance": np.nan}, "`tolerance` must be 0 or more"),
+        ({"tolerance": np.inf}, "`tolerance` must be 0 or more"),
+        ({"rate": np.inf}, "`rate` must be positive; got inf"),
+        ({"bounds": (1.0, np.inf)}, "`bounds` must be positive and in order"),
         ({"initial": 0.0}, "`initial` must be within"),
         ({"initial": 5.0, "bounds": (1.0, 2.0)}, r"`initial` must be within \(1.0, 2.0\); got 5.0"),
         ({"rate": 0.0}, "`rate` must be positive and finite; got 0.0"),

@@ -134,6 +134,17 @@ def test_weights_of_another_model_are_refused_and_change_nothing(arguments, prob
         np.testing.assert_array_equal(variable, value)
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2), (1, 1, 2)])
+def test_a_weight_of_the_right_size_in_another_shape_is_refused(shape):
+    model, store = sn.FlowModel(two_shifts()), {}
+    model.save_own_variables(store)
+    store |= {"first": np.array([3.0, 4.0], np.float32), "second": store["second"].reshape(shape)}
+    message = rf"`second` has shape \({', '.join(map(str, shape))}\) in the file and \(2,\) here"
+    with pytest.raises(ValueError, match=message):
+        model.load_own_variables(store)
+    np.testing.assert_array_equal(parts(model)["first"], [0.0, 0.0])
+
+
 def test_a_model_of_a_distribution_saves_weights_and_says_why_not_more(tmp_path, data):
     model, other = sn.FlowModel(two_shifts()), sn.FlowModel(two_shifts())
     with pytest.raises(ValueError, match=r"made from a distribution.*from_builder.*save_weights.*export"):

@@ -230,6 +230,20 @@ def test_tracking_follows_a_kernel_of_size_one(sizes, rng):
     np.testing.assert_allclose(r @ w, np.eye(len(w)), atol=1e-12)
 
 
+def test_a_wider_kernel_keeps_its_mixture_under_tracking(rng):
+    """No tracking follows its R: the gradient of the likelihood does."""
+    layer = make_layer(rng, (3, 3), (4, 5), 2, mixture=0.3)
+    y, kernels, found = tf.constant(data(rng, layer)), [layer.inverse_kernel, layer.forward_kernel], []
+    for learning in (sn.Tracking(), None):
+        with tf.GradientTape() as tape, training_scope(learning):
+            x = layer.inverse(y)
+            value = tf.reduce_sum(layer.inverse_log_det_jacobian(y)) - 0.5 * tf.reduce_sum(x**2)
+        found.append(tape.gradient(value, kernels))
+    for tracked, plain in zip(*found, strict=True):
+        np.testing.assert_allclose(tracked, plain, rtol=1e-12)
+    assert np.abs(found[0][1]).max() > 0.1
+
+
 def test_tracking_leaves_wider_kernels_to_the_regularizer(rng):
     layer = make_layer(rng, (3, 3), (4, 5), 2)
     y, before = tf.constant(data(rng, layer)), layer.forward_kernel.numpy()

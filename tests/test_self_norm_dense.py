@@ -62,6 +62,18 @@ def test_deferred_parameters_stay_deferred():
     np.testing.assert_allclose(layer.exact_log_det(), 3 * np.log(4.0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("gradient", ["exact", "relative"])
+def test_without_a_learned_inverse_no_tape_sees_r(make_layer, gradient):
+    """What a tape has seen is what `tfp.math.minimize` and others ask a gradient of."""
+    layer = make_layer(3, gradient=gradient)
+    with tf.GradientTape() as tape:
+        layer.inverse(tf.ones([2, 3], tf.float64))
+        layer.inverse_log_det_jacobian(tf.ones([2, 3], tf.float64))
+        layer.forward(tf.ones([2, 3], tf.float64))
+    seen = {variable.ref() for variable in tape.watched_variables()}
+    assert seen == {layer.inverse_kernel.ref(), layer.bias.ref()}
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -2,6 +2,8 @@
 
 import collections
 import json
+import sys
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -106,9 +108,6 @@ def test_parameters_that_are_none_stay_none():
     np.testing.assert_array_equal(result.forward(x), bijector.forward(x))
 
 
-Pair = collections.namedtuple("Pair", ["first", "second"])
-
-
 def test_functions_of_the_module_of_schedules_are_none():
     with pytest.raises(ValueError, match="a schedule of the class 'deserialize', which is none"):
         decode({"schedule": ["deserialize", {"config": None}]}, "value")
@@ -116,6 +115,15 @@ def test_functions_of_the_module_of_schedules_are_none():
 
 class OtherShift(tfb.Shift):
     pass
+
+
+class Pair(NamedTuple):
+    first: int
+    second: int
+
+
+class CosineDecay(keras.optimizers.schedules.CosineDecay):
+    """Of the name of one of Keras's, which a file would give back in its place."""
 
 
 @pytest.mark.parametrize(
@@ -132,8 +140,28 @@ class OtherShift(tfb.Shift):
         (sn.Reconstruction(weight=tf.Variable(1.0)), "value.weight"),
         (np.array([object()]), "value"),
         (Pair(1, 2), "value"),
+        ([Pair(1, 2)], r"value\[0\]"),
+        ({1: 2}, "value"),
+        (collections.OrderedDict(a=1), "value"),
+        (CosineDecay(1.0, 10), "value"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_before_the_training(value, path):
     with pytest.raises(TypeError, match=f"`{path}` is .* cannot be saved as an argument of a builder"):
         encode(value, "value")
+
+
+@pytest.mark.parametrize(
+    "name", ["__class__", "__doc__", "__name__", "deserialize", "serialize", "Schedule", "CosineDecayAdam", 3]
+)
+def test_a_file_names_no_schedule_but_those_of_keras(name):
+    with pytest.raises(ValueError, match=f"`value` .* is a schedule of the class {name!r}, which is none"):
+        decode({"schedule": [name, {"name": "x"}]}, "value")
+
+
+def test_values_nested_too_deep_are_refused():
+    value = 1
+    for _ in range(sys.getrecursionlimit() // 3):
+        value = {"tuple": [value]}
+    with pytest.raises(ValueError, match="`value"):
+        decode(value, "value")

@@ -52,6 +52,13 @@ def test_probes_turn_to_where_the_error_is(rng):
     assert random > 0.8 * before
 
 
+def test_directions_of_small_errors_are_learned_beside_those_of_large_ones():
+    """The ridge of the step is of the size of rounding for each probe, not for the largest alone."""
+    other, identity = np.diag([0.0, 1.0 - 1e-9, 3.0]), np.eye(3)
+    updated, _ = dense.sketch_and_project(*map(tf.constant, (other, identity, identity)))
+    np.testing.assert_allclose(updated, identity, rtol=0.0, atol=1e-13)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_without_an_error_nothing_changes(dtype):
     probes = np.ones([4, 2], dtype)
@@ -94,6 +101,23 @@ def test_more_probes_than_dimensions_find_the_inverse_at_once():
     )
 
 
+@pytest.mark.parametrize(
+    ("make", "limit"),
+    [
+        (lambda: sn.SelfNormDense.trainable(3, seed=1), 3),
+        (lambda: sn.SelfNormConv2D.trainable((4, 4), 2, kernel_size=1, seed=1), 2),
+        (lambda: sn.SelfNormConv2D.trainable((4, 4), 2, kernel_size=3, seed=1), 8),
+    ],
+    ids=["dense", "1x1", "3x3"],
+)
+def test_more_probes_than_the_limit_are_as_many_as_the_limit(make, limit, rng):
+    layer = make()
+    layer.forward_kernel.assign_add(0.3 * rng.normal(size=layer.forward_kernel.shape))
+    fewer, most, more = (sn.inverse_error(layer, n, seed=1) for n in (limit - 1, limit, 50))
+    assert more == most
+    assert fewer != most
+
+
 def test_refresh_sets_the_inverse_and_names_a_singular_layer(make_layer):
     layer = make_layer(6)
     sn.refresh_inverse(layer)
@@ -124,6 +148,36 @@ def test_the_schedule_of_an_own_loop(make_layer):
     assert max(sn.inverse_error(layer) for layer in layers) < 1e-12
     assert sn.Tracking().interval(layers[0]) == 20
     assert sn.Tracking().interval(sn.SelfNormDense.trainable(784)) == 98
+
+
+def test_each_layer_and_each_step_has_probes_of_its_own(make_layer):
+    layer = make_layer(5)
+    copies = [
+        sn.SelfNormDense(tf.Variable(layer.forward_kernel), tf.Variable(layer.inverse_kernel))
+        for _ in range(2)
+    ]
+    start, results = layer.forward_kernel.numpy(), []
+    for step, seed in ((1, 0), (2, 0), (1, 7)):
+        for copy in copies:
+            copy.forward_kernel.assign(start)
+        sn.Tracking(num_probes=2).update(copies, step, seed)
+        results += [copy.forward_kernel.numpy() for copy in copies]
+    for i, one in enumerate(results):
+        assert all(np.abs(one - other).max() > 1e-3 for other in results[:i])
+    for copy in copies:
+        copy.forward_kernel.assign(start)
+    sn.Tracking(num_probes=2).update(copies, 1, 0)
+    np.testing.assert_array_equal(copies[1].forward_kernel, results[1])
+
+
+@pytest.mark.parametrize("inversion", ["learned", "exact"])
+@pytest.mark.parametrize("gradient", ["self_norm", "exact", "relative"])
+def test_each_layer_that_uses_its_learned_inverse_is_followed(make_layer, gradient, inversion):
+    layer = make_layer(3, gradient=gradient, inversion=inversion)
+    before, inverse = layer.forward_kernel.numpy(), np.linalg.inv(layer.inverse_kernel.numpy())
+    sn.Tracking().update([layer], step=0)
+    is_used = gradient == "self_norm" or inversion == "learned"
+    np.testing.assert_allclose(layer.forward_kernel, inverse if is_used else before, rtol=1e-12)
 
 
 def test_the_schedule_passes_by_layers_without_a_learned_inverse():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from graphs import captured_by
 
 import tfp_selfnorm as sn
 
@@ -94,6 +95,38 @@ def test_held_values_keep_a_mixture_right(rng):
     np.testing.assert_allclose(surrogate, exact, rtol=1e-10)
     for one, other in zip(tape.gradient(surrogate, mixture.trainable_variables), expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_layer_that_the_held_values_lack_has_its_exact_one(make_layer, make_flow, rng):
+    layers = [make_layer(3), make_layer(3)]
+    flow, x = make_flow(tfb.Chain(layers), 3), tf.constant(rng.normal(size=[5, 3]))
+    log_dets = [np.linalg.slogdet(layer.inverse_kernel)[1] for layer in layers]
+    exact, results = flow.log_prob(tf.identity(x)), []
+    for held in ({layers[0]: log_dets[0] + 2.0}, dict(zip(layers, log_dets, strict=True))):
+        with tf.GradientTape() as tape, sn.training_scope(None, held):
+            log_prob = flow.log_prob(tf.identity(x))
+        results.append((log_prob, tape.gradient(log_prob, [layer.inverse_kernel for layer in layers])))
+    np.testing.assert_allclose(results[0][0], exact + 2.0, rtol=1e-12)
+    np.testing.assert_allclose(results[1][0], exact, rtol=1e-12)
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["inverse", "forward"])
+def test_every_gradient_waits_for_the_reads_of_both_kernels(make_layer, method):
+    """An optimizer that assigns one kernel early would spoil the gradient of the other."""
+    layer, gradients = make_layer(3), []
+    kernels = [layer.inverse_kernel, layer.forward_kernel]
+
+    @tf.function
+    def compute(x):
+        with tf.GradientTape() as tape, sn.training_scope(None):
+            total = tf.reduce_sum(getattr(layer, method)(x))
+        gradients.extend(tape.gradient(total, kernels))
+
+    graph = compute.get_concrete_function(tf.TensorSpec([None, 3], tf.float64)).graph
+    assert len(gradients) == 2
+    for gradient in gradients:
+        assert {id(kernel.handle) for kernel in kernels} <= captured_by(graph, gradient)
 
 
 def test_registers_through_nested_objects(make_layer):
@@ -203,6 +236,31 @@ def test_control_flow_inside_a_scope(make_layer, make_flow):
         np.testing.assert_allclose(one, other, rtol=1e-9)
     with pytest.raises(ValueError, match="out of reach"):
         gradients(x, sn.Reconstruction())
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda f: tf.cond(tf.reduce_sum(f()) < 0.0, f, lambda: tf.zeros([4], tf.float64)),
+        lambda f: tf.cond(tf.constant([False])[0], lambda: tf.zeros([4], tf.float64), f),
+        lambda f: tf.while_loop(lambda i, _: i < 2, lambda i, _: (i + 1, f()), (0, f()))[1],
+        lambda f: tf.while_loop(
+            lambda i, _: (i < 1) & (tf.reduce_sum(f()) < 0.0), lambda i, _: (i + 1, f()), (0, 0.0 * f())
+        )[1],
+    ],
+    ids=["true branch", "false branch", "body", "condition"],
+)
+def test_layers_pass_in_branches_and_loops(make_layer, make_flow, run):
+    layer = make_layer(3)
+    flow, x = make_flow(layer, 3), tf.ones([4, 3], tf.float64)
+    log_det = layer.exact_log_det()
+
+    @tf.function
+    def compute(x):
+        with sn.training_scope(None, {layer: log_det + 1.0}):
+            return run(lambda: flow.log_prob(tf.identity(x)))
+
+    np.testing.assert_allclose(compute(x), flow.log_prob(tf.identity(x)) + 1.0, rtol=1e-12)
 
 
 def test_losses_need_a_layer_and_a_reconstruction(make_layer):
