@@ -206,3 +206,16 @@ def test_tracking_refuses(make_layer):
         sn.Tracking(reconstruction=None)
     with pytest.raises(TypeError, match=r"`forward_kernel`.*tf.Variable"):
         sn.sketch_and_project(sn.SelfNormDense(tf.eye(2), tf.eye(2)))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+def test_an_error_that_is_nan_in_one_kernel_of_a_batch_is_nan(jit_compile):
+    """By itself XLA's maximum on the CPU passes NaN over."""
+    kernels = np.stack([np.eye(2), np.full([2, 2], np.nan), np.eye(2)]).astype(np.float32)
+    layer = sn.SelfNormDense(
+        tf.Variable(kernels), tf.Variable(np.stack(3 * [2.0 * np.eye(2, dtype=np.float32)]))
+    )
+    compiled = tf.function(lambda: sn.inverse_error(layer, seed=1), jit_compile=jit_compile)
+    assert np.isnan(compiled())
+    compiled = tf.function(lambda: sn.sketch_and_project(layer, seed=1), jit_compile=jit_compile)
+    assert np.isnan(compiled())

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tfp_selfnorm.integers import check_int, check_positive_int, check_step
 from tfp_selfnorm.layer_checks import check_layer, check_layers
 from tfp_selfnorm.math import dense
+from tfp_selfnorm.math.linear import largest
 from tfp_selfnorm.reconstruction import Reconstruction
 from tfp_selfnorm.seeds import stateless_seed
 
@@ -95,7 +96,7 @@ class Tracking:
             else:
                 error = sketch_and_project(layer, self.num_probes, [seed + i, step])
                 errors.append(tf.cast(error, tf.float32))
-        return tf.reduce_max(tf.stack(errors))
+        return largest(tf.stack(errors))
 
 
 def sketch_and_project(layer, num_probes: int = 8, seed=None) -> tf.Tensor:
@@ -122,7 +123,7 @@ def sketch_and_project(layer, num_probes: int = 8, seed=None) -> tf.Tensor:
         _probes(layer, num_probes, seed),
     )
     kernel.assign(operations.from_matrix(updated))
-    return tf.reduce_max(error)
+    return largest(error)
 
 
 def refresh_inverse(layer) -> None:
@@ -162,7 +163,7 @@ def inverse_error(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
         return tf.norm(probes - operations.apply(other, operations.apply(kernel, probes))) / tf.norm(probes)
     kernel, other = operations.to_matrix(kernel), operations.to_matrix(other)
     back = tf.matmul(other, tf.matmul(kernel, probes))
-    return tf.reduce_max(tf.norm(probes - back, axis=[-2, -1])) / tf.norm(probes)
+    return largest(tf.norm(probes - back, axis=[-2, -1])) / tf.norm(probes)
 
 
 def _assignable(layer):

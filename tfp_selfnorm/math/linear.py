@@ -7,6 +7,7 @@ kernel of the map and the other kernel, whose map approximates the inverse. Kell
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 GRADIENTS = ("self_norm", "exact", "relative")
@@ -147,6 +148,11 @@ def _with_dimensions(x, count):
 
 def _scaled(x, weight):
     return x if weight == 1.0 else weight * x
+
+
+def largest(x):
+    """The largest number; NaN if one is NaN. By itself XLA's maximum on the CPU passes NaN over."""
+    return tf.where(tf.reduce_any(tf.math.is_nan(x)), tf.constant(np.nan, x.dtype), tf.reduce_max(x))
 
 
 def sum_to_shape(x, like=None, shape=None):
