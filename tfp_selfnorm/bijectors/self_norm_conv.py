@@ -47,11 +47,12 @@ class SelfNormConv(SelfNorm):
           inverse_kernel: W, of the same shape: tensor or `tf.Variable`.
           spatial_shape: sizes of an image without its channels, positive ints.
           bias: float `[C]`, or `None`.
-          gradient: of the likelihood with respect to the kernels: "self_norm" (the learned inverse in
-            place of the inverse transpose) or "exact" (block elimination each step).
-          mixture: weight in [0, 1], for "self_norm", of the density of the direction that is computed,
-            against that of the other: for `inverse`, of p_f against p_g. 0.5 is the paper's. 1 gives W
-            the plain gradient, and R none but that of a regularizer.
+          gradient: of the likelihood with respect to the kernels, inside a `training_scope` (outside it is
+            exact): "self_norm" (the learned inverse in place of the inverse transpose) or "exact" (block
+            elimination each step).
+          mixture: weight in [0, 1], for "self_norm" inside a `training_scope`, of the density of the
+            direction that is computed, against that of the other: for `inverse`, of p_f against p_g. 0.5 is
+            the paper's. 1 gives W the plain gradient, and R none but that of a regularizer.
           inversion: what `forward` computes: "learned" (the convolution with R) or "exact" (the solve
             with W). `None` is "learned" for "self_norm" and "exact" for "exact", which does not train R.
           validate_args: whether to check at each call that W is not singular to working precision.
@@ -189,8 +190,8 @@ class SelfNormConv2D(SelfNormConv):
 
     `inverse_log_det_jacobian` is `log |det W|` of the whole map, exact, by block elimination in float64:
     O(((k - 1) / 2 W C)^3 log H) for H x W images, once and not for each example, and O(C^3) for a 1x1 kernel;
-    inside a `training_scope` it has a held value at no cost. So is the solve of `inversion="exact"` exact.
-    The log-dets of `forward`, and of pairs, are as in `SelfNormDense`.
+    its gradient is exact too. Inside a `training_scope` it has a held value at no cost. So is the solve of
+    `inversion="exact"` exact. The log-dets of `forward`, and of pairs, are as in `SelfNormDense`.
 
     Shapes: kernels `[kh, kw, C, C]`, bias `[C]`, events `[H, W, C]`. Dtypes: float32 and float64; one for
     all. Units: nats. A log-det or a solve that meets a W singular to working precision raises ValueError,

@@ -23,9 +23,11 @@ class SelfNormDense(SelfNorm):
     `-log |det W|` where `inversion="exact"`. Neither falls back on the other, so nothing here claims
     that R is the inverse of W; but as TFP does, a pair that one direction made keeps the log-det of
     that direction: `log_prob` is the exact density that W induces. Outside a `training_scope` the
-    log-dets are exact and cost O(D^3) (LU); inside they have held values and cost O(D^2). A bijector that
-    cuts its input anew for the log-det, such as `tfb.RealNVP` with a `bijector_fn`, hides the pair: give
-    the layers in it `inversion="exact"` and `mixture=1.0`, for which every log-det is W's.
+    values and the gradients of log-dets are exact and cost O(D^3) (LU); inside they have held values and the
+    gradient that the layer names, and cost O(D^2).
+
+    A bijector that cuts its input anew for the log-det, such as `tfb.RealNVP` with a `bijector_fn`, hides the
+    pair: give the layers in it `inversion="exact"` and `mixture=1.0`, for which every log-det is W's.
 
     Shapes: kernels `[..., D, D]` (both of one shape), bias `[..., D]`, events `[D]`; the batches of kernels
     and data broadcast.
@@ -58,12 +60,13 @@ class SelfNormDense(SelfNorm):
           forward_kernel: R, float `[..., D, D]`: tensor or `tf.Variable`.
           inverse_kernel: W, float `[..., D, D]`: tensor or `tf.Variable`.
           bias: float `[..., D]`, or `None`.
-          gradient: of the likelihood with respect to the kernels: "self_norm" (the learned inverse in
-            place of the inverse transpose), "exact" (one inverse a step), or "relative" (the exact one
-            times `W^T W`, with no inverse; where `forward` solves with W, its gradients are exact).
-          mixture: weight in [0, 1], for "self_norm", of the density of the direction that is computed,
-            against that of the other: for `inverse`, of p_f against p_g. 0.5 is the paper's. 1 gives W
-            the plain gradient, and R none but that of a regularizer.
+          gradient: of the likelihood with respect to the kernels, inside a `training_scope` (outside it is
+            exact): "self_norm" (the learned inverse in place of the inverse transpose), "exact" (one inverse
+            a step), or "relative" (the exact one times `W^T W`, with no inverse; where `forward` solves with
+            W, its gradients are exact).
+          mixture: weight in [0, 1], for "self_norm" inside a `training_scope`, of the density of the
+            direction that is computed, against that of the other: for `inverse`, of p_f against p_g. 0.5 is
+            the paper's. 1 gives W the plain gradient, and R none but that of a regularizer.
           inversion: what `forward` computes: "learned" (the product with R, O(D^2)) or "exact" (the
             solve with W, O(D^3)). `None` is "learned" for "self_norm" and "exact" for the others,
             whose likelihood does not train R.
