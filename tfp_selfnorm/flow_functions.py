@@ -19,7 +19,8 @@ class FlowFunctions:
         """Gives each `ActNorm` of the flow its start from data, once, before `fit`; see `tfp_selfnorm.adapt`.
 
         Args:
-          data: events: an array or a batched `tf.data.Dataset`, of which labels are ignored.
+          data: events in any form that `fit` takes, such as an array or a batched `tf.data.Dataset`; labels
+            are ignored.
           num_examples: how many events to take, from the beginning; they pass the flow at once.
 
         Raises:
@@ -27,7 +28,7 @@ class FlowFunctions:
           ValueError: if the flow is adapted already, `data` does not consist of events, or a channel does not
             vary.
         """
-        adapt(self.distribution, first_events(data, num_examples))
+        adapt(self.distribution, first_events(data, num_examples, self.distribution))
 
     def log_prob(self, x):
         """The exact log density of each event, in nats; O(D^3) for each self-normalizing layer.

@@ -1,0 +1,354 @@
+"""Brings what `fit`, `evaluate` and `predict` are fed into one form, and checks it before any work is lost."""
+
+import contextlib
+import itertools
+import numbers
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_selfnorm.checks import as_array, check_event_form, check_finite
+from tfp_selfnorm.integers import check_positive_int
+
+_BAD_BATCH = "tfp_selfnorm: bad batch"
+_NOT_FINITE = "values that are not finite"
+_BAD_WEIGHTS = "sample weights that are not finite or negative"
+
+
+class EventForm(NamedTuple):
+    """What events must look like, and the name of the argument that they come in."""
+
+    shape: tf.TensorShape
+    dtype: tf.DType
+    name: str = "x"
+
+
+class FitData(NamedTuple):
+    """Arguments of Keras: events, labels, sample weights."""
+
+    x: object
+    y: object = None
+    sample_weight: object = None
+
+
+def fit_data(x, distribution, y=None, sample_weight=None, class_weight=None, name="x") -> FitData:
+    """Brings events and weights of any form into one that Keras takes, and that keeps the weights.
+
+    Arrays become numpy arrays or tensors, and are checked at once. Data sets, generators and the like are
+    checked by their first elements, and batch by batch as they are read. Labels go on only if
+    `class_weight` needs them.
+
+    Args:
+      x: events, or what Keras takes batches of them from.
+      distribution: a TFP distribution.
+      y: labels.
+      sample_weight: one weight an example.
+      class_weight: dictionary from labels to weights.
+      name: name of the argument.
+
+    Raises:
+      TypeError: if `x` is of no form that has events, or not floating.
+      ValueError: if `x` has no events, events of another shape or without a batch dimension, or values that
+        are not finite; if weights are negative, not finite, or not one an example.
+    """
+    form = EventForm(distribution.event_shape, distribution.dtype, name)
+    _check_class_weight(class_weight, y, x)
+    if _is_stream(x):
+        if sample_weight is not None:
+            raise ValueError(
+                f"`{name}` gives batches: they must hold the sample weights, (events, labels, weights)."
+            )
+        return FitData(_checked_stream(x, form, class_weight is not None), y, sample_weight)
+    x = batch_of_events(x, form)
+    check_finite(_cast(x, form.dtype), name)
+    if sample_weight is not None:
+        sample_weight = batch_of_weights(sample_weight, len(x))
+        if not sample_weight.any():
+            raise ValueError("`sample_weight` is zero for every example.")
+    if class_weight is not None:
+        y = np.asarray(as_array(y, "y"))
+    else:
+        # Without labels Keras drops the weights.
+        y = None if sample_weight is None else np.zeros(len(x), np.float32)
+    return FitData(_as_bits(x, form.dtype), y, sample_weight)
+
+
+def one_batch(x, distribution, y=None, sample_weight=None, class_weight=None) -> FitData:
+    """Does the same for a single batch; values that are not finite are left to the step, which counts them."""
+    _check_class_weight(class_weight, y, x)
+    x = batch_of_events(x, EventForm(distribution.event_shape, distribution.dtype))
+    if sample_weight is not None:
+        sample_weight = batch_of_weights(sample_weight, len(x))
+    return FitData(x, None if class_weight is None else np.asarray(as_array(y, "y")), sample_weight)
+
+
+def validation_data(data, distribution):
+    """Does the same for the `validation_data` of Keras: events, or a tuple or list that begins with them."""
+    name = "validation_data"
+    parts = FitData(*_split(data, name)) if isinstance(data, (tuple, list)) else FitData(data)
+    return tuple(fit_data(parts.x, distribution, None, parts.sample_weight, name=name))
+
+
+def event_batches(data, distribution, number: int, name="x") -> Iterator:
+    """The batches of events in data of any form that `fit` takes, finite ones; of arrays the first `number`."""
+    form = EventForm(distribution.event_shape, distribution.dtype, name)
+    if not _is_stream(data):
+        parts = _split(data, name) if isinstance(data, tuple) else [data]
+        yield check_finite(batch_of_events(parts[0], form)[:number], name)
+        return
+    stream = _checked_stream(data, form, keeps_labels=False)
+    if isinstance(stream, keras.utils.PyDataset):
+        count = stream.num_batches
+        stream = (stream[i] for i in (itertools.count() if count is None else range(count)))
+    with naming_the_batch():
+        for element in stream:
+            yield _split(element, name)[0]
+
+
+def batch_of_events(x, form: EventForm):
+    """Returns `x` as an array or tensor, if it is a batch of events; see `fit_data`."""
+    if isinstance(x, (tuple, list)) and x and hasattr(x[0], "shape") and np.ndim(x[0]) > form.shape.rank:
+        if len(x) > 1:
+            raise ValueError(
+                f"`{form.name}` is a {type(x).__name__} of {len(x)} arrays; a FlowModel takes one array of "
+                "events. Labels and weights are arguments of their own."
+            )
+        x = x[0]
+    is_series = hasattr(x, "to_numpy") and not hasattr(x, "columns")
+    x = as_array(x, form.name)
+    if is_series and form.shape == [1] and len(x.shape) == 1:
+        x = x[:, np.newaxis]
+    check_event_form(x, form.shape, form.name, is_batch=True)
+    if 0 in x.shape[:1]:
+        raise ValueError(f"`{form.name}` has no events: its shape is {tuple(x.shape)}.")
+    return tf.convert_to_tensor(x) if isinstance(x, tf.Variable) else x
+
+
+def batch_of_weights(weights, number: int) -> np.ndarray:
+    """Returns sample weights as an array `(number,)`.
+
+    Raises:
+      TypeError: if they are no numbers.
+      ValueError: if they are not one an example, not finite, or negative.
+    """
+    weights = np.asarray(as_array(weights, "sample_weight"))
+    if not np.can_cast(weights.dtype, np.float64) and weights.dtype.kind not in "iu":
+        raise TypeError(f"`sample_weight` must be real numbers; got dtype {weights.dtype}.")
+    if weights.shape not in ((number,), (number, 1)):
+        raise ValueError(
+            f"`sample_weight` has shape {weights.shape}; expected one weight an example, ({number},)."
+        )
+    weights = _cast(weights.reshape(number), tf.float32)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if bad.size:
+        raise ValueError(
+            f"`sample_weight` has {_BAD_WEIGHTS} in {bad.size} of {number} examples, the first at index "
+            f"{bad[0]}."
+        )
+    return weights
+
+
+def unpack(data) -> FitData:
+    """The events, labels and weights of a batch that Keras hands to a step."""
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    return FitData(_from_bits(x), y, sample_weight)
+
+
+def check_counts(**counts) -> None:
+    """Raises ValueError if an argument of Keras is neither None nor a positive int."""
+    for name, count in counts.items():
+        if count is not None:
+            check_positive_int(count, name)
+
+
+@contextlib.contextmanager
+def naming_the_batch():
+    """Turns the failure of a stream from `fit_data` into a ValueError that names the argument and the batch."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        message = str(error)
+        found = re.search(rf"{_BAD_BATCH}\W+(\w+)\W+(\d+)\W+([\w ]+)", message)
+        raised = re.search(r"(ValueError|TypeError): (`.*)", message)
+        if found is not None:
+            message = (
+                f"`{found[1]}` has {found[3]} in batch {found[2]} of the data set (the first is batch 0)."
+            )
+            raise ValueError(message) from None
+        if raised is not None and "generator_py_func" in message:
+            raise {"ValueError": ValueError, "TypeError": TypeError}[raised[1]](raised[2]) from None
+        raise
+
+
+class _CheckedPyDataset(keras.utils.PyDataset):
+    """A `keras.utils.PyDataset` whose batches are checked."""
+
+    def __init__(self, data, form, keeps_labels):
+        super().__init__(
+            workers=data.workers,
+            use_multiprocessing=data.use_multiprocessing,
+            max_queue_size=data.max_queue_size,
+        )
+        self._data, self._form, self._keeps_labels = data, form, keeps_labels
+
+    def __getitem__(self, index):
+        return _checked_element(self._data[index], index, self._form, self._keeps_labels)
+
+    @property
+    def num_batches(self):
+        return self._data.num_batches
+
+    def on_epoch_begin(self):
+        self._data.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self._data.on_epoch_end()
+
+
+def _is_stream(x):
+    """Whether it gives batches one by one, and is no array; Keras says which of these it does not take."""
+    is_data = isinstance(x, (tf.data.Dataset, keras.utils.PyDataset, Iterator))
+    is_array = hasattr(x, "__array__") or isinstance(
+        x, (Mapping, list, tuple, set, str, bytes, keras.KerasTensor)
+    )
+    return is_data or (isinstance(x, Iterable) and not is_array and not tf.is_tensor(x))
+
+
+def _checked_stream(stream, form, keeps_labels):
+    if isinstance(stream, tf.data.Dataset):
+        return _checked_data_set(stream, form, keeps_labels)
+    if isinstance(stream, keras.utils.PyDataset):
+        return _CheckedPyDataset(stream, form, keeps_labels)
+    if isinstance(stream, Iterator):
+        # Keras takes generators only, and tuples from them.
+        return (_checked_element(element, i, form, keeps_labels) for i, element in enumerate(stream))
+    return stream
+
+
+def _checked_data_set(data, form, keeps_labels):
+    """The data set with each batch checked as it is read."""
+    x, labels, weights = _split(data.element_spec, form.name)
+    _check_spec(x, weights, form)
+    if keeps_labels and labels is None:
+        raise ValueError(f"`class_weight` needs labels; the elements of `{form.name}` have none.")
+    if data.cardinality() == 0:
+        raise ValueError(f"`{form.name}` is an empty data set.")
+
+    def check(index, element):
+        x, labels, weights = _split(element, form.name)
+        x = tf.cast(x, form.dtype)
+        conditions = {
+            "events of another shape": _has_event_shape(x, form.shape),
+            _NOT_FINITE: tf.reduce_all(tf.math.is_finite(x)),
+        }
+        if weights is not None:
+            weights = tf.cast(weights, tf.float32)
+            conditions[_BAD_WEIGHTS] = tf.reduce_all(tf.math.is_finite(weights) & (weights >= 0.0))
+        checks = [
+            tf.debugging.Assert(is_good, [_BAD_BATCH, form.name, index, problem])
+            for problem, is_good in conditions.items()
+        ]
+        with tf.control_dependencies(checks):
+            num_leading = 1 if x.shape.rank is None else x.shape.rank - form.shape.rank
+            x = tf.ensure_shape(x, tf.TensorShape([None] * num_leading).concatenate(form.shape))
+        if keeps_labels:
+            return x, labels
+        return x if weights is None else (x, tf.zeros_like(weights), weights)
+
+    return data.enumerate().map(check)
+
+
+def _has_event_shape(x, event_shape):
+    sizes = tf.constant(event_shape.as_list(), tf.int32)
+    if x.shape.rank is not None:
+        return tf.reduce_all(tf.equal(tf.shape(x)[x.shape.rank - event_shape.rank :], sizes))
+    return tf.cond(
+        tf.equal(tf.rank(x), event_shape.rank + 1),
+        lambda: tf.reduce_all(tf.equal(tf.shape(x)[1:], sizes)),
+        lambda: tf.constant(False),
+    )
+
+
+def _check_spec(x, weights, form):
+    if not isinstance(x, tf.TensorSpec):
+        kind = type(x).__name__
+        hint = f"the keys {list(x)}" if isinstance(x, dict) else f"the form {x}"
+        raise TypeError(
+            f"The events in `{form.name}` must be one dense tensor; its elements have a {kind} of {hint}. Take "
+            f"the events out of it by `.map(...)`."
+        )
+    if (
+        x.shape.rank is not None
+        and x.shape.rank == form.shape.rank
+        and x.shape.is_compatible_with(form.shape)
+    ):
+        raise ValueError(
+            f"The elements of `{form.name}` are single events of shape {tuple(x.shape)}; batch the data set: "
+            "`.batch(n)`."
+        )
+    check_event_form(x, form.shape, form.name, is_batch=True)
+    if weights is not None and weights.shape.rank is not None and weights.shape[1:].num_elements() != 1:
+        raise ValueError(
+            f"The sample weights in `{form.name}` have shape {tuple(weights.shape)}; expected one weight an "
+            "example."
+        )
+
+
+def _checked_element(element, index, form, keeps_labels):
+    """An element of a generator or a `PyDataset`, as a tuple of arrays."""
+    parts = FitData(*_split(element, form.name))
+    try:
+        x = batch_of_events(parts.x, form)
+        check_finite(_cast(x, form.dtype), form.name)
+        weights = None if parts.sample_weight is None else batch_of_weights(parts.sample_weight, len(x))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error} It is in batch {index} of the data set.") from None
+    if keeps_labels:
+        if parts.y is None:
+            raise ValueError(f"`class_weight` needs labels; the elements of `{form.name}` have none.")
+        return x, np.asarray(as_array(parts.y, "y"))
+    return (x,) if weights is None else (x, np.zeros_like(weights), weights)
+
+
+def _split(element, name) -> tuple:
+    """Events, labels and weights, `None` where there are none."""
+    parts = element if isinstance(element, (tuple, list)) else (element,)
+    if not 1 <= len(parts) <= 3:
+        raise ValueError(
+            f"`{name}` must consist of events, (events, labels) or (events, labels, sample weights); got a "
+            f"{type(element).__name__} of {len(parts)}."
+        )
+    return (*parts, None, None)[:3]
+
+
+def _check_class_weight(class_weight, y, x):
+    if class_weight is None:
+        return
+    if not isinstance(class_weight, Mapping):
+        raise TypeError(f"`class_weight` must be a dictionary from labels to weights; got {class_weight!r}.")
+    for label, weight in class_weight.items():
+        if not (isinstance(weight, numbers.Real) and 0 <= weight < np.inf):
+            raise ValueError(f"`class_weight` must be finite and 0 or more; got {weight!r} for {label!r}.")
+    if y is None and not _is_stream(x):
+        raise ValueError("`class_weight` needs labels: give them as `y`, or use `sample_weight`.")
+
+
+def _cast(x, dtype):
+    """What is finite may overflow in the dtype of the flow."""
+    with np.errstate(over="ignore"):
+        return np.asarray(x).astype(dtype.as_numpy_dtype, copy=False)
+
+
+def _as_bits(x, dtype):
+    """Float64 events of a float64 flow as the integers of the same bits: Keras would round them to float32."""
+    if not x.dtype == dtype == tf.float64:
+        return x
+    return tf.bitcast(x, tf.int64) if tf.is_tensor(x) else x.view(np.int64)
+
+
+def _from_bits(x):
+    return tf.bitcast(x, tf.float64) if tf.as_dtype(x.dtype) == tf.int64 else x
