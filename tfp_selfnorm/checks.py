@@ -97,8 +97,8 @@ def check_event_form(x, event_shape, name="x", is_batch=False) -> None:
     """
     if not _is_floating(x.dtype):
         raise TypeError(
-            f"`{name}` must be floating; got dtype {getattr(x.dtype, 'name', x.dtype)}. Cast it, or for integer "
-            "pixels use `tfp_selfnorm.images.dequantize`."
+            f"`{name}` must be floating; got dtype {getattr(x.dtype, 'name', x.dtype)}. Cast it, or for "
+            "integer pixels use `tfp_selfnorm.images.dequantize`."
         )
     shape = tf.TensorShape(x.shape)
     if shape.rank is None:

@@ -1,4 +1,4 @@
-"""Brings what `fit`, `evaluate` and `predict` are fed into one form, and checks it before any work is lost."""
+"""Brings the data of `fit`, `evaluate` and `predict` into one form, and checks them before any work."""
 
 import contextlib
 import itertools
@@ -16,7 +16,7 @@ from tfp_selfnorm.integers import check_positive_int
 
 _BAD_BATCH = "tfp_selfnorm: bad batch"
 _NOT_FINITE = "values that are not finite"
-_BAD_WEIGHTS = "sample weights that are not finite or negative"
+_BAD_WEIGHTS = "weights that are NaN, infinite or negative"
 
 
 class EventForm(NamedTuple):
@@ -66,9 +66,10 @@ def fit_data(x, distribution, y=None, sample_weight=None, class_weight=None, nam
     x = batch_of_events(x, form)
     check_finite(_cast(x, form.dtype), name)
     if sample_weight is not None:
-        sample_weight = batch_of_weights(sample_weight, len(x))
+        weights_name = "sample_weight" if name == "x" else name
+        sample_weight = batch_of_weights(sample_weight, len(x), weights_name)
         if not sample_weight.any():
-            raise ValueError("`sample_weight` is zero for every example.")
+            raise ValueError(f"`{weights_name}` has weights that are all zero.")
     if class_weight is not None:
         y = np.asarray(as_array(y, "y"))
     else:
@@ -78,7 +79,7 @@ def fit_data(x, distribution, y=None, sample_weight=None, class_weight=None, nam
 
 
 def one_batch(x, distribution, y=None, sample_weight=None, class_weight=None) -> FitData:
-    """Does the same for a single batch; values that are not finite are left to the step, which counts them."""
+    """Does the same for a single batch; values that are not finite are left to the step."""
     _check_class_weight(class_weight, y, x)
     x = batch_of_events(x, EventForm(distribution.event_shape, distribution.dtype))
     if sample_weight is not None:
@@ -89,21 +90,21 @@ def one_batch(x, distribution, y=None, sample_weight=None, class_weight=None) ->
 def validation_data(data, distribution):
     """Does the same for the `validation_data` of Keras: events, or a tuple or list that begins with them."""
     name = "validation_data"
-    parts = FitData(*_split(data, name)) if isinstance(data, (tuple, list)) else FitData(data)
+    parts = _parts(data, EventForm(distribution.event_shape, distribution.dtype, name))
     return tuple(fit_data(parts.x, distribution, None, parts.sample_weight, name=name))
 
 
 def event_batches(data, distribution, number: int, name="x") -> Iterator:
-    """The batches of events in data of any form that `fit` takes, finite ones; of arrays the first `number`."""
+    """The batches of events in data of any form that `fit` takes; of an array its first `number`."""
     form = EventForm(distribution.event_shape, distribution.dtype, name)
     if not _is_stream(data):
-        parts = _split(data, name) if isinstance(data, tuple) else [data]
-        yield check_finite(batch_of_events(parts[0], form)[:number], name)
+        x = _parts(data, form).x
+        yield check_finite(_cast(batch_of_events(x, form)[:number], form.dtype), name)
         return
     stream = _checked_stream(data, form, keeps_labels=False)
     if isinstance(stream, keras.utils.PyDataset):
-        count = stream.num_batches
-        stream = (stream[i] for i in (itertools.count() if count is None else range(count)))
+        numbers = itertools.count() if stream.num_batches is None else range(stream.num_batches)
+        stream = map(stream.__getitem__, numbers)
     with naming_the_batch():
         for element in stream:
             yield _split(element, name)[0]
@@ -111,7 +112,7 @@ def event_batches(data, distribution, number: int, name="x") -> Iterator:
 
 def batch_of_events(x, form: EventForm):
     """Returns `x` as an array or tensor, if it is a batch of events; see `fit_data`."""
-    if isinstance(x, (tuple, list)) and x and hasattr(x[0], "shape") and np.ndim(x[0]) > form.shape.rank:
+    if isinstance(x, (tuple, list)) and x and len(getattr(x[0], "shape", ())) > form.shape.rank:
         if len(x) > 1:
             raise ValueError(
                 f"`{form.name}` is a {type(x).__name__} of {len(x)} arrays; a FlowModel takes one array of "
@@ -128,26 +129,25 @@ def batch_of_events(x, form: EventForm):
     return tf.convert_to_tensor(x) if isinstance(x, tf.Variable) else x
 
 
-def batch_of_weights(weights, number: int) -> np.ndarray:
+def batch_of_weights(weights, number: int, name="sample_weight") -> np.ndarray:
     """Returns sample weights as an array `(number,)`.
 
     Raises:
       TypeError: if they are no numbers.
       ValueError: if they are not one an example, not finite, or negative.
     """
-    weights = np.asarray(as_array(weights, "sample_weight"))
+    weights = np.asarray(as_array(weights, name))
     if not np.can_cast(weights.dtype, np.float64) and weights.dtype.kind not in "iu":
-        raise TypeError(f"`sample_weight` must be real numbers; got dtype {weights.dtype}.")
+        raise TypeError(f"`{name}` must have weights that are real numbers; got dtype {weights.dtype}.")
     if weights.shape not in ((number,), (number, 1)):
         raise ValueError(
-            f"`sample_weight` has shape {weights.shape}; expected one weight an example, ({number},)."
+            f"`{name}` has weights of shape {weights.shape}; expected one weight an example, ({number},)."
         )
     weights = _cast(weights.reshape(number), tf.float32)
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if bad.size:
         raise ValueError(
-            f"`sample_weight` has {_BAD_WEIGHTS} in {bad.size} of {number} examples, the first at index "
-            f"{bad[0]}."
+            f"`{name}` has {_BAD_WEIGHTS} in {bad.size} of {number} examples, the first at index {bad[0]}."
         )
     return weights
 
@@ -167,12 +167,12 @@ def check_counts(**counts) -> None:
 
 @contextlib.contextmanager
 def naming_the_batch():
-    """Turns the failure of a stream from `fit_data` into a ValueError that names the argument and the batch."""
+    """Turns the failure of a stream from `fit_data` into an error that names the argument and the batch."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
         message = str(error)
-        found = re.search(rf"{_BAD_BATCH}\W+(\w+)\W+(\d+)\W+([\w ]+)", message)
+        found = re.search(rf"{_BAD_BATCH}\W+(\w+)\W+(\d+)\W+([\w ,]+)", message)
         raised = re.search(r"(ValueError|TypeError): (`.*)", message)
         if found is not None:
             message = (
@@ -222,10 +222,18 @@ def _checked_stream(stream, form, keeps_labels):
     if isinstance(stream, tf.data.Dataset):
         return _checked_data_set(stream, form, keeps_labels)
     if isinstance(stream, keras.utils.PyDataset):
-        return _CheckedPyDataset(stream, form, keeps_labels)
+        if stream.num_batches == 0:
+            raise ValueError(f"`{form.name}` is an empty data set.")
+        checked = _CheckedPyDataset(stream, form, keeps_labels)
+        _ = checked[0]
+        return checked
     if isinstance(stream, Iterator):
+        checked = (_checked_element(element, i, form, keeps_labels) for i, element in enumerate(stream))
+        first = next(checked, None)
+        if first is None:
+            raise ValueError(f"`{form.name}` gives no batches.")
         # Keras takes generators only, and tuples from them.
-        return (_checked_element(element, i, form, keeps_labels) for i, element in enumerate(stream))
+        return (element for element in itertools.chain([first], checked))
     return stream
 
 
@@ -275,17 +283,13 @@ def _has_event_shape(x, event_shape):
 
 def _check_spec(x, weights, form):
     if not isinstance(x, tf.TensorSpec):
-        kind = type(x).__name__
-        hint = f"the keys {list(x)}" if isinstance(x, dict) else f"the form {x}"
+        parts = f"a dict with the keys {list(x)}" if isinstance(x, dict) else f"{x}"
         raise TypeError(
-            f"The events in `{form.name}` must be one dense tensor; its elements have a {kind} of {hint}. Take "
-            f"the events out of it by `.map(...)`."
+            f"The events in `{form.name}` must be one dense tensor; the data set has {parts} in their place. "
+            "Make one tensor of it by `.map(...)`."
         )
-    if (
-        x.shape.rank is not None
-        and x.shape.rank == form.shape.rank
-        and x.shape.is_compatible_with(form.shape)
-    ):
+    rank = form.shape.rank
+    if x.shape.rank == rank and x.shape.is_compatible_with(form.shape):
         raise ValueError(
             f"The elements of `{form.name}` are single events of shape {tuple(x.shape)}; batch the data set: "
             "`.batch(n)`."
@@ -300,11 +304,12 @@ def _check_spec(x, weights, form):
 
 def _checked_element(element, index, form, keeps_labels):
     """An element of a generator or a `PyDataset`, as a tuple of arrays."""
-    parts = FitData(*_split(element, form.name))
+    parts = _parts(element, form)
     try:
         x = batch_of_events(parts.x, form)
         check_finite(_cast(x, form.dtype), form.name)
-        weights = None if parts.sample_weight is None else batch_of_weights(parts.sample_weight, len(x))
+        weights = parts.sample_weight
+        weights = None if weights is None else batch_of_weights(weights, len(x), form.name)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error} It is in batch {index} of the data set.") from None
     if keeps_labels:
@@ -312,6 +317,24 @@ def _checked_element(element, index, form, keeps_labels):
             raise ValueError(f"`class_weight` needs labels; the elements of `{form.name}` have none.")
         return x, np.asarray(as_array(parts.y, "y"))
     return (x,) if weights is None else (x, np.zeros_like(weights), weights)
+
+
+def _parts(data, form) -> FitData:
+    """Events, labels and weights in arrays; a list of single events is events alone."""
+    if isinstance(data, (tuple, list)) and data and _shape(data[0]) is not None:
+        is_long = len(data) > 3 and len(_shape(data[0])) <= form.shape.rank
+        if is_long or all(_shape(part) == tuple(form.shape) for part in data):
+            return FitData(data)
+    return FitData(*_split(data, form.name))
+
+
+def _shape(value):
+    """The shape of an array, a number, or lists of them; else `None`."""
+    try:
+        is_array = isinstance(value, (list, tuple, float)) or hasattr(value, "shape")
+        return tuple(getattr(value, "shape", np.shape(value))) if is_array else None
+    except ValueError:
+        return None
 
 
 def _split(element, name) -> tuple:
@@ -344,7 +367,7 @@ def _cast(x, dtype):
 
 
 def _as_bits(x, dtype):
-    """Float64 events of a float64 flow as the integers of the same bits: Keras would round them to float32."""
+    """Float64 events of a float64 flow as integers of the same bits: Keras would round them to float32."""
     if not x.dtype == dtype == tf.float64:
         return x
     return tf.bitcast(x, tf.int64) if tf.is_tensor(x) else x.view(np.int64)

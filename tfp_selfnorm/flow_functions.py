@@ -1,5 +1,6 @@
 """What a flow does apart from its training: score, sample, encode, decode, adapt, export."""
 
+import contextlib
 import functools
 
 import numpy as np
@@ -51,12 +52,13 @@ class FlowFunctions:
           exact: whether to invert what `log_prob` scores, at O(D^3), in place of the learned inverse.
 
         Raises:
-          ValueError: if `n` is negative or no integer.
+          ValueError: if `n` is negative or no integer, or for `exact` a kernel is singular, naming the layer.
         """
         shape = np.atleast_1d(np.asarray(n, dtype=int if np.size(n) == 0 else None))
         if shape.dtype.kind not in "iu" or (shape < 0).any():
             raise ValueError(f"`n` must be an integer or a shape, 0 or more; got {n!r}.")
-        return self._flow(exact).sample(n, seed=stateless_seed(seed))
+        with self._naming_singular_layers():
+            return self._flow(exact).sample(n, seed=stateless_seed(seed))
 
     def encode(self, x):
         """Maps data to latent, by `distribution.bijector.inverse`; raises as `log_prob` does, and
@@ -70,7 +72,8 @@ class FlowFunctions:
         """Maps latent to data, by the learned inverse or the exact one; raises as `encode` does."""
         check_latent(self.distribution)
         z = check_events(z, self.distribution.distribution, name="z")
-        return self._flow(exact).bijector.forward(tf.identity(z))
+        with self._naming_singular_layers():
+            return self._flow(exact).bijector.forward(tf.identity(z))
 
     def reconstruct(self, x, exact=False):
         """Maps data to latent and back: equal to `x` as far as the learned inverse is one."""
@@ -94,6 +97,15 @@ class FlowFunctions:
           ValueError: if the folder is not empty, or an `ActNorm` has no start.
         """
         export_flow(self, filepath)
+
+    @contextlib.contextmanager
+    def _naming_singular_layers(self):
+        try:
+            yield
+        except tf.errors.InvalidArgumentError:
+            # That fails for a singular kernel, and names it.
+            self.refresh_log_dets()
+            raise
 
     def _flow(self, exact):
         return self._exact_distribution if exact else self.distribution
