@@ -8,6 +8,8 @@ import tensorflow_probability as tfp
 from tfp_selfnorm.reconstruction import Reconstruction
 from tfp_selfnorm.tracking import Tracking
 
+BAD_WEIGHTS = "weights that are NaN, infinite or negative"
+
 
 def check_inverse_learning(inverse_learning) -> None:
     """Raises TypeError if it is no way of learning the inverse."""
@@ -158,3 +160,32 @@ def check_finite(x, name="x"):
             f"the first at index {bad[0]}."
         )
     return x
+
+
+def check_weights(weights, number: int, name="sample_weight") -> np.ndarray:
+    """Returns sample weights as an array `(number,)`.
+
+    Raises:
+      TypeError: if they are no numbers.
+      ValueError: if they are not one an example, not finite, or negative.
+    """
+    weights = np.asarray(as_array(weights, name))
+    if not np.cancast_array(weights.dtype, np.float64) and weights.dtype.kind not in "iu":
+        raise TypeError(f"`{name}` must have weights that are real numbers; got dtype {weights.dtype}.")
+    if weights.shape not in ((number,), (number, 1)):
+        raise ValueError(
+            f"`{name}` has weights of shape {weights.shape}; expected one weight an example, ({number},)."
+        )
+    weights = cast_array(weights.reshape(number), tf.float32)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if bad.size:
+        raise ValueError(
+            f"`{name}` has {BAD_WEIGHTS} in {bad.size} of {number} examples, the first at index {bad[0]}."
+        )
+    return weights
+
+
+def cast_array(x, dtype: tf.DType) -> np.ndarray:
+    """Returns an array in a dtype of TensorFlow, in which finite values may overflow to infinite ones."""
+    with np.errstate(over="ignore"):
+        return np.asarray(x).astype(dtype.as_numpy_dtype, copy=False)

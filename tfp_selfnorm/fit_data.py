@@ -11,12 +11,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.checks import as_array, check_event_form, check_finite
-from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.checks import (
+    BAD_WEIGHTS,
+    as_array,
+    cast_array,
+    check_event_form,
+    check_finite,
+    check_weights,
+)
 
 _BAD_BATCH = "tfp_selfnorm: bad batch"
 _NOT_FINITE = "values that are not finite"
-_BAD_WEIGHTS = "weights that are NaN, infinite or negative"
 
 
 class EventForm(NamedTuple):
@@ -64,10 +69,10 @@ def fit_data(x, distribution, y=None, sample_weight=None, class_weight=None, nam
             )
         return FitData(_checked_stream(x, form, class_weight is not None), y, sample_weight)
     x = batch_of_events(x, form)
-    check_finite(_cast(x, form.dtype), name)
+    check_finite(cast_array(x, form.dtype), name)
     if sample_weight is not None:
         weights_name = "sample_weight" if name == "x" else name
-        sample_weight = batch_of_weights(sample_weight, len(x), weights_name)
+        sample_weight = check_weights(sample_weight, len(x), weights_name)
         if not sample_weight.any():
             raise ValueError(f"`{weights_name}` has weights that are all zero.")
     if class_weight is not None:
@@ -83,7 +88,7 @@ def one_batch(x, distribution, y=None, sample_weight=None, class_weight=None) ->
     _check_class_weight(class_weight, y, x)
     x = batch_of_events(x, EventForm(distribution.event_shape, distribution.dtype))
     if sample_weight is not None:
-        sample_weight = batch_of_weights(sample_weight, len(x))
+        sample_weight = check_weights(sample_weight, len(x))
     return FitData(x, None if class_weight is None else np.asarray(as_array(y, "y")), sample_weight)
 
 
@@ -99,7 +104,7 @@ def event_batches(data, distribution, number: int, name="x") -> Iterator:
     form = EventForm(distribution.event_shape, distribution.dtype, name)
     if not _is_stream(data):
         x = _parts(data, form).x
-        yield check_finite(_cast(batch_of_events(x, form)[:number], form.dtype), name)
+        yield check_finite(cast_array(batch_of_events(x, form)[:number], form.dtype), name)
         return
     stream = _checked_stream(data, form, keeps_labels=False)
     if isinstance(stream, keras.utils.PyDataset):
@@ -129,40 +134,10 @@ def batch_of_events(x, form: EventForm):
     return tf.convert_to_tensor(x) if isinstance(x, tf.Variable) else x
 
 
-def batch_of_weights(weights, number: int, name="sample_weight") -> np.ndarray:
-    """Returns sample weights as an array `(number,)`.
-
-    Raises:
-      TypeError: if they are no numbers.
-      ValueError: if they are not one an example, not finite, or negative.
-    """
-    weights = np.asarray(as_array(weights, name))
-    if not np.can_cast(weights.dtype, np.float64) and weights.dtype.kind not in "iu":
-        raise TypeError(f"`{name}` must have weights that are real numbers; got dtype {weights.dtype}.")
-    if weights.shape not in ((number,), (number, 1)):
-        raise ValueError(
-            f"`{name}` has weights of shape {weights.shape}; expected one weight an example, ({number},)."
-        )
-    weights = _cast(weights.reshape(number), tf.float32)
-    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if bad.size:
-        raise ValueError(
-            f"`{name}` has {_BAD_WEIGHTS} in {bad.size} of {number} examples, the first at index {bad[0]}."
-        )
-    return weights
-
-
 def unpack(data) -> FitData:
     """The events, labels and weights of a batch that Keras hands to a step."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     return FitData(_from_bits(x), y, sample_weight)
-
-
-def check_counts(**counts) -> None:
-    """Raises ValueError if an argument of Keras is neither None nor a positive int."""
-    for name, count in counts.items():
-        if count is not None:
-            check_positive_int(count, name)
 
 
 @contextlib.contextmanager
@@ -255,7 +230,7 @@ def _checked_data_set(data, form, keeps_labels):
         }
         if weights is not None:
             weights = tf.cast(weights, tf.float32)
-            conditions[_BAD_WEIGHTS] = tf.reduce_all(tf.math.is_finite(weights) & (weights >= 0.0))
+            conditions[BAD_WEIGHTS] = tf.reduce_all(tf.math.is_finite(weights) & (weights >= 0.0))
         checks = [
             tf.debugging.Assert(is_good, [_BAD_BATCH, form.name, index, problem])
             for problem, is_good in conditions.items()
@@ -307,9 +282,9 @@ def _checked_element(element, index, form, keeps_labels):
     parts = _parts(element, form)
     try:
         x = batch_of_events(parts.x, form)
-        check_finite(_cast(x, form.dtype), form.name)
+        check_finite(cast_array(x, form.dtype), form.name)
         weights = parts.sample_weight
-        weights = None if weights is None else batch_of_weights(weights, len(x), form.name)
+        weights = None if weights is None else check_weights(weights, len(x), form.name)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error} It is in batch {index} of the data set.") from None
     if keeps_labels:
@@ -358,12 +333,6 @@ def _check_class_weight(class_weight, y, x):
             raise ValueError(f"`class_weight` must be finite and 0 or more; got {weight!r} for {label!r}.")
     if y is None and not _is_stream(x):
         raise ValueError("`class_weight` needs labels: give them as `y`, or use `sample_weight`.")
-
-
-def _cast(x, dtype):
-    """What is finite may overflow in the dtype of the flow."""
-    with np.errstate(over="ignore"):
-        return np.asarray(x).astype(dtype.as_numpy_dtype, copy=False)
 
 
 def _as_bits(x, dtype):

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfp_selfnorm.adaptation import adapt, first_events
 from tfp_selfnorm.checks import check_events, check_latent
 from tfp_selfnorm.export import export_flow
+from tfp_selfnorm.flow_summary import print_summary
 from tfp_selfnorm.seeds import stateless_seed
 from tfp_selfnorm.tree import exact
 
@@ -78,6 +79,49 @@ class FlowFunctions:
     def reconstruct(self, x, exact=False):
         """Maps data to latent and back: equal to `x` as far as the learned inverse is one."""
         return self.decode(self.encode(x), exact)
+
+    def summary(
+        self,
+        line_length=None,
+        positions=None,
+        print_fn=None,
+        expand_nested=False,
+        show_trainable=False,
+        layer_range=None,
+    ):
+        """Prints a row for each bijector, from data to latent, and the base distribution, with the totals.
+
+        A row has the event shape on the side of the data and of the latent, and the numbers of parameters
+        that Keras trains and does not. Chains are taken apart, and what is inside a `ChannelSplit` is
+        indented below it. The totals count shared parameters once.
+
+        Args:
+          line_length: length of the lines.
+          positions: where the columns end, as parts of a line.
+          print_fn: function that gets the text; `print` by default.
+          expand_nested: whether other bijectors' parts, such as networks, have rows too.
+          show_trainable: whether to add a column: whether anything in the row trains.
+          layer_range: names of the first and the last row, or regular expressions.
+
+        Raises:
+          ValueError: if `positions` do not fit the columns, or `layer_range` matches nothing.
+
+        >>> FlowModel(dense_flow(2, num_layers=1, seed=1), name="flow").summary(line_length=72)
+        Model: "flow"
+        ┏━━━━━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━┓
+        ┃ Layer (type)             ┃ Event shape       ┃ Trainable ┃     Fixed ┃
+        ┡━━━━━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━┩
+        │ dense_0 (SelfNormDense)  │ (2,) → (2,)       │         6 │         4 │
+        ├──────────────────────────┼───────────────────┼───────────┼───────────┤
+        │ SampleNormal (Sample of  │ (2,)              │         0 │         0 │
+        │ Normal)                  │                   │           │           │
+        └──────────────────────────┴───────────────────┴───────────┴───────────┘
+         Total params: 10
+         Trainable params: 6
+         Non-trainable params: 4
+         State of the training (held log-dets, counters): 4
+        """
+        print_summary(self, line_length, positions, print_fn, expand_nested, show_trainable, layer_range)
 
     def export(self, filepath):
         """Writes a SavedModel that loads where neither this package nor TFP is installed.

@@ -11,13 +11,13 @@ from tfp_selfnorm.checks import (
     check_distribution,
     check_inverse_learning,
 )
-from tfp_selfnorm.fit_data import FitData, check_counts, fit_data, naming_the_batch, one_batch
+from tfp_selfnorm.fit_data import FitData, fit_data, naming_the_batch, one_batch
 from tfp_selfnorm.fit_data import validation_data as prepared_validation_data
 from tfp_selfnorm.flow_functions import FlowFunctions
 from tfp_selfnorm.flow_saving import FlowSaving
 from tfp_selfnorm.flow_steps import FlowSteps
 from tfp_selfnorm.held_log_dets import HeldLogDets
-from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.integers import check_counts, check_positive_int
 from tfp_selfnorm.networks import computes_in_float16
 from tfp_selfnorm.reconstruction import Reconstruction
 from tfp_selfnorm.reconstruction_weight import ReconstructionWeights

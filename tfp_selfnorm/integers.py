@@ -17,3 +17,10 @@ def check_positive_int(value, name) -> int:
     if not is_positive_int(value):
         raise ValueError(f"`{name}` must be a positive int; got {value!r}.")
     return int(value)
+
+
+def check_counts(**counts) -> None:
+    """Raises ValueError if one is neither None nor a positive int."""
+    for name, count in counts.items():
+        if count is not None:
+            check_positive_int(count, name)
