@@ -34,8 +34,8 @@ def model():
 
 
 class Batches(keras.utils.PyDataset):
-    def __init__(self, *arrays, size=5):
-        super().__init__()
+    def __init__(self, *arrays, size=5, **options):
+        super().__init__(**options)
         self.arrays, self.size = arrays, size
 
     def __len__(self):
@@ -95,6 +95,7 @@ FORMS = {
     "generator of lists": lambda: (batch[0].tolist() for batch in generator(X)),
     "PyDataset": lambda: Batches(X),
     "PyDataset with labels": lambda: Batches(X, STRINGS),
+    "PyDataset of two threads": lambda: Batches(X, STRINGS, workers=2),
 }
 
 
@@ -186,20 +187,26 @@ def test_sample_weights_in_data_sets(model, form):
     np.testing.assert_allclose(nll, expected, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*shuffle=True.*")
+CLASS_WEIGHTS = {0: 0.5, 1: 2, 2: np.float32(0.0)}
+CLASS_WEIGHTED_NLL = -np.average(LOG_PROB, weights=[CLASS_WEIGHTS[label] for label in LABELS])
+
+
 @pytest.mark.parametrize(
     "labels", [LABELS, LABELS.tolist(), np.eye(3)[LABELS]], ids=["array", "list", "one-hot"]
 )
 def test_weights_of_classes(model, labels):
-    weights = {0: 0.5, 1: 2, 2: np.float32(0.0)}
-    expected = -np.average(LOG_PROB, weights=[weights[label] for label in LABELS])
-    streams = [data_set(X, LABELS), Batches(X, LABELS)]
     found = [
-        *model.fit(X, labels, 12, class_weight=weights, verbose=0).history["nll"],
-        model.train_on_batch(X, labels, class_weight=weights, return_dict=True)["nll"],
-        *(model.fit(stream, class_weight=weights, verbose=0).history["nll"][0] for stream in streams),
+        *model.fit(X, labels, 12, class_weight=CLASS_WEIGHTS, verbose=0).history["nll"],
+        model.train_on_batch(X, labels, class_weight=CLASS_WEIGHTS, return_dict=True)["nll"],
     ]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(found, CLASS_WEIGHTED_NLL, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*shuffle=True.*")
+@pytest.mark.parametrize("make", [data_set, Batches])
+def test_weights_of_classes_in_data_sets(model, make):
+    history = model.fit(make(X, LABELS), class_weight=CLASS_WEIGHTS, verbose=0).history
+    np.testing.assert_allclose(history["nll"], CLASS_WEIGHTED_NLL, rtol=1e-5)
 
 
 @pytest.mark.parametrize("split", [0.25, 0.5])

@@ -273,13 +273,19 @@ def test_weights_in_data_sets_that_are_refused(model, make, bad):
     refuses(ValueError, name, lambda: model.fit(X, validation_data=validation, verbose=0))
 
 
+@pytest.mark.filterwarnings("ignore:.*shuffle=True.*")
 def test_weights_of_a_data_set_that_are_not_one_an_example(model):
     message = r"sample weights in `x` have shape \(None, 3\); expected one weight an example"
     refuses(ValueError, message, lambda: model.fit(data_set(X, LABELS, X)))
+    message = "sample weights in `x` must be real numbers; got .*string"
+    refuses(TypeError, message, lambda: model.fit(data_set(X, LABELS, X.astype(str))))
+    message = "`x` has weights that are not one an example in batch 0 of the data set"
+    one = data_set(X).map(lambda x: (x, None, tf.ones([1])))
+    refuses(ValueError, message, lambda: model.evaluate(one, verbose=0))
 
 
 def test_weights_beside_a_data_set(model):
-    message = r"`{}` gives batches: they must hold the sample weights"
+    message = r"`{}` gives batches; these must hold the weights"
     refuses(ValueError, message.format("x"), lambda: model.fit(data_set(X), sample_weight=WEIGHTS))
     validation = (data_set(X), None, WEIGHTS)
     refuses(ValueError, message.format("validation_data"), lambda: model.fit(X, validation_data=validation))
@@ -302,6 +308,20 @@ def test_weights_beside_a_data_set(model):
             {0: 1.0},
             ValueError,
             "`class_weight` needs labels; the elements of `x` have none",
+        ),
+        (
+            data_set(X, LABELS, WEIGHTS),
+            None,
+            {0: 1.0},
+            ValueError,
+            "not both; the elements of `x` have weights",
+        ),
+        (
+            Batches(X, LABELS, WEIGHTS),
+            None,
+            {0: 1.0},
+            ValueError,
+            "not both; the elements of `x` have weights",
         ),
         (X, LABELS, [1.0, 2.0], TypeError, "`class_weight` must be a dictionary from labels to weights; got"),
         (X, LABELS, {0: np.nan}, ValueError, "`class_weight` must be finite and 0 or more; got nan for 0"),

@@ -170,7 +170,7 @@ def check_weights(weights, number: int, name="sample_weight") -> np.ndarray:
       ValueError: if they are not one an example, not finite, or negative.
     """
     weights = np.asarray(as_array(weights, name))
-    if not np.cancast_array(weights.dtype, np.float64) and weights.dtype.kind not in "iu":
+    if not np.can_cast(weights.dtype, np.float64):
         raise TypeError(f"`{name}` must have weights that are real numbers; got dtype {weights.dtype}.")
     if weights.shape not in ((number,), (number, 1)):
         raise ValueError(

@@ -21,7 +21,6 @@ from tfp_selfnorm.checks import (
 )
 
 _BAD_BATCH = "tfp_selfnorm: bad batch"
-_NOT_FINITE = "values that are not finite"
 
 
 class EventForm(NamedTuple):
@@ -40,7 +39,7 @@ class FitData(NamedTuple):
     sample_weight: object = None
 
 
-def fit_data(x, distribution, y=None, sample_weight=None, class_weight=None, name="x") -> FitData:
+def prepare(x, distribution, y=None, sample_weight=None, class_weight=None, name="x") -> FitData:
     """Brings events and weights of any form into one that Keras takes, and that keeps the weights.
 
     Arrays become numpy arrays or tensors, and are checked at once. Data sets, generators and the like are
@@ -65,7 +64,7 @@ def fit_data(x, distribution, y=None, sample_weight=None, class_weight=None, nam
     if _is_stream(x):
         if sample_weight is not None:
             raise ValueError(
-                f"`{name}` gives batches: they must hold the sample weights, (events, labels, weights)."
+                f"`{name}` gives batches; these must hold the weights: (events, labels, weights)."
             )
         return FitData(_checked_stream(x, form, class_weight is not None), y, sample_weight)
     x = batch_of_events(x, form)
@@ -83,7 +82,7 @@ def fit_data(x, distribution, y=None, sample_weight=None, class_weight=None, nam
     return FitData(_as_bits(x, form.dtype), y, sample_weight)
 
 
-def one_batch(x, distribution, y=None, sample_weight=None, class_weight=None) -> FitData:
+def prepare_batch(x, distribution, y=None, sample_weight=None, class_weight=None) -> FitData:
     """Does the same for a single batch; values that are not finite are left to the step."""
     _check_class_weight(class_weight, y, x)
     x = batch_of_events(x, EventForm(distribution.event_shape, distribution.dtype))
@@ -92,11 +91,11 @@ def one_batch(x, distribution, y=None, sample_weight=None, class_weight=None) ->
     return FitData(x, None if class_weight is None else np.asarray(as_array(y, "y")), sample_weight)
 
 
-def validation_data(data, distribution):
+def prepare_validation(data, distribution):
     """Does the same for the `validation_data` of Keras: events, or a tuple or list that begins with them."""
     name = "validation_data"
     parts = _parts(data, EventForm(distribution.event_shape, distribution.dtype, name))
-    return tuple(fit_data(parts.x, distribution, None, parts.sample_weight, name=name))
+    return tuple(prepare(parts.x, distribution, None, parts.sample_weight, name=name))
 
 
 def event_batches(data, distribution, number: int, name="x") -> Iterator:
@@ -116,12 +115,12 @@ def event_batches(data, distribution, number: int, name="x") -> Iterator:
 
 
 def batch_of_events(x, form: EventForm):
-    """Returns `x` as an array or tensor, if it is a batch of events; see `fit_data`."""
+    """Returns `x` as an array or tensor, if it is a batch of events; see `prepare`."""
     if isinstance(x, (tuple, list)) and x and len(getattr(x[0], "shape", ())) > form.shape.rank:
         if len(x) > 1:
+            kind = f"{type(x).__name__} of {len(x)} arrays"
             raise ValueError(
-                f"`{form.name}` is a {type(x).__name__} of {len(x)} arrays; a FlowModel takes one array of "
-                "events. Labels and weights are arguments of their own."
+                f"`{form.name}` is a {kind}; a FlowModel takes one array, and labels apart from it."
             )
         x = x[0]
     is_series = hasattr(x, "to_numpy") and not hasattr(x, "columns")
@@ -142,7 +141,7 @@ def unpack(data) -> FitData:
 
 @contextlib.contextmanager
 def naming_the_batch():
-    """Turns the failure of a stream from `fit_data` into an error that names the argument and the batch."""
+    """Turns the failure of a stream from `prepare` into an error that names the argument and the batch."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
@@ -150,10 +149,8 @@ def naming_the_batch():
         found = re.search(rf"{_BAD_BATCH}\W+(\w+)\W+(\d+)\W+([\w ,]+)", message)
         raised = re.search(r"(ValueError|TypeError): (`.*)", message)
         if found is not None:
-            message = (
-                f"`{found[1]}` has {found[3]} in batch {found[2]} of the data set (the first is batch 0)."
-            )
-            raise ValueError(message) from None
+            where = f"in batch {found[2]} of the data set (the first is batch 0)"
+            raise ValueError(f"`{found[1]}` has {found[3]} {where}.") from None
         if raised is not None and "generator_py_func" in message:
             raise {"ValueError": ValueError, "TypeError": TypeError}[raised[1]](raised[2]) from None
         raise
@@ -163,11 +160,8 @@ class _CheckedPyDataset(keras.utils.PyDataset):
     """A `keras.utils.PyDataset` whose batches are checked."""
 
     def __init__(self, data, form, keeps_labels):
-        super().__init__(
-            workers=data.workers,
-            use_multiprocessing=data.use_multiprocessing,
-            max_queue_size=data.max_queue_size,
-        )
+        options = ("workers", "use_multiprocessing", "max_queue_size")
+        super().__init__(**{option: getattr(data, option) for option in options})
         self._data, self._form, self._keeps_labels = data, form, keeps_labels
 
     def __getitem__(self, index):
@@ -216,8 +210,8 @@ def _checked_data_set(data, form, keeps_labels):
     """The data set with each batch checked as it is read."""
     x, labels, weights = _split(data.element_spec, form.name)
     _check_spec(x, weights, form)
-    if keeps_labels and labels is None:
-        raise ValueError(f"`class_weight` needs labels; the elements of `{form.name}` have none.")
+    if keeps_labels:
+        _check_labels(labels, weights, form.name)
     if data.cardinality() == 0:
         raise ValueError(f"`{form.name}` is an empty data set.")
 
@@ -226,10 +220,11 @@ def _checked_data_set(data, form, keeps_labels):
         x = tf.cast(x, form.dtype)
         conditions = {
             "events of another shape": _has_event_shape(x, form.shape),
-            _NOT_FINITE: tf.reduce_all(tf.math.is_finite(x)),
+            "values that are not finite": tf.reduce_all(tf.math.is_finite(x)),
         }
         if weights is not None:
             weights = tf.cast(weights, tf.float32)
+            conditions["weights that are not one an example"] = tf.equal(tf.size(weights), tf.shape(x)[0])
             conditions[BAD_WEIGHTS] = tf.reduce_all(tf.math.is_finite(weights) & (weights >= 0.0))
         checks = [
             tf.debugging.Assert(is_good, [_BAD_BATCH, form.name, index, problem])
@@ -263,14 +258,18 @@ def _check_spec(x, weights, form):
             f"The events in `{form.name}` must be one dense tensor; the data set has {parts} in their place. "
             "Make one tensor of it by `.map(...)`."
         )
-    rank = form.shape.rank
-    if x.shape.rank == rank and x.shape.is_compatible_with(form.shape):
+    if x.shape.rank == form.shape.rank and x.shape.is_compatible_with(form.shape):
         raise ValueError(
             f"The elements of `{form.name}` are single events of shape {tuple(x.shape)}; batch the data set: "
             "`.batch(n)`."
         )
     check_event_form(x, form.shape, form.name, is_batch=True)
-    if weights is not None and weights.shape.rank is not None and weights.shape[1:].num_elements() != 1:
+    if weights is None:
+        return
+    dtype = getattr(weights, "dtype", tf.string)
+    if not (dtype.is_floating or dtype.is_integer or dtype.is_bool):
+        raise TypeError(f"The sample weights in `{form.name}` must be real numbers; got {weights}.")
+    if weights.shape.rank is not None and weights.shape[1:].num_elements() not in (1, None):
         raise ValueError(
             f"The sample weights in `{form.name}` have shape {tuple(weights.shape)}; expected one weight an "
             "example."
@@ -288,8 +287,7 @@ def _checked_element(element, index, form, keeps_labels):
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error} It is in batch {index} of the data set.") from None
     if keeps_labels:
-        if parts.y is None:
-            raise ValueError(f"`class_weight` needs labels; the elements of `{form.name}` have none.")
+        _check_labels(parts.y, weights, form.name)
         return x, np.asarray(as_array(parts.y, "y"))
     return (x,) if weights is None else (x, np.zeros_like(weights), weights)
 
@@ -333,6 +331,15 @@ def _check_class_weight(class_weight, y, x):
             raise ValueError(f"`class_weight` must be finite and 0 or more; got {weight!r} for {label!r}.")
     if y is None and not _is_stream(x):
         raise ValueError("`class_weight` needs labels: give them as `y`, or use `sample_weight`.")
+
+
+def _check_labels(labels, weights, name):
+    if labels is None:
+        raise ValueError(f"`class_weight` needs labels; the elements of `{name}` have none.")
+    if weights is not None:
+        raise ValueError(
+            f"`class_weight` or sample weights, not both; the elements of `{name}` have weights."
+        )
 
 
 def _as_bits(x, dtype):

@@ -11,8 +11,7 @@ from tfp_selfnorm.checks import (
     check_distribution,
     check_inverse_learning,
 )
-from tfp_selfnorm.fit_data import FitData, fit_data, naming_the_batch, one_batch
-from tfp_selfnorm.fit_data import validation_data as prepared_validation_data
+from tfp_selfnorm.fit_data import FitData, naming_the_batch, prepare, prepare_batch, prepare_validation
 from tfp_selfnorm.flow_functions import FlowFunctions
 from tfp_selfnorm.flow_saving import FlowSaving
 from tfp_selfnorm.flow_steps import FlowSteps
@@ -230,9 +229,9 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
             validation_steps=validation_steps,
             validation_batch_size=validation_batch_size,
         )
-        data = fit_data(x, self.distribution, y, sample_weight, class_weight)
+        data = prepare(x, self.distribution, y, sample_weight, class_weight)
         if validation_data is not None:
-            validation_data = prepared_validation_data(validation_data, self.distribution)
+            validation_data = prepare_validation(validation_data, self.distribution)
         check_adapted(self.distribution)
         self._step = None
         with naming_the_batch():
@@ -280,7 +279,7 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         data = FitData(x, y, sample_weight)
         # Within `fit` Keras has made its iterator of the validation data, which are checked.
         if not kwargs.get("_use_cached_eval_dataset", False):
-            data = fit_data(x, self.distribution, y, sample_weight)
+            data = prepare(x, self.distribution, y, sample_weight)
         check_adapted(self.distribution)
         self.refresh_log_dets()
         with naming_the_batch(), self._evaluating():
@@ -298,13 +297,13 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
     def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
         """Keras's `train_on_batch`; takes events and weights as `fit` does."""
         check_adapted(self.distribution)
-        x, y, sample_weight = one_batch(x, self.distribution, y, sample_weight, class_weight)
+        x, y, sample_weight = prepare_batch(x, self.distribution, y, sample_weight, class_weight)
         return super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """Keras's `test_on_batch`, with exact likelihoods; takes events and weights as `fit` does."""
         check_adapted(self.distribution)
-        x, y, sample_weight = one_batch(x, self.distribution, y, sample_weight)
+        x, y, sample_weight = prepare_batch(x, self.distribution, y, sample_weight)
         self.refresh_log_dets()
         with self._evaluating():
             return super().test_on_batch(x, y, sample_weight, return_dict)
@@ -315,7 +314,7 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         Takes events, and raises, as `fit` does.
         """
         check_counts(batch_size=batch_size, steps=steps)
-        data = fit_data(x, self.distribution)
+        data = prepare(x, self.distribution)
         check_adapted(self.distribution)
         self.refresh_log_dets()
         with naming_the_batch():
@@ -324,7 +323,7 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
     def predict_on_batch(self, x):
         """The exact log density of each event of one batch."""
         check_adapted(self.distribution)
-        x = one_batch(x, self.distribution).x
+        x = prepare_batch(x, self.distribution).x
         self.refresh_log_dets()
         return super().predict_on_batch(x)
 
