@@ -21,6 +21,7 @@ from tfp_selfnorm.checks import (
 )
 
 _BAD_BATCH = "tfp_selfnorm: bad batch"
+_NO_STREAMS = (Mapping, list, tuple, set, str, bytes, keras.KerasTensor, tf.Tensor, tf.RaggedTensor)
 
 
 class EventForm(NamedTuple):
@@ -48,10 +49,9 @@ def prepare(x, distribution, y=None, sample_weight=None, class_weight=None, name
 
     Args:
       x: events, or what Keras takes batches of them from.
-      distribution: a TFP distribution.
-      y: labels.
-      sample_weight: one weight an example.
-      class_weight: dictionary from labels to weights.
+      distribution: the TFP distribution that they are events of.
+      y: labels, or `None`.
+      sample_weight, class_weight: one weight an example; a dictionary from labels to weights.
       name: name of the argument.
 
     Raises:
@@ -93,9 +93,9 @@ def prepare_batch(x, distribution, y=None, sample_weight=None, class_weight=None
 
 def prepare_validation(data, distribution):
     """Does the same for the `validation_data` of Keras: events, or a tuple or list that begins with them."""
-    name = "validation_data"
-    parts = _parts(data, EventForm(distribution.event_shape, distribution.dtype, name))
-    return tuple(prepare(parts.x, distribution, None, parts.sample_weight, name=name))
+    form = EventForm(distribution.event_shape, distribution.dtype, "validation_data")
+    parts = _parts(data, form)
+    return tuple(prepare(parts.x, distribution, None, parts.sample_weight, name=form.name))
 
 
 def event_batches(data, distribution, number: int, name="x") -> Iterator:
@@ -152,7 +152,7 @@ def naming_the_batch():
             where = f"in batch {found[2]} of the data set (the first is batch 0)"
             raise ValueError(f"`{found[1]}` has {found[3]} {where}.") from None
         if raised is not None and "generator_py_func" in message:
-            raise {"ValueError": ValueError, "TypeError": TypeError}[raised[1]](raised[2]) from None
+            raise (ValueError if raised[1] == "ValueError" else TypeError)(raised[2]) from None
         raise
 
 
@@ -180,11 +180,9 @@ class _CheckedPyDataset(keras.utils.PyDataset):
 
 def _is_stream(x):
     """Whether it gives batches one by one, and is no array; Keras says which of these it does not take."""
-    is_data = isinstance(x, (tf.data.Dataset, keras.utils.PyDataset, Iterator))
-    is_array = hasattr(x, "__array__") or isinstance(
-        x, (Mapping, list, tuple, set, str, bytes, keras.KerasTensor)
-    )
-    return is_data or (isinstance(x, Iterable) and not is_array and not tf.is_tensor(x))
+    if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset, Iterator)):
+        return True
+    return isinstance(x, Iterable) and not (hasattr(x, "__array__") or isinstance(x, _NO_STREAMS))
 
 
 def _checked_stream(stream, form, keeps_labels):
@@ -198,8 +196,7 @@ def _checked_stream(stream, form, keeps_labels):
         return checked
     if isinstance(stream, Iterator):
         checked = (_checked_element(element, i, form, keeps_labels) for i, element in enumerate(stream))
-        first = next(checked, None)
-        if first is None:
+        if (first := next(checked, None)) is None:
             raise ValueError(f"`{form.name}` gives no batches.")
         # Keras takes generators only, and tuples from them.
         return (element for element in itertools.chain([first], checked))
@@ -282,8 +279,8 @@ def _checked_element(element, index, form, keeps_labels):
     try:
         x = batch_of_events(parts.x, form)
         check_finite(cast_array(x, form.dtype), form.name)
-        weights = parts.sample_weight
-        weights = None if weights is None else check_weights(weights, len(x), form.name)
+        if (weights := parts.sample_weight) is not None:
+            weights = check_weights(weights, len(x), form.name)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error} It is in batch {index} of the data set.") from None
     if keeps_labels:
