@@ -124,6 +124,15 @@ def test_a_batch_of_every_form(model, name):
         np.testing.assert_allclose(model.log_prob(x), LOG_PROB, rtol=1e-5)
 
 
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_adapting_to_data_of_every_form(form):
+    """An `ActNorm` takes the mean of the first events."""
+    norm = sn.ActNorm.trainable(3)
+    model = sn.FlowModel(tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), [3]), norm))
+    model.adapt(form(), num_examples=7)
+    np.testing.assert_allclose(norm.shift, X[:7].mean(axis=0), rtol=1e-5)
+
+
 WEIGHT_FORMS = {
     "array": lambda: WEIGHTS,
     "column": lambda: WEIGHTS[:, np.newaxis],
