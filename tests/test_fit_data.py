@@ -240,16 +240,23 @@ def test_compiled_steps_weigh_too():
     np.testing.assert_allclose([*history["nll"], *history["val_nll"]], WEIGHTED_NLL, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*ran out of data.*")
+@pytest.mark.filterwarnings("ignore:.*ran out of data.*", "ignore:.*shuffle=True.*")
 @pytest.mark.parametrize("options", [{}, {"jit_compile": True}], ids=str)
 def test_compiled_steps_know_the_event_shape(options):
-    """A coupling needs it: it splits the channels."""
-    bijector = tfp.bijectors.RealNVP(1, shift_and_log_scale_fn=lambda x, units, **_: (x, x))
-    model = sn.FlowModel(tfd.TransformedDistribution(tfd.MultivariateNormalDiag(tf.zeros(2)), bijector))
-    model.compile(**options)
+    """A dense layer needs its rank."""
+    model = sn.FlowModel(sn.dense_flow(3, num_layers=1, seed=1))
+    model.compile(keras.optimizers.SGD(0.0), **options)
     for shape in (None, [None, None]):
-        found = model.predict(with_shape(shape, X[:, :2]), verbose=0)
-        np.testing.assert_allclose(found, model.log_prob(X[:, :2]), rtol=1e-5)
+        nll = model.fit(with_shape(shape), verbose=0).history["nll"]
+        np.testing.assert_allclose(nll, -np.mean(model.log_prob(X)), rtol=1e-5)
+
+
+def test_log_prob_of_a_tensor_of_unknown_rank():
+    model = sn.FlowModel(sn.dense_flow(3, num_layers=1, seed=1))
+    log_prob = tf.function(model.log_prob, input_signature=[tf.TensorSpec(None)])
+    np.testing.assert_allclose(log_prob(X), model.log_prob(X), rtol=1e-5)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not compatible with expected shape"):
+        log_prob(X[:, :2])
 
 
 def test_float64_events_stay_exact():
