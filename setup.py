@@ -31,6 +31,8 @@ setup(
         "tensorflow-probability[tf]>=0.25",
         "keras>=3.10",
         "numpy>=1.26",
+        # The tables of Keras's summaries, and ours.
+        "rich>=13.0",
     ],
     extras_require={
         "examples": EXAMPLES,
@@ -40,6 +42,7 @@ setup(
             "hypothesis>=6.100",
             "ruff>=0.17",
             "tensorboard>=2.18",
+            "pandas>=2.2",
             "setuptools>=77",
             *EXAMPLES,
         ],

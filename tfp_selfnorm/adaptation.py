@@ -5,6 +5,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.act_norm import ActNorm, act_norm_mode
 from tfp_selfnorm.checks import check_events
+from tfp_selfnorm.fit_data import event_batches
 from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.tree import bijectors_of
 
@@ -66,20 +67,13 @@ def check_adapted(distribution) -> None:
         )
 
 
-def first_events(data, num_examples: int):
-    """The first examples of an array or of a batched `tf.data.Dataset`, without labels, as one array."""
+def first_events(data, num_examples: int, distribution):
+    """The first examples of arrays or batches of any form that `fit` takes, without labels, as one array."""
     check_positive_int(num_examples, "num_examples")
-    if not isinstance(data, tf.data.Dataset):
-        return (data[0] if isinstance(data, tuple) else data)[:num_examples]
     batches, count = [], 0
-    for element in data:
-        batches.append(element[0] if isinstance(element, tuple) else element)
-        if not tf.is_tensor(batches[-1]):
-            raise TypeError(
-                "`data` must be a data set of events, or of tuples that begin with them; its elements are of "
-                f"type {type(batches[-1]).__name__}."
-            )
-        count += batches[-1].shape[0]
+    for batch in event_batches(data, distribution, num_examples, "data"):
+        batches.append(tf.cast(batch, distribution.dtype))
+        count += len(batch)
         if count >= num_examples:
             break
     if not batches:

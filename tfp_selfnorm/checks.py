@@ -1,8 +1,6 @@
 """Checks of what users give to a flow, before any work is lost."""
 
-import contextlib
-import re
-
+import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -10,7 +8,7 @@ import tensorflow_probability as tfp
 from tfp_selfnorm.reconstruction import Reconstruction
 from tfp_selfnorm.tracking import Tracking
 
-_NOT_FINITE = "tfp_selfnorm: values that are not finite in batch"
+BAD_WEIGHTS = "weights that are NaN, infinite or negative"
 
 
 def check_inverse_learning(inverse_learning) -> None:
@@ -46,95 +44,148 @@ def check_latent(distribution) -> None:
         )
 
 
+def as_array(x, name="x"):
+    """Returns an array of any library, or what converts to one, as a numpy array or a tensor.
+
+    Raises:
+      TypeError: if `x` is no dense array, such as None, a dictionary, a string or a `keras.Input`.
+      ValueError: if its rows differ in length.
+    """
+    if isinstance(x, keras.KerasTensor):
+        raise TypeError(
+            f"`{name}` is symbolic, such as a `keras.Input`, and has no values. For the log density inside a "
+            "Keras model call the FlowModel itself: `model(x)`."
+        )
+    if isinstance(x, (tf.RaggedTensor, tf.SparseTensor)) or hasattr(x, "tocoo"):
+        raise TypeError(f"`{name}` must be dense; got {type(x).__name__}. Convert it to a dense array first.")
+    if isinstance(x, dict):
+        raise TypeError(
+            f"`{name}` must be one array; got a dict with the keys {list(x)}. Take one entry of it."
+        )
+    if x is None or isinstance(x, (str, bytes, set)):
+        raise TypeError(f"`{name}` must be an array or a tensor of floats; got {x!r:.60}.")
+    if isinstance(x, keras.Variable):
+        x = x.value
+    if isinstance(x, np.ndarray) or tf.is_tensor(x):
+        return x
+    try:
+        return _from_frame(x) if hasattr(x, "to_numpy") else np.asarray(x)
+    except ValueError as error:
+        raise ValueError(f"`{name}` is no array: {error}") from None
+
+
+def _from_frame(x):
+    """The values of a frame or series of pandas, in which columns with missing values are of objects."""
+    array = x.to_numpy()
+    columns = np.ravel(getattr(x, "dtypes", None))
+    kinds = {getattr(column, "kind", "O") for column in columns}
+    if array.dtype == object and "f" in kinds and kinds <= set("fiu"):
+        return x.to_numpy(dtype="float64", na_value=np.nan)
+    return array
+
+
+def check_event_form(x, event_shape, name="x", is_batch=False) -> None:
+    """Raises unless an array, or the specification of a tensor, is of events.
+
+    Args:
+      x: whatever has a shape and a dtype.
+      event_shape: that of the distribution.
+      name: name of the argument.
+      is_batch: whether it must have a batch dimension.
+
+    Raises:
+      TypeError: if the dtype is not floating.
+      ValueError: if the last dimensions are not the event shape.
+    """
+    if not _is_floating(x.dtype):
+        raise TypeError(
+            f"`{name}` must be floating; got dtype {getattr(x.dtype, 'name', x.dtype)}. Cast it, or for "
+            "integer pixels use `tfp_selfnorm.images.dequantize`."
+        )
+    shape = tf.TensorShape(x.shape)
+    if shape.rank is None:
+        return
+    if shape.rank < event_shape.rank or not shape[shape.rank - event_shape.rank :].is_compatible_with(
+        event_shape
+    ):
+        raise ValueError(
+            f"`{name}` has shape {tuple(shape)}; expected a batch of events of shape {tuple(event_shape)}, "
+            f"(..., {', '.join(str(size) for size in event_shape)})."
+        )
+    if is_batch and shape.rank == event_shape.rank:
+        raise ValueError(
+            f"`{name}` has shape {tuple(shape)}, that of one event; expected a batch of events, "
+            f"(batch, {', '.join(str(size) for size in event_shape)})."
+        )
+
+
+def _is_floating(dtype):
+    try:
+        return tf.as_dtype(dtype).is_floating
+    except TypeError:
+        # A dtype that TensorFlow does not know.
+        return False
+
+
 def check_events(x, distribution, name="x") -> tf.Tensor:
     """Returns `x` as a tensor of the distribution's dtype, if it is a batch of its events.
+
+    A tensor of unknown rank is taken for `(batch, *event_shape)`.
 
     Raises:
       TypeError: if `x` is not floating.
       ValueError: if its last dimensions are not the event shape.
     """
-    dtype = getattr(x, "dtype", None)
-    if dtype is None:
-        x = np.asarray(x)
-        dtype = x.dtype
-    if not tf.as_dtype(dtype).is_floating:
-        raise TypeError(
-            f"`{name}` must be floating; got dtype {tf.as_dtype(dtype).name}. Cast it, or for integer "
-            "pixels use `tfp_selfnorm.images.dequantize`."
-        )
-    x = tf.cast(x, distribution.dtype)
+    x = as_array(x, name)
     event_shape = distribution.event_shape
-    if x.shape.rank is not None and (
-        x.shape.rank < event_shape.rank
-        or not x.shape[x.shape.rank - event_shape.rank :].is_compatible_with(event_shape)
-    ):
+    check_event_form(x, event_shape, name)
+    x = tf.cast(x, distribution.dtype)
+    if x.shape.is_fully_defined():
+        return x
+    num_leading = 1 if x.shape.rank is None else x.shape.rank - event_shape.rank
+    return tf.ensure_shape(x, tf.TensorShape([None] * num_leading).concatenate(event_shape))
+
+
+def check_finite(x, name="x"):
+    """Returns an array of examples if its values are finite.
+
+    Raises:
+      ValueError: if they are not, with the first example that has one.
+    """
+    finite = np.isfinite(np.asarray(x))
+    if not finite.all():
+        bad = np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))
         raise ValueError(
-            f"`{name}` has shape {tuple(x.shape)}; expected a batch of events of shape "
-            f"{tuple(event_shape)}, (..., {', '.join(str(size) for size in event_shape)})."
+            f"`{name}` has values that are not finite in {len(bad)} of {len(finite)} examples, "
+            f"the first at index {bad[0]}."
         )
     return x
 
 
-def check_finite(data, name="x"):
-    """Checks arrays now and data sets as they are read; returns what to read instead of `data`.
+def check_weights(weights, number: int, name="sample_weight") -> np.ndarray:
+    """Returns sample weights as an array `(number,)`.
 
     Raises:
-      ValueError: if an array, or the first array of a tuple, has values that are not finite.
+      TypeError: if they are no numbers.
+      ValueError: if they are not one an example, not finite, or negative.
     """
-    if isinstance(data, tf.data.Dataset):
-        return data.enumerate().map(lambda i, element: _assert_finite_batch(i, element, name))
-    if isinstance(data, (tuple, list)) and data and _is_float_array(data[0]):
-        return type(data)([check_finite(data[0], name), *data[1:]])
-    if _is_float_array(data):
-        finite = np.isfinite(np.asarray(data))
-        if not finite.all():
-            bad = np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))
-            raise ValueError(
-                f"`{name}` has values that are not finite in {len(bad)} of {len(finite)} examples, "
-                f"the first at index {bad[0]}."
-            )
-    return data
-
-
-@contextlib.contextmanager
-def naming_the_batch():
-    """Turns the failure of a data set from `check_finite` into a ValueError that names the batch."""
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        found = re.search(rf"{_NOT_FINITE}\W+(\w+)\W+(\d+)", str(error))
-        if found is None:
-            raise
+    weights = np.asarray(as_array(weights, name))
+    if not np.can_cast(weights.dtype, np.float64):
+        raise TypeError(f"`{name}` must have weights that are real numbers; got dtype {weights.dtype}.")
+    if weights.shape not in ((number,), (number, 1)):
         raise ValueError(
-            f"`{found[1]}` has values that are not finite in batch {found[2]} of the data set (the first "
-            "is batch 0)."
-        ) from None
+            f"`{name}` has weights of shape {weights.shape}; expected one weight an example, ({number},)."
+        )
+    weights = cast_array(weights.reshape(number), tf.float32)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if bad.size:
+        raise ValueError(
+            f"`{name}` has {BAD_WEIGHTS} in {bad.size} of {number} examples, the first at index {bad[0]}."
+        )
+    return weights
 
 
-def weighted(x, arguments: dict) -> dict:
-    """Adds targets to Keras arguments that have sample weights: Keras drops the weights without them."""
-    if arguments.get("sample_weight") is None or arguments.get("y") is not None or not _is_float_array(x):
-        return arguments
-    return arguments | {"y": np.zeros(len(x), np.float32)}
-
-
-def with_dummy_targets(validation_data):
-    """The same for validation data, `(x, None, sample_weight)`."""
-    if isinstance(validation_data, tuple) and len(validation_data) == 3 and validation_data[1] is None:
-        x, _, sample_weight = validation_data
-        return x, np.zeros(len(x), np.float32), sample_weight
-    return validation_data
-
-
-def _is_float_array(data):
-    dtype = getattr(data, "dtype", None)
-    return isinstance(data, (np.ndarray, tf.Tensor)) and tf.as_dtype(dtype).is_floating
-
-
-def _assert_finite_batch(index, element, name):
-    x = element[0] if isinstance(element, tuple) else element
-    if not (tf.is_tensor(x) and x.dtype.is_floating):
-        return element
-    check = tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(x)), [_NOT_FINITE, name, index])
-    with tf.control_dependencies([check]):
-        return tf.nest.map_structure(tf.identity, element)
+def cast_array(x, dtype: tf.DType) -> np.ndarray:
+    """Returns an array in a dtype of TensorFlow, in which finite values may overflow to infinite ones."""
+    with np.errstate(over="ignore"):
+        return np.asarray(x).astype(dtype.as_numpy_dtype, copy=False)

@@ -8,16 +8,13 @@ import tensorflow as tf
 from tfp_selfnorm.adaptation import check_adapted
 from tfp_selfnorm.checks import (
     check_distribution,
-    check_finite,
     check_inverse_learning,
-    naming_the_batch,
-    weighted,
-    with_dummy_targets,
 )
+from tfp_selfnorm.fit_data import FitData, naming_the_batch, prepare, prepare_batch, prepare_validation
 from tfp_selfnorm.flow_functions import FlowFunctions
 from tfp_selfnorm.flow_saving import FlowSaving
 from tfp_selfnorm.flow_steps import FlowSteps, MeanFigure
-from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.integers import check_counts, check_positive_int
 from tfp_selfnorm.names import check_keras_name
 from tfp_selfnorm.networks import computes_in_float16
 from tfp_selfnorm.options import check_bool
@@ -130,36 +127,55 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         self,
         optimizer="adam",
         loss=None,
+        loss_weights=None,
         metrics=None,
+        weighted_metrics=None,
+        run_eagerly=False,
+        steps_per_execution=1,
+        jit_compile="auto",
+        auto_scale_loss=True,
         *,
         max_skipped_updates=10,
-        auto_scale_loss=True,
-        jit_compile="auto",
-        **kwargs,
     ):
         """Keras's `compile`, without a loss or metrics: the model has its own.
 
         Args:
           optimizer: a Keras optimizer, or its name.
           loss: must be `None`.
+          loss_weights: must be `None`.
           metrics: must be `None`.
-          max_skipped_updates: training stops with a ValueError after so many steps in a row whose loss or
-            gradients are not finite; single ones are skipped and counted.
-          auto_scale_loss: whether to scale the loss where a coupling network computes in float16.
+          weighted_metrics: must be `None`: the metrics of the model are weighted by `sample_weight`.
+          run_eagerly: as Keras's.
+          steps_per_execution: as Keras's.
           jit_compile: as Keras's. "auto" on the CPU leaves to XLA the update of large variables alone, by an
             optimizer of Keras; `False` leaves it nothing.
-          **kwargs: as Keras's.
+          auto_scale_loss: whether to scale the loss where a coupling network computes in float16.
+          max_skipped_updates: training stops with a ValueError after so many steps in a row whose loss or
+            gradients are not finite; single ones are skipped and counted.
         """
-        for argument, value in (("loss", loss), ("metrics", metrics)):
+        given = {
+            "loss": loss,
+            "loss_weights": loss_weights,
+            "metrics": metrics,
+            "weighted_metrics": weighted_metrics,
+        }
+        for argument, value in given.items():
             if value is not None:
                 raise ValueError(f"`{argument}` must be None: a FlowModel has its own; got {value!r}.")
         check_positive_int(max_skipped_updates, "max_skipped_updates")
+        check_positive_int(steps_per_execution, "steps_per_execution")
+        if optimizer is None:
+            raise ValueError("`optimizer` must be a Keras optimizer, or the name of one; got None.")
         optimizer = keras.optimizers.get(optimizer)
         is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         if auto_scale_loss and self._scales_loss and not is_scaled:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(
-            optimizer=optimizer, auto_scale_loss=auto_scale_loss, jit_compile=jit_compile, **kwargs
+            optimizer=optimizer,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+            auto_scale_loss=auto_scale_loss,
         )
         # Keras's own shows 0 where no step was measured.
         self._loss_tracker = MeanFigure("loss")
@@ -178,60 +194,143 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         """
         self._refresh.before_evaluation()
 
-    def fit(self, x=None, *args, **kwargs):
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        shuffle=True,
+        class_weight=None,
+        sample_weight=None,
+        initial_epoch=0,
+        steps_per_epoch=None,
+        validation_steps=None,
+        validation_batch_size=None,
+        validation_freq=1,
+    ):
         """Keras's `fit`, without targets.
 
         Args:
-          x: events: an array, a `tf.data.Dataset`, or what else Keras takes. Labels are ignored.
-          *args: as Keras's.
-          **kwargs: as Keras's; `sample_weight` weighs the likelihoods of examples, not the regularizer.
+          x: events: an array of any library, a `tf.data.Dataset` of batches, or what else Keras takes.
+          y: labels; they are ignored, but for `class_weight`.
+          batch_size: as Keras's, and so are the arguments that are not named here.
+          validation_data: events, in a form that `x` may have, or a tuple or list that begins with them:
+            `(x,)`, `(x, y)` or `(x, y, sample_weight)`; `y` may be `None`.
+          class_weight: weights of the labels, in place of `sample_weight`.
+          sample_weight: one weight an example, 0 or more; weighs the likelihoods, not the regularizer. Data
+            sets hold them: `(x, y, sample_weight)`.
 
         Raises:
-          ValueError: if an array or a `tf.data.Dataset` has values that are not finite, saying where; if
-            a kernel becomes singular, naming the layer; if too many updates in a row were not finite.
+          TypeError: if `x` or `validation_data` is of no form that has events, or not floating.
+          ValueError: if they are no batches of events; if an array or a batch has values or weights that are
+            not finite, saying where; if a kernel becomes singular, naming the layer; if too many updates in
+            a row were not finite.
         """
+        check_counts(
+            batch_size=batch_size,
+            epochs=epochs or None,
+            steps_per_epoch=steps_per_epoch,
+            validation_steps=validation_steps,
+            validation_batch_size=validation_batch_size,
+        )
+        data = prepare(x, self.distribution, y, sample_weight, class_weight)
+        if validation_data is not None:
+            validation_data = prepare_validation(validation_data, self.distribution)
         check_adapted(self.distribution)
-        validation = kwargs.get("validation_data")
-        if validation is not None:
-            validation = check_finite(validation, "validation_data")
-            kwargs["validation_data"] = with_dummy_targets(validation)
         self._step = None
         with naming_the_batch():
-            history = super().fit(check_finite(x), *args, **weighted(x, kwargs))
+            history = super().fit(
+                *data[:2],
+                batch_size=batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                validation_split=validation_split,
+                validation_data=validation_data,
+                shuffle=shuffle,
+                class_weight=class_weight,
+                sample_weight=data.sample_weight,
+                initial_epoch=initial_epoch,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                validation_batch_size=validation_batch_size,
+                validation_freq=validation_freq,
+            )
         self._check_guard()
         # Keras may have put the averages of the kernels in their place.
         self._refresh.set_inverses()
         return history
 
-    def evaluate(self, x=None, *args, **kwargs):
-        """Keras's `evaluate`, with exact likelihoods: the log-dets are computed once, at its start."""
+    def evaluate(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        verbose="auto",
+        sample_weight=None,
+        steps=None,
+        callbacks=None,
+        return_dict=False,
+        **kwargs,
+    ):
+        """Keras's `evaluate`, with exact likelihoods: the log-dets are computed once, at its start.
+
+        Takes events and weights, and raises, as `fit` does.
+        """
+        check_counts(batch_size=batch_size, steps=steps)
+        data = FitData(x, y, sample_weight)
+        # Within `fit` Keras has made its iterator of the validation data, which are checked.
+        if not kwargs.get("_use_cached_eval_dataset", False):
+            data = prepare(x, self.distribution, y, sample_weight)
         check_adapted(self.distribution)
         self._evaluation_begins = True
         with naming_the_batch(), self._evaluating():
-            return super().evaluate(check_finite(x), *args, **weighted(x, kwargs))
+            return super().evaluate(
+                *data[:2],
+                batch_size=batch_size,
+                verbose=verbose,
+                sample_weight=data.sample_weight,
+                steps=steps,
+                callbacks=callbacks,
+                return_dict=return_dict,
+                **kwargs,
+            )
 
-    def train_on_batch(self, *args, **kwargs):
-        """Keras's `train_on_batch`."""
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+        """Keras's `train_on_batch`; takes events and weights as `fit` does."""
         check_adapted(self.distribution)
-        return super().train_on_batch(*args, **kwargs)
+        x, y, sample_weight = prepare_batch(x, self.distribution, y, sample_weight, class_weight)
+        return super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
 
-    def test_on_batch(self, *args, **kwargs):
-        """Keras's `test_on_batch`, with exact likelihoods."""
+    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
+        """Keras's `test_on_batch`, with exact likelihoods; takes events and weights as `fit` does."""
         check_adapted(self.distribution)
+        x, y, sample_weight = prepare_batch(x, self.distribution, y, sample_weight)
         self._evaluation_begins = True
         with self._evaluating():
-            return super().test_on_batch(*args, **kwargs)
+            return super().test_on_batch(x, y, sample_weight, return_dict)
 
-    def predict(self, x, *args, **kwargs):
-        """The exact log density of each event, batch by batch; the log-dets are computed once."""
+    def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
+        """The exact log density of each event, batch by batch; the log-dets are computed once.
+
+        Takes events, and raises, as `fit` does.
+        """
+        check_counts(batch_size=batch_size, steps=steps)
+        data = prepare(x, self.distribution)
         check_adapted(self.distribution)
         self._evaluation_begins = True
         with naming_the_batch():
-            return super().predict(check_finite(x), *args, **kwargs)
+            return super().predict(data.x, batch_size, verbose, steps, callbacks)
 
     def predict_on_batch(self, x):
         """The exact log density of each event of one batch."""
         check_adapted(self.distribution)
+        x = prepare_batch(x, self.distribution).x
         self._evaluation_begins = True
         return super().predict_on_batch(x)
 

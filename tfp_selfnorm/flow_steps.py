@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfp_selfnorm import images
 from tfp_selfnorm.checks import check_events
+from tfp_selfnorm.fit_data import unpack
 from tfp_selfnorm.tracking import inverse_error, sketch_and_project
 from tfp_selfnorm.training_scope import current_scope, recording_scope, training_scope
 
@@ -75,7 +76,7 @@ class FlowSteps:
 
         A step whose loss or gradients are not finite changes no weight; it counts for `skipped_updates` only.
         """
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = unpack(data)
         kept = [(variable.value, tf.identity(variable.value)) for variable in self._moving_variables]
         variables = self.trainable_variables
         self._build_optimizer()
@@ -113,7 +114,7 @@ class FlowSteps:
 
     def test_step(self, data):
         """The figures of one batch, from the held log-dets."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = unpack(data)
         with self._open_scope() as scope:
             y_pred = self(x, training=False)
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
@@ -126,7 +127,7 @@ class FlowSteps:
     def predict_step(self, data):
         """The log densities of one batch, from the held log-dets."""
         with self._open_scope():
-            return super().predict_step(data)
+            return super().predict_step((unpack(data).x,))
 
     def make_train_function(self, force=False):
         """Keras's, with what must not be compiled before and after each call."""

@@ -73,3 +73,10 @@ def check_step(step) -> None:
     dtype = tf.as_dtype(step.dtype)
     if tf.TensorShape(step.shape).rank not in (0, None) or not (dtype.is_integer or dtype.is_floating):
         raise TypeError(f"`step` must be an int or a scalar tensor of a number; got {step!r}.")
+
+
+def check_counts(**counts) -> None:
+    """Raises ValueError if one is neither None nor a positive int."""
+    for name, count in counts.items():
+        if count is not None:
+            check_positive_int(count, name)

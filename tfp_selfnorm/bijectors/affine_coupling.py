@@ -175,6 +175,9 @@ class AffineCoupling(tfp.bijectors.Bijector):
         return tf.split(value, [kept, channels - kept], axis=-1)
 
     def _shift_and_log_scale(self, kept, changed, condition):
+        if 0 in kept.shape:
+            # TensorFlow's convolutions of empty batches have a wrong number of channels.
+            return tf.zeros_like(changed), tf.zeros_like(changed)
         num_leading = kept.shape.rank - self.forward_min_event_ndims
         inputs = _with_one_batch_dimension(kept, num_leading)
         if condition is not None:

@@ -1,0 +1,220 @@
+"""The table of `FlowModel.summary`: bijectors, from data to latent, and the base distribution."""
+
+import re
+import shutil
+from typing import NamedTuple
+
+import keras
+import rich.console
+import rich.table
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.bijectors import ChannelSplit
+from tfp_selfnorm.bijectors.act_norm import act_norm_mode
+
+tfb = tfp.bijectors
+tfd = tfp.distributions
+
+
+class Row(NamedTuple):
+    """A bijector, or another part of a flow: the variables are those of its parts, too."""
+
+    name: str
+    kind: str
+    shapes: str
+    variables: list
+    level: int = 0
+
+
+def print_summary(
+    model,
+    line_length=None,
+    positions=None,
+    print_fn=None,
+    expand_nested=False,
+    show_trainable=False,
+    layer_range=None,
+) -> None:
+    """Prints the table and the totals; see `FlowModel.summary`."""
+    wrapped = {variable.value.ref(): variable for variable in model.weights}
+    adopted = {variable.value.ref() for variable in model._adopted.values()}
+    rows = flow_rows(model.distribution, expand_nested)
+    if adopted - _references(rows):
+        # A Python function holds some, which come to light when it is called.
+        rows = flow_rows(model.distribution, expand_nested, adopted)
+    if hidden := adopted - _references(rows):
+        rows.append(Row("others", "held by functions", "", [ref.deref() for ref in hidden]))
+
+    def count(variables, trainable):
+        unique = {variable.ref() for variable in variables}
+        sizes = {ref: ref.deref().shape.num_elements() for ref in unique}
+        return sum(
+            size for ref, size in sizes.items() if wrapped.get(ref, ref.deref()).trainable == trainable
+        )
+
+    header = ["Layer (type)", "Event shape", "Trainable", "Fixed"]
+    positions = positions or [0.38, 0.66, 0.83, 1.0]
+    if show_trainable:
+        header.append("Trains")
+        positions = [0.9 * position for position in positions] + [1.0] if len(positions) == 4 else positions
+    if len(positions) != len(header):
+        raise ValueError(f"`positions` must be {len(header)} numbers, one a column; got {positions!r}.")
+    line_length = line_length or min(88 + 12 * show_trainable, shutil.get_terminal_size().columns - 4)
+    table = _table(header, positions, line_length)
+    for row in _in_range(rows, layer_range):
+        counts = [count(row.variables, trainable) for trainable in (True, False)]
+        name = "   " * row.level + "└ " * (row.level > 0) + f"{row.name} ({row.kind})"
+        trains = "-" if not row.variables else "Y" if counts[0] else "N"
+        table.add_row(name, row.shapes, *(f"{number:,}" for number in counts), *[trains] * show_trainable)
+    variables = [ref.deref() for ref in _references(rows) | adopted]
+    trainable, fixed = (count(variables, flag) for flag in (True, False))
+    state = sum(
+        variable.value.shape.num_elements() for ref, variable in wrapped.items() if ref not in adopted
+    )
+    totals = {"Total": trainable + fixed, "Trainable": trainable, "Non-trainable": fixed}
+    console = rich.console.Console(width=line_length, markup=False, highlight=False, color_system=None)
+    with console.capture() as text:
+        console.print(f'Model: "{model.name}"', table, sep="\n")
+        for name, number in totals.items():
+            console.print(f" {name} params: {number:,}")
+        console.print(f" State of the training (held log-dets, counters): {state:,}")
+        if model.optimizer is not None and model.optimizer.built:
+            size = sum(variable.value.shape.num_elements() for variable in model.optimizer.variables)
+            console.print(f" Optimizer params: {size:,}")
+    (print_fn or print)(text.get())
+
+
+def flow_rows(distribution, expand_nested=False, hidden=frozenset()) -> list[Row]:
+    """The bijectors of a distribution, from data to latent, and its base distribution.
+
+    Args:
+      distribution: a TFP distribution.
+      expand_nested: whether what is inside of a bijector, or of a base distribution, has rows too.
+      hidden: references of variables to look for by calling each bijector.
+    """
+    with act_norm_mode("ignore"):
+        value = distribution.sample(1, seed=0) if hidden else None
+        rows, shape = [], distribution.event_shape
+        # Not its subclasses, such as tfd.MultivariateNormalDiag: they are bases.
+        while _class_name(distribution) == "TransformedDistribution":
+            walk = _Walk(shape, value, hidden, expand_nested)
+            walk.pass_through(distribution.bijector)
+            rows += walk.rows
+            shape, value, distribution = walk.shape, walk.value, distribution.distribution
+    rows.append(Row(distribution.name, _kind(distribution), _format(shape), list(distribution.variables)))
+    return rows + (_nested_rows(distribution, 1) if expand_nested else [])
+
+
+class _Walk:
+    """Goes from data to latent, with the event shape and, to find hidden variables, an event."""
+
+    def __init__(self, shape, value, hidden, expand_nested, level=0):
+        self.shape, self.value, self.rows = shape, value, []
+        self._hidden, self._expand_nested, self._level = hidden, expand_nested, level
+
+    def pass_through(self, bijector, inverted=False):
+        if _class_name(bijector) == "Invert":
+            self.pass_through(bijector.bijector, not inverted)
+        elif _class_name(bijector) == "Chain":
+            for part in reversed(bijector.bijectors) if inverted else bijector.bijectors:
+                self.pass_through(part, inverted)
+        else:
+            self._add(bijector, inverted)
+
+    def _add(self, bijector, inverted):
+        shape, value, variables = self.shape, self.value, list(bijector.variables)
+        self.shape = (bijector.forward_event_shape if inverted else bijector.inverse_event_shape)(shape)
+        if value is not None:
+            with tf.GradientTape() as tape:
+                function = bijector.forward if inverted else bijector.inverse
+                self.value = function(tf.nest.map_structure(tf.identity, value))
+            variables += [v for v in tape.watched_variables() if v.ref() in self._hidden]
+        kind = f"Invert({_class_name(bijector)})" if inverted else _class_name(bijector)
+        shapes = f"{_format(shape)} → {_format(self.shape)}"
+        self.rows.append(Row(bijector.name, kind, shapes, variables, self._level))
+        if isinstance(bijector, ChannelSplit):
+            number = bijector.parameters["num_channels"] or shape[-1] // 2
+            value = None if value is None else value[..., :number]
+            inner = _Walk(
+                tf.TensorShape([*shape[:-1], number]),
+                value,
+                self._hidden,
+                self._expand_nested,
+                self._level + 1,
+            )
+            inner.pass_through(bijector.bijector, inverted)
+            self.rows += inner.rows
+        elif self._expand_nested:
+            self.rows += _nested_rows(bijector, self._level + 1)
+
+
+def _nested_rows(owner, level):
+    """Rows, without shapes, of the bijectors, distributions and Keras layers that something holds."""
+    rows = []
+    parts = owner.layers if isinstance(owner, keras.Model) else tf.nest.flatten(owner.parameters)
+    for part in parts:
+        if isinstance(part, (tfb.Bijector, tfd.Distribution)):
+            variables = list(part.variables)
+        elif isinstance(part, keras.layers.Layer):
+            variables = [weight.value for weight in part.weights]
+        else:
+            continue
+        rows.append(Row(part.name, _kind(part), "", variables, level))
+        if not isinstance(part, keras.layers.Layer) or isinstance(part, keras.Model):
+            rows += _nested_rows(part, level + 1)
+    return rows
+
+
+def _class_name(part):
+    """Some classes, of TFP and of this package, have a private twin that is a CompositeTensor, or is none."""
+    return type(part).__name__.removeprefix("_Composite").removeprefix("_")
+
+
+def _kind(part):
+    """The class; of `tfd.Sample` and the like the class within, too."""
+    inner = getattr(part, "distribution", None) if isinstance(part, (tfd.Sample, tfd.Independent)) else None
+    return _class_name(part) + (f" of {_kind(inner)}" if inner is not None else "")
+
+
+def _format(shape):
+    shapes = tf.nest.flatten(tf.nest.map_structure(lambda part: tuple(tf.TensorShape(part)), shape))
+    return str(tuple(shape)) if isinstance(shape, tf.TensorShape) else str(shapes)
+
+
+def _references(rows):
+    return {variable.ref() for row in rows for variable in row.variables}
+
+
+def _table(header, positions, line_length):
+    ends = [int(position * line_length) for position in positions]
+    # Without the border and a space on each side.
+    widths = [end - start - 3 for start, end in zip([0, *ends], ends, strict=False)]
+    if min(widths) < 1:
+        raise ValueError(f"`line_length` {line_length} is too small for the positions {positions}.")
+    align = ["left", "left", "right", "right", "center"]
+    columns = [
+        rich.table.Column(name, justify=justify, width=width)
+        for name, justify, width in zip(header, align, widths, strict=False)
+    ]
+    return rich.table.Table(*columns, width=line_length, show_lines=True)
+
+
+def _in_range(rows, layer_range):
+    """The rows from the first name that matches to the last, with what is nested in them."""
+    if layer_range is None:
+        return rows
+    if len(layer_range) != 2 or not all(isinstance(name, str) for name in layer_range):
+        raise ValueError(
+            f"`layer_range` must be two names, or regular expressions of them; got {layer_range!r}."
+        )
+    found = [[i for i, row in enumerate(rows) if re.match(name, row.name)] for name in layer_range]
+    if not all(found):
+        raise ValueError(
+            f"`layer_range` {layer_range!r} matches no bijector; there are {[row.name for row in rows]}."
+        )
+    start, end = sorted([min(found[0]), max(found[1])])
+    level = rows[end].level
+    while end + 1 < len(rows) and rows[end + 1].level > level:
+        end += 1
+    return rows[start : end + 1]
