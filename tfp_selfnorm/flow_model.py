@@ -1,20 +1,14 @@
 """`FlowModel`, a Keras model over any TFP distribution."""
 
-import contextlib
-
 import keras
 import tensorflow as tf
 
-from tfp_selfnorm.adaptation import check_adapted
-from tfp_selfnorm.checks import (
-    check_distribution,
-    check_inverse_learning,
-)
-from tfp_selfnorm.fit_data import FitData, naming_the_batch, prepare, prepare_batch, prepare_validation
+from tfp_selfnorm.checks import check_distribution, check_inverse_learning
+from tfp_selfnorm.flow_fit import FlowFit
 from tfp_selfnorm.flow_functions import FlowFunctions
 from tfp_selfnorm.flow_saving import FlowSaving
 from tfp_selfnorm.flow_steps import FlowSteps, MeanFigure
-from tfp_selfnorm.integers import check_counts, check_positive_int
+from tfp_selfnorm.integers import check_positive_int
 from tfp_selfnorm.names import check_keras_name
 from tfp_selfnorm.networks import computes_in_float16
 from tfp_selfnorm.options import check_bool
@@ -28,7 +22,7 @@ from tfp_selfnorm.variables import NetworkHolder, adopt, reachable
 
 
 @keras.saving.register_keras_serializable("tfp_selfnorm")
-class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
+class FlowModel(FlowFit, FlowFunctions, FlowSaving, FlowSteps, keras.Model):
     """Trains a distribution by maximum likelihood with Keras `fit`, and scores, samples and exports it.
 
     Takes any TFP distribution with trainable variables. `fit(x)` minimises the mean negative
@@ -42,7 +36,13 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
     outside the compiled step: every `refresh_interval` of the layer, by so many steps `nll` in training lags,
     and at the start of `evaluate` and `predict`, so `val_nll` is exact.
 
-    A step whose loss or gradients are not finite is skipped, and counted by `skipped_updates`.
+    A step whose loss, gradients or learning rate are not finite is skipped, and counted by `skipped_updates`.
+
+    It is a layer of bigger models too: `model(x)` is the log density of each event, with exact values and
+    gradients, at O(D^3) for each self-normalizing layer and call, and with its regularizers added by
+    `add_loss`. In O(D^2) that takes a `training_scope` in the bigger model's own `train_step`. Learned
+    inverses that no regularizer teaches are brought up to date where they are used: by samples, files and
+    exports.
 
     Events go in as `(batch, *event_shape)`, in a floating dtype; they are cast to the distribution's.
 
@@ -194,146 +194,6 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
         """
         self._refresh.before_evaluation()
 
-    def fit(
-        self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        validation_split=0.0,
-        validation_data=None,
-        shuffle=True,
-        class_weight=None,
-        sample_weight=None,
-        initial_epoch=0,
-        steps_per_epoch=None,
-        validation_steps=None,
-        validation_batch_size=None,
-        validation_freq=1,
-    ):
-        """Keras's `fit`, without targets.
-
-        Args:
-          x: events: an array of any library, a `tf.data.Dataset` of batches, or what else Keras takes.
-          y: labels; they are ignored, but for `class_weight`.
-          batch_size: as Keras's, and so are the arguments that are not named here.
-          validation_data: events, in a form that `x` may have, or a tuple or list that begins with them:
-            `(x,)`, `(x, y)` or `(x, y, sample_weight)`; `y` may be `None`.
-          class_weight: weights of the labels, in place of `sample_weight`.
-          sample_weight: one weight an example, 0 or more; weighs the likelihoods, not the regularizer. Data
-            sets hold them: `(x, y, sample_weight)`.
-
-        Raises:
-          TypeError: if `x` or `validation_data` is of no form that has events, or not floating.
-          ValueError: if they are no batches of events; if an array or a batch has values or weights that are
-            not finite, saying where; if a kernel becomes singular, naming the layer; if too many updates in
-            a row were not finite.
-        """
-        check_counts(
-            batch_size=batch_size,
-            epochs=epochs or None,
-            steps_per_epoch=steps_per_epoch,
-            validation_steps=validation_steps,
-            validation_batch_size=validation_batch_size,
-        )
-        data = prepare(x, self.distribution, y, sample_weight, class_weight)
-        if validation_data is not None:
-            validation_data = prepare_validation(validation_data, self.distribution)
-        check_adapted(self.distribution)
-        self._step = None
-        with naming_the_batch():
-            history = super().fit(
-                *data[:2],
-                batch_size=batch_size,
-                epochs=epochs,
-                verbose=verbose,
-                callbacks=callbacks,
-                validation_split=validation_split,
-                validation_data=validation_data,
-                shuffle=shuffle,
-                class_weight=class_weight,
-                sample_weight=data.sample_weight,
-                initial_epoch=initial_epoch,
-                steps_per_epoch=steps_per_epoch,
-                validation_steps=validation_steps,
-                validation_batch_size=validation_batch_size,
-                validation_freq=validation_freq,
-            )
-        self._check_guard()
-        # Keras may have put the averages of the kernels in their place.
-        self._refresh.set_inverses()
-        return history
-
-    def evaluate(
-        self,
-        x=None,
-        y=None,
-        batch_size=None,
-        verbose="auto",
-        sample_weight=None,
-        steps=None,
-        callbacks=None,
-        return_dict=False,
-        **kwargs,
-    ):
-        """Keras's `evaluate`, with exact likelihoods: the log-dets are computed once, at its start.
-
-        Takes events and weights, and raises, as `fit` does.
-        """
-        check_counts(batch_size=batch_size, steps=steps)
-        data = FitData(x, y, sample_weight)
-        # Within `fit` Keras has made its iterator of the validation data, which are checked.
-        if not kwargs.get("_use_cached_eval_dataset", False):
-            data = prepare(x, self.distribution, y, sample_weight)
-        check_adapted(self.distribution)
-        self._evaluation_begins = True
-        with naming_the_batch(), self._evaluating():
-            return super().evaluate(
-                *data[:2],
-                batch_size=batch_size,
-                verbose=verbose,
-                sample_weight=data.sample_weight,
-                steps=steps,
-                callbacks=callbacks,
-                return_dict=return_dict,
-                **kwargs,
-            )
-
-    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
-        """Keras's `train_on_batch`; takes events and weights as `fit` does."""
-        check_adapted(self.distribution)
-        x, y, sample_weight = prepare_batch(x, self.distribution, y, sample_weight, class_weight)
-        return super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
-
-    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
-        """Keras's `test_on_batch`, with exact likelihoods; takes events and weights as `fit` does."""
-        check_adapted(self.distribution)
-        x, y, sample_weight = prepare_batch(x, self.distribution, y, sample_weight)
-        self._evaluation_begins = True
-        with self._evaluating():
-            return super().test_on_batch(x, y, sample_weight, return_dict)
-
-    def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
-        """The exact log density of each event, batch by batch; the log-dets are computed once.
-
-        Takes events, and raises, as `fit` does.
-        """
-        check_counts(batch_size=batch_size, steps=steps)
-        data = prepare(x, self.distribution)
-        check_adapted(self.distribution)
-        self._evaluation_begins = True
-        with naming_the_batch():
-            return super().predict(data.x, batch_size, verbose, steps, callbacks)
-
-    def predict_on_batch(self, x):
-        """The exact log density of each event of one batch."""
-        check_adapted(self.distribution)
-        x = prepare_batch(x, self.distribution).x
-        self._evaluation_begins = True
-        return super().predict_on_batch(x)
-
     def _add_state(self, initial, name, dtype="float32"):
         """A scalar that no gradient trains, and that files keep."""
         initializer = keras.initializers.Constant(initial)
@@ -383,14 +243,6 @@ class FlowModel(FlowFunctions, FlowSaving, FlowSteps, keras.Model):
     def _names(self, variables):
         names = {id(variable): name for name, variable in self._named.items()}
         return [names[id(variable)] for variable in variables]
-
-    @contextlib.contextmanager
-    def _evaluating(self):
-        self._is_evaluating = True
-        try:
-            yield
-        finally:
-            self._is_evaluating = False
 
     def _trains_inverse(self, layer):
         """Whether a gradient reaches the layer's forward kernel."""
