@@ -55,8 +55,8 @@ def test_gradients_agree_in_eager_graph_and_xla(rng, kind, jit_compile):
         return tape.gradient(loss, flow.trainable_variables)
 
     found = gradients(x) if jit_compile is None else tf.function(gradients, jit_compile=jit_compile)(x)
-    # The same by hand: outside the scope, with plain products for the error.
-    with tf.GradientTape() as tape:
+    # The same by hand: without a regularizer in the scope, with plain products for the error.
+    with tf.GradientTape() as tape, sn.training_scope(None):
         loss = -tf.reduce_mean(flow.log_prob(tf.identity(x)))
         y = x
         for i, layer in enumerate(sn.self_norm_layers(flow)):
@@ -81,18 +81,25 @@ def test_held_values_keep_a_mixture_right(rng):
     for flow in components:
         for variable in flow.trainable_variables:
             variable.assign_add(0.3 * rng.normal(size=variable.shape))
-    mixture = tfd.Mixture(tfd.Categorical(logits=tf.Variable([0.3, 0.1], dtype=tf.float64)), components)
+    logits = tf.Variable([0.3, 0.1], dtype=tf.float64)
+    mixture = tfd.Mixture(tfd.Categorical(logits=logits), components)
     x = tf.constant(rng.normal(size=[6, 3]))
     layers = sn.self_norm_layers(mixture)
     assert len(layers) == 4
-    with tf.GradientTape() as tape:
-        exact = mixture.log_prob(tf.identity(x))
-    expected = tape.gradient(exact, mixture.trainable_variables)
+    exact = mixture.log_prob(tf.identity(x))
+    # Each component gets its own gradient of the scope, by its exact share in the density.
+    joint = np.stack([flow.log_prob(tf.identity(x)) for flow in components], axis=-1)
+    joint += np.log(tf.nn.softmax(logits))
+    share = np.exp(joint - exact.numpy()[:, np.newaxis])
+    variables = [variable for flow in components for variable in flow.trainable_variables]
+    with tf.GradientTape() as tape, sn.training_scope(None):
+        weighted = [share[:, i] * flow.log_prob(tf.identity(x)) for i, flow in enumerate(components)]
+    expected = [share.sum(axis=0) - 6 * tf.nn.softmax(logits), *tape.gradient(weighted, variables)]
     held = {layer: layer.exact_log_det() for layer in layers}
     with tf.GradientTape() as tape, sn.training_scope(None, held):
         surrogate = mixture.log_prob(tf.identity(x))
     np.testing.assert_allclose(surrogate, exact, rtol=1e-10)
-    for one, other in zip(tape.gradient(surrogate, mixture.trainable_variables), expected, strict=True):
+    for one, other in zip(tape.gradient(surrogate, [logits, *variables]), expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
@@ -196,7 +203,7 @@ def test_control_flow_inside_a_scope(make_layer, make_flow):
         return tape.gradient(loss, flow.trainable_variables)
 
     x = tf.ones([4, 3], tf.float64)
-    with tf.GradientTape() as tape:
+    with tf.GradientTape() as tape, sn.training_scope(None):
         loss = -tf.reduce_mean(flow.log_prob(tf.identity(x)))
     expected = tape.gradient(loss, flow.trainable_variables)
     for one, other in zip(gradients(x, None), expected, strict=True):
