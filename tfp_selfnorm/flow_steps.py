@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from tfp_selfnorm import images
 from tfp_selfnorm.checks import check_events
@@ -32,13 +33,15 @@ class FlowSteps:
     # Until `compile`.
     optimizer = None
 
-    def call(self, x, training=False):
+    def call(self, x, training=None):
         """The log density of each event: exact, or the surrogate of the training scope that is open.
 
         In the training of another model the gradient is exact too, at O(D^3) for each layer and call, and the
         regularizer is added by `add_loss`, at a weight that is fixed, or that adapts or goes on at each call.
+        A model whose `call` does not pass `training` on is training where a gradient tape is open.
         """
         x = tf.identity(check_events(x, self.distribution))
+        training = record.could_possibly_record() if training is None else training
         if current_scope() is None and training and self._regularized_layers:
             with recording_scope(self.inverse_learning) as scope:
                 log_prob = self.distribution.log_prob(x)
