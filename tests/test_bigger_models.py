@@ -164,6 +164,8 @@ def test_the_regularizers_of_two_flows_count_once(rng):
         expected += mean_nll(flow, x)
     history = fitted_halves(model, keras.optimizers.SGD(0.0), epochs=1)
     np.testing.assert_allclose(history["loss"][0], expected, rtol=1e-5)
+    evaluated = model.evaluate(DATA, np.zeros(len(DATA)), batch_size=len(DATA), verbose=0)
+    np.testing.assert_allclose(evaluated, expected, rtol=1e-5)
     assert len(model.losses) == 2
 
 
