@@ -218,7 +218,7 @@ def training_scope(
     Inside the scope each layer's log-det has the gradient that the layer names and the value held for it: 0,
     or the one in `log_dets`. So `log_prob` is a surrogate: its gradient has the learned inverse in place of
     the inverse transpose, and its value is off by a constant if the held values are stale. Outside, the value
-    and the gradient of `log_prob` are exact, at O(D^3). The scope acts on any TFP object that holds the
+    and the gradient of `log_prob` are exact, at O(D^3). The scope acts on the TFP objects that hold the
     layers, in eager code, in `tf.function` and under XLA; it belongs to the thread that opened it.
 
     Args:
