@@ -21,8 +21,8 @@ class Refresh:
     Args:
       layers: self-normalizing layers.
       tracked: those of them whose R is set to the inverse of W every so many steps.
-      untaught: those whose R nothing teaches but the likelihood inside the training scope. It is set, like that
-        of the tracked ones, where W has changed outside of training steps.
+      untaught: those whose R nothing teaches but the likelihood inside the training scope. It is set, like
+        that of the tracked ones, where W has changed outside of training steps.
       add_weight: function that makes a Keras variable, such as the method of a `keras.Model`.
     """
 
