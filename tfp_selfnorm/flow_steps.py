@@ -46,7 +46,7 @@ class FlowSteps:
                 self._add_reconstruction_loss(scope, self._guard.steps)
             self._adapt_reconstruction_weights(scope)
             return log_prob
-        log_prob = self.distribution.log_prob(x)
+        log_prob = (self.distribution if training else self.inference_distribution).log_prob(x)
         scope = current_scope()
         if scope is not None and scope.records:
             self._add_reconstruction_loss(scope, self._iterations())
