@@ -159,11 +159,11 @@ REGISTRY = {
     ),
     "self_norm_dense, exact gradient": Case(_dense(gradient="exact"), xla_log_det=False, unused=1),
     "self_norm_dense, relative gradient": Case(_dense(gradient="relative"), xla_log_det=False, unused=1),
-    "self_norm_dense, exact inversion": Case(_dense(inversion="exact"), xla_log_det=False),
+    "self_norm_dense, exact inversion": Case(_dense(inversion="exact"), xla_log_det=False, unused=1),
     "self_norm_dense, mixture 1, learned": Case(_dense(mixture=1.0), xla_log_det=False),
     "self_norm_dense, batch of kernels": Case(_dense(batch_shape=(3,)), xla_log_det=False, batch_shape=(3,)),
     "self_norm_dense, batch of kernels, exact inversion": Case(
-        _dense(batch_shape=(3,), inversion="exact"), xla_log_det=False, batch_shape=(3,)
+        _dense(batch_shape=(3,), inversion="exact"), xla_log_det=False, batch_shape=(3,), unused=1
     ),
     "invert(self_norm_dense)": Case(lambda dtype: tfb.Invert(_dense()(dtype)), xla_log_det=False),
     "smooth_leaky_relu": Case(lambda dtype: SmoothLeakyReLU(tf.constant(0.3, dtype))),
@@ -174,7 +174,7 @@ REGISTRY = {
     "pixel_sigmoid": Case(lambda dtype: images.pixel_sigmoid(16, 1e-3, dtype), data_range=(0.5, 15.5)),
     "self_norm_conv2d": Case(_conv(), event_shape=(4, 5, 2)),
     "self_norm_conv2d, 1x1": Case(_conv((1, 1)), event_shape=(4, 5, 2)),
-    "self_norm_conv2d, exact inversion": Case(_conv(inversion="exact"), event_shape=(4, 5, 2), unused=0),
+    "self_norm_conv2d, exact inversion": Case(_conv(inversion="exact"), event_shape=(4, 5, 2), unused=1),
     "self_norm_conv2d, exact gradient, 3x5": Case(
         _conv((3, 5), gradient="exact"), event_shape=(4, 5, 2), unused=1
     ),

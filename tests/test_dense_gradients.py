@@ -1,5 +1,7 @@
 """Gradients against the paper's formulas, written out in numpy."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,21 +15,24 @@ tfd = tfp.distributions
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 SIZES = [1, 6, 16]
 BATCHES = [(), (5,), (2, 3)]
+INVERSIONS = ["learned", "exact"]
+SCOPES = {
+    "held 0": lambda layer: training_scope(None),
+    "held log-det": lambda layer: training_scope(None, {layer: layer.exact_log_det()}),
+    "outside": lambda layer: contextlib.nullcontext(),
+}
 
 
 def values_of(layer):
     return layer.inverse_kernel.numpy(), layer.forward_kernel.numpy(), layer.bias.numpy()
 
 
-def nll_gradients(flow, layer, x, in_scope=False, scale=1.0, reduce=tf.reduce_mean):
+def nll_gradients(flow, layer, x, scope="held 0", scale=1.0, reduce=tf.reduce_mean):
     """Of the reduced NLL, with respect to W, R, bias and x."""
     x = tf.constant(x)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        if in_scope:
-            with training_scope(None):
-                loss = -scale * reduce(flow.log_prob(tf.identity(x)))
-        else:
+        with SCOPES[scope](layer):
             loss = -scale * reduce(flow.log_prob(tf.identity(x)))
     return tape.gradient(loss, [layer.inverse_kernel, layer.forward_kernel, layer.bias, x])
 
@@ -49,16 +54,30 @@ def paper_gradients(layer, x, mixture):
     return [-g / len(rows) for g in (d_w, d_r, d_bias, d_rows.reshape(x.shape))]
 
 
-@pytest.mark.parametrize("in_scope", [False, True], ids=["outside", "in scope"])
+def exact_gradients(layer, x):
+    """Of the mean NLL, whose log-det has the gradient W^-T; R plays no part in it."""
+    w, _, bias = values_of(layer)
+    rows = x.reshape(-1, x.shape[-1])
+    d_z = -(rows @ w.T + bias) / len(rows)
+    return -(d_z.T @ rows + np.linalg.inv(w).T), None, -d_z.sum(axis=0), -(d_z @ w).reshape(x.shape)
+
+
+def check_gradients(found, expected):
+    for gradient, formula in zip(found, expected, strict=True):
+        assert (gradient is None) == (formula is None)
+        if formula is not None:
+            np.testing.assert_allclose(gradient, formula, **TOLERANCE)
+
+
+@pytest.mark.parametrize("scope", ["held 0", "held log-det"])
 @pytest.mark.parametrize("mixture", [0.5, 0.3, 0.0])
 @pytest.mark.parametrize("batch", BATCHES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-def test_self_norm_gradients_are_the_papers(make_layer, make_flow, rng, size, batch, mixture, in_scope):
+def test_self_norm_gradients_are_the_papers(make_layer, make_flow, rng, size, batch, mixture, scope):
     layer = make_layer(size, mixture=mixture)
     x = rng.normal(size=[*batch, size])
-    found = nll_gradients(make_flow(layer, size), layer, x, in_scope)
-    for gradient, expected in zip(found, paper_gradients(layer, x, mixture), strict=True):
-        np.testing.assert_allclose(gradient, expected, **TOLERANCE)
+    found = nll_gradients(make_flow(layer, size), layer, x, scope)
+    check_gradients(found, paper_gradients(layer, x, mixture))
 
 
 def test_mixture_one_leaves_r_without_a_gradient(make_layer, make_flow, rng):
@@ -69,22 +88,43 @@ def test_mixture_one_leaves_r_without_a_gradient(make_layer, make_flow, rng):
     np.testing.assert_allclose(d_w, paper_gradients(layer, x, 1.0)[0], **TOLERANCE)
 
 
-@pytest.mark.parametrize("in_scope", [False, True], ids=["outside", "in scope"])
+@pytest.mark.parametrize("scope", ["held 0", "held log-det"])
 @pytest.mark.parametrize("size", SIZES)
-def test_exact_and_relative_gradients(make_layer, make_flow, rng, size, in_scope):
+def test_exact_and_relative_gradients(make_layer, make_flow, rng, size, scope):
     x = rng.normal(size=[5, size])
     for gradient in ("exact", "relative"):
         layer = make_layer(size, gradient=gradient)
-        w, _, bias = values_of(layer)
-        d_z = -(x @ w.T + bias)
-        ascend = d_z.T @ x / len(x) + np.linalg.inv(w).T
-        if gradient == "relative":
-            ascend = ascend @ w.T @ w
-        found = nll_gradients(make_flow(layer, size), layer, x, in_scope)
-        np.testing.assert_allclose(found[0], -ascend, **TOLERANCE)
-        assert found[1] is None
-        np.testing.assert_allclose(found[2], -d_z.mean(axis=0), **TOLERANCE)
-        np.testing.assert_allclose(found[3], -d_z @ w / len(x), **TOLERANCE)
+        w = layer.inverse_kernel.numpy()
+        d_w, *others = exact_gradients(layer, x)
+        expected = d_w @ w.T @ w if gradient == "relative" else d_w
+        check_gradients(nll_gradients(make_flow(layer, size), layer, x, scope), [expected, *others])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(
+            {"mixture": mixture, "inversion": inversion}
+            for mixture in (0.0, 0.3, 0.5, 1.0)
+            for inversion in INVERSIONS
+        ),
+        *(
+            {"gradient": name, "inversion": inversion}
+            for name in ("exact", "relative")
+            for inversion in INVERSIONS
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_outside_of_a_scope_no_option_changes_the_exact_gradient(
+    make_layer, make_flow, rng, size, batch, options
+):
+    layer = make_layer(size, **options)
+    x = rng.normal(size=[*batch, size])
+    found = nll_gradients(make_flow(layer, size), layer, x, "outside")
+    check_gradients(found, exact_gradients(layer, x))
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 7, None])
@@ -109,16 +149,16 @@ def test_with_the_true_inverse_w_has_half_the_exact_gradient(make_layer, make_fl
     np.testing.assert_allclose(self_norm[3], exact[3], **TOLERANCE)
 
 
-@pytest.mark.parametrize("in_scope", [False, True], ids=["outside", "in scope"])
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("gradient", ["self_norm", "exact", "relative"])
-def test_a_scaled_loss_scales_every_gradient(make_layer, make_flow, rng, gradient, in_scope):
+def test_a_scaled_loss_scales_every_gradient(make_layer, make_flow, rng, gradient, scope):
     layer = make_layer(6, gradient=gradient)
     flow = make_flow(layer, 6)
     x = rng.normal(size=[8, 6])
-    once = nll_gradients(flow, layer, x, in_scope)
+    once = nll_gradients(flow, layer, x, scope)
     for scaled in (
-        nll_gradients(flow, layer, x, in_scope, scale=128.0),
-        nll_gradients(flow, layer, x, in_scope, scale=16.0, reduce=tf.reduce_sum),
+        nll_gradients(flow, layer, x, scope, scale=128.0),
+        nll_gradients(flow, layer, x, scope, scale=16.0, reduce=tf.reduce_sum),
     ):
         for one, many in zip(once, scaled, strict=True):
             assert (one is None) == (many is None)
@@ -126,22 +166,26 @@ def test_a_scaled_loss_scales_every_gradient(make_layer, make_flow, rng, gradien
                 np.testing.assert_allclose(many, 128.0 * one.numpy(), **TOLERANCE)
 
 
-def test_micro_batches_add_up(make_layer, make_flow, rng):
+@pytest.mark.parametrize("scope", SCOPES)
+def test_micro_batches_add_up(make_layer, make_flow, rng, scope):
     layer = make_layer(6)
     flow = make_flow(layer, 6)
     x = rng.normal(size=[8, 6])
-    whole = nll_gradients(flow, layer, x)[:3]
-    halves = [nll_gradients(flow, layer, part)[:3] for part in (x[:4], x[4:])]
+    whole, *halves = (nll_gradients(flow, layer, part, scope)[:3] for part in (x, x[:4], x[4:]))
     for gradient, first, second in zip(whole, *halves, strict=True):
-        np.testing.assert_allclose(gradient, (first + second) / 2.0, **TOLERANCE)
+        assert (gradient is None) == (first is None) == (second is None)
+        if gradient is not None:
+            np.testing.assert_allclose(gradient, (first + second) / 2.0, **TOLERANCE)
+    assert (whole[1] is None) == (scope == "outside")
 
 
-def test_forward_direction_has_the_same_gradients_with_the_roles_exchanged(make_layer, rng):
+@pytest.mark.parametrize("scope", SCOPES)
+def test_forward_direction_has_the_same_gradients_with_the_roles_exchanged(make_layer, rng, scope):
     layer = make_layer(6)
     w, r, bias = values_of(layer)
     x, d_y = rng.normal(size=[5, 6]), rng.normal(size=[5, 6])
     point = tf.constant(x)
-    with tf.GradientTape() as tape:
+    with tf.GradientTape() as tape, SCOPES[scope](layer):
         tape.watch(point)
         y = layer.forward(tf.identity(point))
         loss = tf.reduce_mean(
@@ -150,25 +194,31 @@ def test_forward_direction_has_the_same_gradients_with_the_roles_exchanged(make_
     found = tape.gradient(loss, [layer.forward_kernel, layer.inverse_kernel, layer.bias, point])
     centred = x - bias
     y_prime, d_x = centred @ r.T, d_y @ r
-    np.testing.assert_allclose(found[0], 0.5 * (d_y.T @ centred / 5 + w.T), **TOLERANCE)
-    np.testing.assert_allclose(found[1], 0.5 * (-d_x.T @ y_prime / 5 - r.T), **TOLERANCE)
-    np.testing.assert_allclose(found[2], -d_x.mean(axis=0), **TOLERANCE)
-    np.testing.assert_allclose(found[3], d_x / 5, **TOLERANCE)
+    if scope == "outside":
+        of_kernels = [d_y.T @ centred / 5 + np.linalg.inv(r).T, None]
+    else:
+        of_kernels = [0.5 * (d_y.T @ centred / 5 + w.T), 0.5 * (-d_x.T @ y_prime / 5 - r.T)]
+    check_gradients(found, [*of_kernels, -d_x.mean(axis=0), d_x / 5])
 
 
-@pytest.mark.parametrize("gradient", ["exact", "relative"])
-def test_exact_inversion_has_the_gradients_of_the_solve(make_layer, rng, gradient):
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("gradient", ["self_norm", "exact", "relative"])
+def test_exact_inversion_has_the_gradients_of_the_solve(make_layer, rng, gradient, scope):
+    """The whole ones, whatever the mixture; the log-det's is -R^T where the learned inverse is to enter."""
     layer = make_layer(4, gradient=gradient, inversion="exact")
     x = tf.constant(rng.normal(size=[3, 4]))
     kernel = tf.Variable(layer.inverse_kernel)
-    with tf.GradientTape() as tape:
+    with tf.GradientTape() as tape, SCOPES[scope](layer):
         y = layer.forward(x)
         loss = tf.reduce_sum(tf.sin(y)) + layer.forward_log_det_jacobian(tf.identity(x))
-    found = tape.gradient(loss, layer.inverse_kernel)
+    found = tape.gradient(loss, [layer.inverse_kernel, layer.forward_kernel])
     with tf.GradientTape() as tape:
         y = (x - layer.bias) @ tf.linalg.inv(kernel, adjoint=True)
-        loss = tf.reduce_sum(tf.sin(y)) - tf.linalg.slogdet(kernel)[1]
-    np.testing.assert_allclose(found, tape.gradient(loss, kernel), rtol=1e-9, atol=1e-9)
+        loss = tf.reduce_sum(tf.sin(y))
+    w, r, _ = values_of(layer)
+    of_log_det = r.T if gradient == "self_norm" and scope != "outside" else np.linalg.inv(w).T
+    np.testing.assert_allclose(found[0], tape.gradient(loss, kernel) - of_log_det, rtol=1e-9, atol=1e-9)
+    assert found[1] is None
 
 
 @pytest.mark.parametrize("mixture", [0.3, 0.0])

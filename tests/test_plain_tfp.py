@@ -21,7 +21,7 @@ def flow_log_prob(layer, x):
 
 
 def flow_gradients(layer, x, weight):
-    """Gradients of the weighted sum of `flow_log_prob`, those of the paper, for W, R and the bias.
+    """Gradients of the weighted sum of `flow_log_prob` for W, R and the bias: the exact ones and the paper's.
 
     For a batch of kernels x and the weight have the batch as their last batch dimension.
     """
@@ -33,20 +33,26 @@ def flow_gradients(layer, x, weight):
     subscripts = "n...i,n...j->...ij"
     total = weight.sum(axis=0)[..., np.newaxis, np.newaxis]
     x = np.broadcast_to(x, z.shape)
-    d_w = 0.5 * (np.einsum(subscripts, d_z, x) + total * np.swapaxes(r, -1, -2))
+    likelihood = np.einsum(subscripts, d_z, x)
+    d_w = 0.5 * (likelihood + total * np.swapaxes(r, -1, -2))
     d_r = -0.5 * (np.einsum(subscripts, d_x, images) + total * np.swapaxes(w, -1, -2))
-    return d_w, d_r, d_z.sum(axis=0)
+    d_bias = d_z.sum(axis=0)
+    exact_d_w = likelihood + total * np.swapaxes(np.linalg.inv(w), -1, -2)
+    return (exact_d_w, None, d_bias), (d_w, d_r, d_bias)
 
 
 def check_log_prob_and_gradients(distribution, x, expected, layers_and_gradients):
-    """The log-prob and its gradients, outside of a scope and in one that holds the exact log-dets."""
+    """The log-prob and its gradients, outside of a scope and in one that holds the exact log-dets.
+
+    Outside they are exact, inside the paper's.
+    """
     held = {layer: layer.exact_log_det() for layer, _ in layers_and_gradients}
     variables = [
         variable
         for layer, _ in layers_and_gradients
         for variable in (layer.inverse_kernel, layer.forward_kernel, layer.bias)
     ]
-    gradients = [gradient for _, of_layer in layers_and_gradients for gradient in of_layer]
+    exact, papers = ([gradient for _, both in layers_and_gradients for gradient in both[i]] for i in range(2))
 
     def outside(x):
         with tf.GradientTape() as tape:
@@ -58,11 +64,13 @@ def check_log_prob_and_gradients(distribution, x, expected, layers_and_gradients
             log_prob = distribution.log_prob(tf.nest.map_structure(tf.identity, x))
         return log_prob, tape.gradient(log_prob, variables)
 
-    for function in (outside, inside, tf.function(outside), tf.function(inside)):
-        log_prob, found = function(x)
-        np.testing.assert_allclose(log_prob, expected, **TOLERANCE)
-        for one, other in zip(found, gradients, strict=True):
-            np.testing.assert_allclose(one, other, **TOLERANCE)
+    for function, gradients in ((outside, exact), (inside, papers)):
+        for log_prob, found in (function(x), tf.function(function)(x)):
+            np.testing.assert_allclose(log_prob, expected, **TOLERANCE)
+            for one, other in zip(found, gradients, strict=True):
+                assert (one is None) == (other is None)
+                if one is not None:
+                    np.testing.assert_allclose(one, other, **TOLERANCE)
     assert {id(v) for v in variables} <= {id(v) for v in distribution.trainable_variables}
 
 

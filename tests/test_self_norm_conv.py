@@ -1,5 +1,7 @@
 """SelfNormConv2D and SelfNormConv1D against the dense matrix and the paper's formulas in numpy."""
 
+import contextlib
+
 import dense_convolution as dense
 import numpy as np
 import pytest
@@ -21,6 +23,11 @@ CASES = {
     "1-D, length 17": ((5,), (17,), 2),
 }
 MIXTURES = [0.5, 0.3, 1.0]
+SCOPES = {
+    "held 0": lambda layer: training_scope(None),
+    "held log-det": lambda layer: training_scope(None, {layer: layer.exact_log_det()}),
+    "outside": lambda layer: contextlib.nullcontext(),
+}
 
 
 def make_layer(rng, sizes, spatial_shape, channels, is_inverse=False, **options):
@@ -105,14 +112,11 @@ def likelihood_gradients(layer, y, scale=1.0):
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
-@pytest.mark.parametrize("in_scope", [False, True], ids=["outside", "in scope"])
-def test_gradients_are_the_papers(case, mixture, in_scope, rng):
+@pytest.mark.parametrize("scope", ["held 0", "held log-det"])
+def test_gradients_are_the_papers(case, mixture, scope, rng):
     layer = make_layer(rng, *case, mixture=mixture)
     y = data(rng, layer)
-    if in_scope:
-        with training_scope(None):
-            found = likelihood_gradients(layer, y)
-    else:
+    with SCOPES[scope](layer):
         found = likelihood_gradients(layer, y)
     expected = paper_gradients(layer, y, mixture)
     assert (found[1] is None) == (mixture == 1.0)
@@ -122,11 +126,36 @@ def test_gradients_are_the_papers(case, mixture, in_scope, rng):
         np.testing.assert_allclose(np.reshape(gradient, formula.shape), formula, **TOLERANCE)
 
 
-def test_a_scaled_loss_scales_the_log_det_too(rng):
+def exact_gradient(layer, y):
+    """Of the mean log-likelihood, for W: `d_z x^T + W^-T` on kernels."""
+    w, _, bias = matrices(layer)
+    x = rows(y, layer)
+    d_z = -(x @ w.T + bias) / len(x)
+    shape = layer.inverse_kernel.shape
+    return dense.kernel_gradient(d_z.T @ x + np.linalg.inv(w).T, shape, layer.spatial_shape)
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_outside_of_a_scope_gradients_are_exact(case, mixture, rng):
+    layer = make_layer(rng, *case, mixture=mixture)
+    y = data(rng, layer)
+    found, papers = likelihood_gradients(layer, y), paper_gradients(layer, y, mixture)
+    np.testing.assert_allclose(found[0], exact_gradient(layer, y), **TOLERANCE)
+    assert found[1] is None
+    np.testing.assert_allclose(found[2], papers[2], **TOLERANCE)
+    np.testing.assert_allclose(rows(found[3], layer), papers[3], **TOLERANCE)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_scaled_loss_scales_the_log_det_too(rng, scope):
     layer = make_layer(rng, (3, 3), (4, 5), 2)
     y = data(rng, layer)
-    for one, many in zip(likelihood_gradients(layer, y), likelihood_gradients(layer, y, 128.0), strict=True):
-        np.testing.assert_allclose(128.0 * np.array(one), many, rtol=1e-12)
+    with SCOPES[scope](layer):
+        found = (likelihood_gradients(layer, y, scale) for scale in (1.0, 128.0))
+        for one, many in zip(*found, strict=True):
+            assert (one is None) == (many is None)
+            if one is not None:
+                np.testing.assert_allclose(128.0 * np.array(one), many, rtol=1e-12)
 
 
 def test_the_exact_gradient(case, rng):
@@ -134,10 +163,7 @@ def test_the_exact_gradient(case, rng):
     assert layer.inversion == "exact"
     y = data(rng, layer)
     found = likelihood_gradients(layer, y)
-    w, _, bias = matrices(layer)
-    x = rows(y, layer)
-    d_z = -(x @ w.T + bias) / len(x)
-    expected = dense.kernel_gradient(d_z.T @ x + np.linalg.inv(w).T, layer.inverse_kernel.shape, case[1])
+    expected = exact_gradient(layer, y)
     np.testing.assert_allclose(found[0], expected, **TOLERANCE)
     assert found[1] is None
     with training_scope(None):
@@ -153,7 +179,7 @@ def test_with_the_true_inverse_the_self_normalizing_gradient_is_exact(sizes, rng
     np.testing.assert_allclose(w @ r, np.eye(len(w)), atol=1e-12)
     exact = dense.kernel_gradient(np.linalg.inv(w).T, layer.inverse_kernel.shape, spatial_shape)
     y = tf.constant(data(rng, layer, ()))
-    with tf.GradientTape() as tape:
+    with tf.GradientTape() as tape, training_scope(None):
         value = layer.inverse_log_det_jacobian(tf.identity(y), layer.forward_min_event_ndims)
     np.testing.assert_allclose(tape.gradient(value, layer.inverse_kernel), 0.5 * exact, **TOLERANCE)
 

@@ -1,5 +1,6 @@
 """The training scope: held values, true gradients, registration, threads, and its refusals."""
 
+import concurrent.futures
 import threading
 
 import numpy as np
@@ -56,8 +57,8 @@ def test_gradients_agree_in_eager_graph_and_xla(rng, kind, jit_compile):
         return tape.gradient(loss, flow.trainable_variables)
 
     found = gradients(x) if jit_compile is None else tf.function(gradients, jit_compile=jit_compile)(x)
-    # The same by hand: outside the scope, with plain products for the error.
-    with tf.GradientTape() as tape:
+    # The same by hand: without a regularizer in the scope, with plain products for the error.
+    with tf.GradientTape() as tape, sn.training_scope(None):
         loss = -tf.reduce_mean(flow.log_prob(tf.identity(x)))
         y = x
         for i, layer in enumerate(sn.self_norm_layers(flow)):
@@ -82,18 +83,25 @@ def test_held_values_keep_a_mixture_right(rng):
     for flow in components:
         for variable in flow.trainable_variables:
             variable.assign_add(0.3 * rng.normal(size=variable.shape))
-    mixture = tfd.Mixture(tfd.Categorical(logits=tf.Variable([0.3, 0.1], dtype=tf.float64)), components)
+    logits = tf.Variable([0.3, 0.1], dtype=tf.float64)
+    mixture = tfd.Mixture(tfd.Categorical(logits=logits), components)
     x = tf.constant(rng.normal(size=[6, 3]))
     layers = sn.self_norm_layers(mixture)
     assert len(layers) == 4
-    with tf.GradientTape() as tape:
-        exact = mixture.log_prob(tf.identity(x))
-    expected = tape.gradient(exact, mixture.trainable_variables)
+    exact = mixture.log_prob(tf.identity(x))
+    # Each component gets its own gradient of the scope, by its exact share in the density.
+    joint = np.stack([flow.log_prob(tf.identity(x)) for flow in components], axis=-1)
+    joint += np.log(tf.nn.softmax(logits))
+    share = np.exp(joint - exact.numpy()[:, np.newaxis])
+    variables = [variable for flow in components for variable in flow.trainable_variables]
+    with tf.GradientTape() as tape, sn.training_scope(None):
+        weighted = [share[:, i] * flow.log_prob(tf.identity(x)) for i, flow in enumerate(components)]
+    expected = [share.sum(axis=0) - 6 * tf.nn.softmax(logits), *tape.gradient(weighted, variables)]
     held = {layer: layer.exact_log_det() for layer in layers}
     with tf.GradientTape() as tape, sn.training_scope(None, held):
         surrogate = mixture.log_prob(tf.identity(x))
     np.testing.assert_allclose(surrogate, exact, rtol=1e-10)
-    for one, other in zip(tape.gradient(surrogate, mixture.trainable_variables), expected, strict=True):
+    for one, other in zip(tape.gradient(surrogate, [logits, *variables]), expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
@@ -201,6 +209,91 @@ def test_scopes_of_threads_do_not_meet(make_layer, make_flow, rng):
     assert not problems
 
 
+def in_another_thread(function):
+    """The result of a call in a thread of its own; an error there is raised here."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result(timeout=60)
+
+
+def single(layers):
+    return standard_normal(layers[0])
+
+
+def chain(layers):
+    return standard_normal(tfb.Chain(layers))
+
+
+def mixture(layers):
+    flows = [standard_normal(layer) for layer in layers]
+    return tfd.Mixture(tfd.Categorical(probs=np.array([0.3, 0.7])), flows)
+
+
+def standard_normal(bijector):
+    return tfd.TransformedDistribution(tfd.MultivariateNormalDiag(tf.zeros(3, tf.float64)), bijector)
+
+
+def numpy_log_probs(make, layers, x):
+    """The exact log density, and the surrogate that holds 0 for each log-det."""
+    values = []
+    for factor in (1.0, 0.0):
+        z, total, terms = x, 0.0, []
+        for layer in layers:
+            w, bias = layer.inverse_kernel.numpy(), layer.bias.numpy()
+            z = (x if make is mixture else z) @ w.T + bias
+            total += factor * np.linalg.slogdet(w)[1]
+            normal = -0.5 * np.sum(z**2, axis=1) - 1.5 * np.log(2 * np.pi)
+            terms.append(normal + (factor * np.linalg.slogdet(w)[1] if make is mixture else total))
+        by_make = {single: terms[0], chain: terms[1]}
+        values.append(by_make[make] if make in by_make else np.log(np.exp(terms).T @ [0.3, 0.7]))
+    return values
+
+
+@pytest.mark.parametrize("is_exact_first", [False, True])
+@pytest.mark.parametrize("make", [single, chain, mixture])
+def test_the_same_tensor_in_a_scope_and_in_another_thread(make, is_exact_first, make_layer, rng):
+    """Whichever comes first, each of the two gets its own value, and keeps it."""
+    layers = [make_layer(3), make_layer(3)]
+    flow, x = make(layers), rng.normal(size=[5, 3])
+    exact, surrogate = numpy_log_probs(make, layers, x)
+    assert np.abs(exact - surrogate).min() > 0.01
+    same = tf.constant(x)
+
+    def log_prob():
+        return flow.log_prob(same)
+
+    # TFP's cache lives as long as the tensors, so none of them may go.
+    kept = [in_another_thread(log_prob)] if is_exact_first else []
+    with sn.training_scope(None):
+        kept.append(log_prob())
+        np.testing.assert_allclose(kept[-1], surrogate, rtol=1e-12)
+        np.testing.assert_allclose(in_another_thread(log_prob), exact, rtol=1e-12)
+        np.testing.assert_allclose(log_prob(), surrogate, rtol=1e-12)
+    np.testing.assert_allclose(log_prob(), exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("direction", ["inverse", "forward"])
+@pytest.mark.parametrize(
+    "wrap", [lambda layer: layer, lambda layer: tfb.Chain([layer])], ids=["layer", "chain"]
+)
+def test_log_dets_of_one_tensor_in_a_scope_and_in_another_thread(wrap, direction, make_layer, rng):
+    layer = make_layer(3)
+    bijector, x = wrap(layer), tf.constant(rng.normal(size=[5, 3]))
+    kernel = layer.inverse_kernel if direction == "inverse" else layer.forward_kernel
+    exact = np.linalg.slogdet(kernel)[1]
+
+    def value():
+        function = getattr(bijector, f"{direction}_log_det_jacobian")
+        return getattr(bijector, direction)(x), function(x, event_ndims=1)
+
+    first = in_another_thread(value)
+    with sn.training_scope(None):
+        inside = value()
+        other = in_another_thread(value)
+        again = value()
+    for found, expected in ((first, exact), (inside, 0.0), (other, exact), (again, 0.0), (value(), exact)):
+        np.testing.assert_allclose(found[1], expected, rtol=1e-12, atol=1e-12)
+
+
 def test_nested_scopes_are_refused():
     with sn.training_scope(), pytest.raises(RuntimeError, match="already open"), sn.training_scope():
         pass
@@ -229,7 +322,7 @@ def test_control_flow_inside_a_scope(make_layer, make_flow):
         return tape.gradient(loss, flow.trainable_variables)
 
     x = tf.ones([4, 3], tf.float64)
-    with tf.GradientTape() as tape:
+    with tf.GradientTape() as tape, sn.training_scope(None):
         loss = -tf.reduce_mean(flow.log_prob(tf.identity(x)))
     expected = tape.gradient(loss, flow.trainable_variables)
     for one, other in zip(gradients(x, None), expected, strict=True):

@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from tfp_selfnorm import images
 from tfp_selfnorm.checks import check_events
@@ -32,24 +33,34 @@ class FlowSteps:
     # Until `compile`.
     optimizer = None
 
-    def call(self, x, training=False):
+    def call(self, x, training=None):
         """The log density of each event: exact, or the surrogate of the training scope that is open.
 
-        In the training of another model the gradient is exact too, at O(D^3) for each layer and call, and the
-        regularizer is added by `add_loss`, at a weight that is fixed, or that adapts or goes on at each call.
+        Called by a bigger model its gradient is exact too, at O(D^3) for each layer and call, and the
+        regularizer is added by `add_loss`, as Keras adds those of weights, in training and in evaluation. A
+        weight that adapts or is scheduled goes on at each call in training; where a bigger model does not
+        pass `training` on, that is where a gradient tape is open.
         """
         x = tf.identity(check_events(x, self.distribution))
-        if current_scope() is None and training and self._regularized_layers:
-            with recording_scope(self.inverse_learning) as scope:
-                log_prob = self.distribution.log_prob(x)
-                self._guard.steps.assign_add(1)
-                self._add_reconstruction_loss(scope, self._guard.steps)
-            self._adapt_reconstruction_weights(scope)
-            return log_prob
-        log_prob = (self.distribution if training else self.inference_distribution).log_prob(x)
+        distribution = self.distribution if training else self.inference_distribution
         scope = current_scope()
+        if scope is None and self._regularized_layers:
+            return self._call_of_a_bigger_model(distribution, x, training)
+        log_prob = distribution.log_prob(x)
         if scope is not None and scope.records:
             self._add_reconstruction_loss(scope, self._iterations())
+        return log_prob
+
+    def _call_of_a_bigger_model(self, distribution, x, training):
+        is_training = record.could_possibly_record() if training is None else training
+        with recording_scope(self.inverse_learning) as scope:
+            log_prob = distribution.log_prob(x)
+            if is_training:
+                self._guard.steps.assign_add(1)
+            if scope.records:
+                self._add_reconstruction_loss(scope, self._guard.steps)
+        if is_training:
+            self._adapt_reconstruction_weights(scope)
         return log_prob
 
     def _add_reconstruction_loss(self, scope, step):

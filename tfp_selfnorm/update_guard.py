@@ -1,7 +1,5 @@
 """Keeps updates that are not finite out of a model, counts them, and says where they came from."""
 
-import functools
-
 import keras
 import tensorflow as tf
 
@@ -86,11 +84,9 @@ class UpdateGuard:
             overflows = ~_on_all_replicas(_all_finite([g for _, g in named])) & (scale > 1.0)
             is_passed_on = is_finite | (first_is_finite & overflows)
         # The branches may only be entered by all replicas at once.
-        update = functools.partial(fused_update.apply, fuses=self.fuses)
         tf.distribute.get_replica_context().merge_call(
             self._apply_or_skip,
             args=(
-                update,
                 optimizer,
                 gradients,
                 list(variables.values()),
@@ -126,13 +122,13 @@ class UpdateGuard:
             "`max_skipped_updates` of `compile`; a smaller learning rate or `clipnorm` may help."
         )
 
-    def _apply_or_skip(self, strategy, update, optimizer, gradients, variables, is_passed_on, suspects, kept):
+    def _apply_or_skip(self, strategy, optimizer, gradients, variables, is_passed_on, suspects, kept):
         def on_each_replica(function, *arguments):
             results = strategy.extended.call_for_each_replica(function, args=arguments)
             return strategy.experimental_local_results(results)
 
         def apply():
-            is_finite = on_each_replica(update, optimizer, gradients, variables)[0]
+            is_finite = on_each_replica(fused_update.apply, optimizer, gradients, variables, self.fuses)[0]
             broken = len(suspects) + tf.argmin(tf.cast(is_finite, tf.int32), output_type=tf.int32)
             is_broken = ~tf.reduce_all(is_finite)
             self._first.assign(tf.where(is_broken, broken, tf.convert_to_tensor(self._first)))

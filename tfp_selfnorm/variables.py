@@ -60,6 +60,7 @@ def reachable(distribution) -> Reachable:
         if isinstance(network, keras.Layer):
             keras_variables |= {v.value.ref(): v for v in network.variables}
     held = {v.ref(): v for v in distribution.variables}
+    read = _without_copies(read, distribution.variables)
     hidden = {v.ref(): v for v in read if v.ref() not in held}
     if len(hidden) > 1:
         in_templates = [v.ref() for template in templates for v in template.variables]
@@ -206,9 +207,9 @@ def _trace(function):
     graph = tf.function(traced, autograph=False).get_concrete_function().graph
     handles = [id(handle) for handle, _ in graph.captures]
     order = {handle: position for position, handle in enumerate(handles)}
-    read = sorted(map(_container, graph.variables), key=lambda v: order.get(id(_handle(v)), len(order)))
+    read = sorted(graph.variables, key=lambda v: order.get(id(_handle(v)), len(order)))
     keras_variables = {v.value.ref(): v for v in recorder.found.values() if isinstance(v.value, tf.Variable)}
-    return scopes[0], read, keras_variables
+    return scopes[0], _without_copies(read, [v.value for v in keras_variables.values()]), keras_variables
 
 
 class _InTrainingMode(keras.Layer):
@@ -260,10 +261,11 @@ def _handle(variable):
         return None
 
 
-def _container(variable):
-    """The variable of the strategy whose copy on a device this is."""
-    container = getattr(variable, "_distributed_container", None)
-    return (None if container is None else container()) or variable
+def _without_copies(read, variables):
+    """Under a distribution strategy a graph reads the copies on a device: the variables in their place."""
+    local = tf.distribute.get_strategy().experimental_local_results
+    containers = {copy.ref(): variable for variable in variables for copy in local(variable)}
+    return [containers.get(variable.ref(), variable) for variable in read]
 
 
 def _check_direction(record):
