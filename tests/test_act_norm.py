@@ -168,7 +168,7 @@ def test_the_same_two_events_give_a_start_again(rng):
 
 
 def test_first_events_reads_so_many_and_no_more(rng):
-    x = rng.normal(size=[9, 2])
+    x, base = rng.normal(size=[9, 2]), tfd.MultivariateNormalDiag(tf.zeros(2, tf.float64))
 
     def rows():
         yield from x[:6]
@@ -178,7 +178,7 @@ def test_first_events_reads_so_many_and_no_more(rng):
     labelled = data.map(lambda batch: (batch, batch[:, 0]))
     for source in (x, (x, x[:, 0]), data, labelled):
         for count in (4, 6):
-            np.testing.assert_array_equal(first_events(source, count), x[:count])
+            np.testing.assert_array_equal(first_events(source, count, base), x[:count])
 
 
 def test_adapting_leaves_flows_without_act_norm_alone(rng):

@@ -151,9 +151,9 @@ def test_a_model_that_is_not_adapted_refuses_events(model, method):
 
 def test_wrong_data_to_adapt_to(model, rng):
     integers = rng.integers(0, 17, [8, 4, 4, 1])
-    with pytest.raises(TypeError, match="`x` must be floating; got dtype int64.*dequantize"):
+    with pytest.raises(TypeError, match="`data` must be floating; got dtype int64.*dequantize"):
         model.adapt(integers)
-    with pytest.raises(ValueError, match="`data` has no batch"):
+    with pytest.raises(ValueError, match="`data` is an empty data set"):
         model.adapt(tf.data.Dataset.from_tensor_slices(np.zeros([0, 4, 4, 1], np.float32)).batch(2))
     with pytest.raises(ValueError, match="`num_examples` must be a positive int; got 0"):
         model.adapt(integers, num_examples=0)

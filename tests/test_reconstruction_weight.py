@@ -181,7 +181,7 @@ def test_a_weight_that_depends_on_the_step_must_be_given(data):
         ({"tolerance": -1.0}, "`tolerance` must be 0 or more, and finite; got -1.0"),
         ({"tolerance": np.nan}, "`tolerance` must be 0 or more"),
         ({"tolerance": np.inf}, "`tolerance` must be 0 or more"),
-        ({"rate": np.inf}, "`rate` must be positive; got inf"),
+        ({"rate": np.inf}, "`rate` must be positive and finite; got inf"),
         ({"bounds": (1.0, np.inf)}, "`bounds` must be positive and in order"),
         ({"initial": 0.0}, "`initial` must be within"),
         ({"initial": 5.0, "bounds": (1.0, 2.0)}, r"`initial` must be within \(1.0, 2.0\); got 5.0"),

@@ -1,4 +1,4 @@
-"""`FlowModel`, a Keras model over any TFP distribution."""
+"""`FlowModel`, a Keras model over a TFP distribution."""
 
 import keras
 import tensorflow as tf
@@ -25,10 +25,10 @@ from tfp_selfnorm.variables import NetworkHolder, adopt, reachable
 class FlowModel(FlowFit, FlowFunctions, FlowSaving, FlowSteps, keras.Model):
     """Trains a distribution by maximum likelihood with Keras `fit`, and scores, samples and exports it.
 
-    Takes any TFP distribution with trainable variables. `fit(x)` minimises the mean negative
-    log-likelihood, in nats, plus what `inverse_learning` adds. The progress bar shows `nll`; with
-    self-normalizing layers `reconstruction` (the mean of `||x - R W x||^2`, summed over the layers; in
-    training, where no loss needs it, over the first 8 examples of a batch) and, under tracking,
+    Takes a TFP distribution of floats with a known event shape. `fit(x)` minimises the mean negative
+    log-likelihood, in nats, plus what `inverse_learning` adds and the losses of networks. The progress bar
+    shows `nll`; with self-normalizing layers `reconstruction` (the mean of `||x - R W x||^2`, summed over the
+    layers; in training, where no loss needs it, over the first 8 examples of a batch) and, under tracking,
     `inverse_error` (the relative error of the learned inverses on random probes).
 
     A training step costs a few products with each kernel; with `gradient="exact"` also an O(D^3) inverse or,
