@@ -360,3 +360,44 @@ def test_accumulated_gradients_make_the_step_of_the_whole_batch(correlated):
     start = sn.SelfNormDense.trainable(2, seed=1).inverse_kernel
     assert np.abs(weights[0][0] - start).max() > 0.01
     np.testing.assert_allclose(*weights, atol=1e-5)
+
+
+class Posterior(keras.Model):
+    """The evidence lower bound of `x = z A + noise`, with a flow as the posterior."""
+
+    def __init__(self, mixing, noise):
+        super().__init__()
+        self.mixing, self.noise = tf.constant(mixing, tf.float32), noise
+        self.mean = keras.layers.Dense(2)
+        # Samples train the kernel from latent to data, which nothing else is to follow.
+        self.flow = sn.FlowModel(over_a_normal(sn.SelfNormDense.trainable(2, seed=1)), inverse_learning=None)
+
+    def call(self, x):
+        base = tfd.MultivariateNormalDiag(self.mean(x), tf.ones(2))
+        posterior = tfd.TransformedDistribution(base, self.flow.distribution.bijector)
+        z = posterior.sample(seed=None)
+        log_prior = tfd.MultivariateNormalDiag(tf.zeros(2)).log_prob(z)
+        log_likelihood = tfd.MultivariateNormalDiag(z @ self.mixing, tf.fill([4], self.noise)).log_prob(x)
+        return log_likelihood + log_prior - posterior.log_prob(z)
+
+
+def test_a_flow_as_a_posterior_inside_a_bigger_model_reaches_the_evidence(rng):
+    """pierresegonne/VINF#1: a trainable bijector that turns what a Keras layer gives into a posterior."""
+    keras.utils.set_random_seed(1)
+    mixing, noise = np.array([[1.0, 0.8, 0.0, 0.3], [0.0, 1.0, -0.7, 0.2]]), 0.7
+    x = rng.normal(size=[2000, 2]) @ mixing + noise * rng.normal(size=[2000, 4])
+    covariance = mixing.T @ mixing + noise**2 * np.eye(4)
+    evidence = -0.5 * np.linalg.slogdet(2.0 * np.pi * covariance)[1]
+    evidence -= 0.5 * np.mean(np.sum(x @ np.linalg.inv(covariance) * x, axis=-1))
+    # A normal posterior without the correlation is 0.09 nats short of it.
+    precision = np.eye(2) + mixing @ mixing.T / noise**2
+    shortfall = 0.5 * (np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1])
+    model = Posterior(mixing, noise)
+    model.compile(
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.05, 400)), loss=lambda y, bound: -bound
+    )
+    x = x.astype(np.float32)
+    model.fit(x, np.zeros(2000), epochs=40, batch_size=200, verbose=0)
+    bound = np.mean([model(x) for _ in range(20)])
+    np.testing.assert_allclose(bound, evidence, atol=shortfall / 8)
+    assert shortfall > 0.08
