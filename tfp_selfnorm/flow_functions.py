@@ -12,7 +12,7 @@ from tfp_selfnorm.export import export_flow
 from tfp_selfnorm.flow_summary import print_summary
 from tfp_selfnorm.options import check_bool
 from tfp_selfnorm.seeds import stateless_seed
-from tfp_selfnorm.tree import exact
+from tfp_selfnorm.tree import at_inference, exact
 
 
 class FlowFunctions:
@@ -43,7 +43,7 @@ class FlowFunctions:
           TypeError: if `x` is not floating.
           ValueError: if its last dimensions are not the event shape.
         """
-        return self.distribution.log_prob(tf.identity(check_events(x, self.distribution)))
+        return self.inference_distribution.log_prob(tf.identity(check_events(x, self.distribution)))
 
     def sample(self, n, seed=None, exact=False):
         """Samples `n` events.
@@ -68,7 +68,7 @@ class FlowFunctions:
         """
         check_latent(self.distribution)
         x = check_events(x, self.distribution)
-        return self.distribution.bijector.inverse(tf.identity(x))
+        return self.inference_distribution.bijector.inverse(tf.identity(x))
 
     def decode(self, z, exact=False):
         """Maps latent to data, by the learned inverse or the exact one; raises as `encode` does."""
@@ -158,10 +158,19 @@ class FlowFunctions:
         if tf.executing_eagerly():
             # Another optimizer, or a callback, may have changed the kernels.
             self._refresh.before_use()
-        return self.distribution
+        return self.inference_distribution
+
+    @functools.cached_property
+    def inference_distribution(self):
+        """What the model scores and samples outside of training: `distribution`, unless batches count in it.
+
+        A `tfb.BatchNormalization` then goes by its moving statistics, whatever its `training` says.
+        """
+        with tf.init_scope():
+            return at_inference(self.distribution)
 
     @functools.cached_property
     def _exact_distribution(self):
         # The first call may come from inside a graph, which must not own the constants of its parts.
         with tf.init_scope():
-            return exact(self.distribution)
+            return exact(self.inference_distribution)

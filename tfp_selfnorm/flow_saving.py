@@ -101,7 +101,7 @@ class FlowSaving:
         """
         if self._recipe is None:
             raise ValueError(
-                "A FlowModel made from a distribution cannot be saved whole: make it with "
+                "A FlowModel made from a distribution cannot be saved or cloned whole: make it with "
                 "`FlowModel.from_builder`, save its weights with `save_weights` (`save_weights_only=True` in "
                 "ModelCheckpoint), or `export` it."
             )

@@ -42,18 +42,19 @@ class FlowSteps:
         pass `training` on, that is where a gradient tape is open.
         """
         x = tf.identity(check_events(x, self.distribution))
+        distribution = self.distribution if training else self.inference_distribution
         scope = current_scope()
         if scope is None and self._regularized_layers:
-            return self._call_of_a_bigger_model(x, training)
-        log_prob = self.distribution.log_prob(x)
+            return self._call_of_a_bigger_model(distribution, x, training)
+        log_prob = distribution.log_prob(x)
         if scope is not None and scope.records:
             self._add_reconstruction_loss(scope, self._iterations())
         return log_prob
 
-    def _call_of_a_bigger_model(self, x, training):
+    def _call_of_a_bigger_model(self, distribution, x, training):
         is_training = record.could_possibly_record() if training is None else training
         with recording_scope(self.inverse_learning) as scope:
-            log_prob = self.distribution.log_prob(x)
+            log_prob = distribution.log_prob(x)
             if is_training:
                 self._guard.steps.assign_add(1)
             if scope.records:

@@ -85,9 +85,17 @@ class Tracking:
 
         Returns:
           The largest relative error of a layer before the update, a scalar; 0 where R was refreshed.
+
+        Raises:
+          TypeError: if `step` is a tensor of a graph, as inside a `tf.function`.
         """
         layers = check_layers(layers)
         check_step(step)
+        if tf.is_symbolic_tensor(step):
+            raise TypeError(
+                "`step` must be known when `update` is called, which decides by it whether to refresh; got "
+                f"{step!r}, of a `tf.function`. Call `update` after the compiled step, not inside it."
+            )
         check_int(seed, "seed")
         errors = [tf.zeros([])]
         for i, layer in enumerate(filter(self.follows, layers)):

@@ -27,6 +27,20 @@ def exact(distribution_or_bijector):
     )
 
 
+def at_inference(distribution):
+    """The same distribution with each `tfb.BatchNormalization` in it by its moving statistics.
+
+    By those of the batch, as in training, the density of an event would depend on the other events, and each
+    call would change the moving statistics. Shares the variables; the very object where nothing changed.
+    """
+
+    def replace(bijector):
+        # The layer is a parameter only where it was given.
+        return bijector.copy(batchnorm_layer=bijector.batchnorm, training=False)
+
+    return _rebuild(distribution, replace, {}, tfp.bijectors.BatchNormalization)
+
+
 def bijectors_of(kind: type, distribution_or_bijector, name="distribution_or_bijector") -> list:
     """The bijectors of a class anywhere in it, each object once, in the order of the constructors.
 

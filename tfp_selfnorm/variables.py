@@ -1,5 +1,6 @@
 """Finds every layer and variable that a distribution depends on, and wraps variables for Keras."""
 
+import contextlib
 from typing import NamedTuple
 
 import keras
@@ -34,10 +35,11 @@ def reachable(distribution) -> Reachable:
     finds their variables, in training mode, so that random states and moving statistics are among them.
 
     Raises:
-      ValueError: if a variable belongs to another distribution strategy than the current one, or a layer
-        that only a function knows learns its inverse.
+      ValueError: if the distribution needs further arguments or makes variables anew at each call, a
+        variable belongs to another distribution strategy than the current one, or a layer that only a
+        function knows learns its inverse.
     """
-    with act_norm_mode("ignore"):
+    with act_norm_mode("ignore"), _without_a_trace(distribution), _explaining_failures():
         # Networks that make their variables at the first call make them here.
         sample = distribution.sample(1, seed=0)
         templates = find_templates(distribution)
@@ -147,6 +149,47 @@ class NetworkHolder(keras.Layer):
 
     def load_own_variables(self, store):
         """Leaves the variables to the model."""
+
+
+@contextlib.contextmanager
+def _without_a_trace(distribution):
+    """Gives variables the values back that they had before, or were made with.
+
+    A bijector such as TFP's `ActNorm` in `tfb.Glow` takes its start from the first events that it is passed.
+    """
+    networks = [network for network in find_networks(distribution) if network.built]
+    variables = [*distribution.variables, *(v for network in networks for v in network.weights)]
+    variables = {_reference(v): v.value if isinstance(v, keras.Variable) else v for v in variables}
+    kept = [(variable, tf.identity(variable)) for variable in variables.values()]
+
+    def keep(next_creator, **kwargs):
+        variable = next_creator(**kwargs)
+        if tf.executing_eagerly():
+            kept.append((variable, tf.identity(variable)))
+        return variable
+
+    with tf.variable_creator_scope(keep):
+        yield
+    for variable, value in kept:
+        if not tf.reduce_all(tf.equal(variable, value)):
+            variable.assign(value)
+
+
+@contextlib.contextmanager
+def _explaining_failures():
+    try:
+        yield
+    except Exception as error:
+        if "singleton tf.Variables" in str(error):
+            raise ValueError(
+                "`distribution` makes variables anew at each call, as `keras.layers.Dense(2)(x)` in a "
+                "function does: no training would reach them. Make its networks once, outside of it."
+            ) from error
+        raise ValueError(
+            "`distribution` cannot sample and score without further arguments, as a FlowModel has it do: "
+            f"{type(error).__name__}: {error}\nIf it needs a condition (`bijector_kwargs`), train it by a "
+            "loop of your own, as under 'Without Keras's fit' in the README."
+        ) from error
 
 
 def _trace(function):

@@ -16,6 +16,9 @@ class LeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
     directions cost O(1) an element. The slope may be learned: give a `tf.Variable` or, to keep it in
     (0, 1), `tfp.util.TransformedVariable(0.3, tfb.Sigmoid())`.
 
+    The density of a flow with it jumps where an element passes 0. The gradient of a likelihood does not see
+    the jumps, so that training can end at a worse flow than with `SmoothLeakyReLU`, whose density is smooth.
+
     Shapes: any; `negative_slope` broadcasts. Dtypes: float32 and float64, as the slope. Units: nats.
 
     >>> LeakyReLU(0.5).forward(tf.constant([-2.0, 3.0])).numpy()

@@ -11,10 +11,10 @@ from tfp_selfnorm.integers import check_int
 
 
 def distribution_of(callback):
-    """The distribution of its model; raises TypeError if that is no `FlowModel`."""
+    """The distribution that its model scores; raises TypeError if that is no `FlowModel`."""
     if not isinstance(callback.model, FlowFunctions):
         raise TypeError(f"{type(callback).__name__} needs a FlowModel; got {type(callback.model).__name__}.")
-    return callback.model.distribution
+    return callback.model.inference_distribution
 
 
 def check_verbose(verbose):
