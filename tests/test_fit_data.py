@@ -303,6 +303,20 @@ def test_every_argument_by_position(model):
     np.testing.assert_allclose(model.predict(X, 4, 0, 2, None), LOG_PROB[:8], rtol=1e-5)
     for method in (model.train_on_batch, model.test_on_batch):
         model.reset_metrics()
-        assert method(X, LABELS, WEIGHTS)[0] == pytest.approx(WEIGHTED_NLL, rel=1e-5)
+        # The loss, as Keras has it: divided by the number of examples.
+        assert method(X, LABELS, WEIGHTS)[0] == pytest.approx(np.mean(-LOG_PROB * WEIGHTS), rel=1e-5)
     with pytest.raises(ValueError, match="`validation_data` has values that are not finite in 12 of 12"):
         model.fit(X, None, 12, 1, 0, None, 0.0, X * np.nan)
+
+
+@pytest.mark.parametrize("batch_size", [10, 200])
+def test_uneven_weights_have_one_optimum_however_the_data_fall_into_batches(batch_size):
+    """As Keras's weighted loss: with weights normalised in each batch small batches end elsewhere."""
+    x = np.random.default_rng(5).normal(size=[200, 1]).astype(np.float32)
+    weights = np.exp(2.0 * x[:, 0])
+    loc = tf.Variable([0.0])
+    model = sn.FlowModel(tfd.MultivariateNormalDiag(loc, [1.0]))
+    rate = keras.optimizers.schedules.PolynomialDecay(0.02, 40 * 200 // batch_size, 0.0)
+    model.compile(keras.optimizers.SGD(rate if batch_size == 10 else 0.1))
+    model.fit(x, sample_weight=weights, batch_size=batch_size, epochs=40, verbose=0)
+    np.testing.assert_allclose(loc[0], np.average(x[:, 0], weights=weights), rtol=0.02)

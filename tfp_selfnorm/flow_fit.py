@@ -37,9 +37,10 @@ class FlowFit:
           batch_size: as Keras's, and so are the arguments that are not named here.
           validation_data: events, in a form that `x` may have, or a tuple or list that begins with them:
             `(x,)`, `(x, y)` or `(x, y, sample_weight)`; `y` may be `None`.
-          class_weight: weights of the labels, in place of `sample_weight`.
-          sample_weight: one weight an example, 0 or more; weighs the likelihoods, not the regularizer. Data
-            sets hold them: `(x, y, sample_weight)`.
+          class_weight: weights of the labels, in place of `sample_weight`. sample_weight: one weight an
+          example, 0 or more; weighs the likelihoods, not the regularizer. As with
+            Keras's losses the weighted sum is divided by the number of examples; `nll` is the weighted mean.
+            Data sets hold them: `(x, y, sample_weight)`.
 
         Raises:
           TypeError: if `x` or `validation_data` is of no form that has events, or not floating.

@@ -46,6 +46,8 @@ class FlowSteps:
         scope = current_scope()
         if scope is None and self._regularized_layers:
             return self._call_of_a_bigger_model(distribution, x, training)
+        if scope is not None:
+            self._check_scope(scope)
         log_prob = distribution.log_prob(x)
         if scope is not None and scope.records:
             self._add_reconstruction_loss(scope, self._iterations())
@@ -63,6 +65,16 @@ class FlowSteps:
             self._adapt_reconstruction_weights(scope)
         return log_prob
 
+    def _check_scope(self, scope):
+        """A regularizer would teach nothing where the model tracks R, and so keeps it from gradients."""
+        for layer in self._tracked_self_norm:
+            if scope.reconstruction(layer) is not None:
+                raise ValueError(
+                    f"The open `training_scope` has inverse_learning {scope.inverse_learning!r}, and the "
+                    f"FlowModel that is called in it {self.inverse_learning!r}: no gradient reaches "
+                    f"`forward_kernel` of `{layer.name}`. Give both the same."
+                )
+
     def _add_reconstruction_loss(self, scope, step):
         layers = [layer for layer in self._regularized_layers if scope.reconstruction(layer) is not None]
         if layers:
@@ -76,8 +88,15 @@ class FlowSteps:
             self._reconstruction_weights.update(errors, are_finite)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The mean negative log-likelihood, weighted by `sample_weight`, plus the added losses."""
-        nll, _ = _mean_nll(y_pred, sample_weight)
+        """The mean of the weighted negative log-likelihoods over the batch, plus the added losses.
+
+        As Keras has it, the weighted sum is divided by the number of examples: so the weights of a batch
+        count against those of other batches, and the optimum does not depend on how the data fall into
+        batches.
+        """
+        weights = _weights(y_pred, sample_weight)
+        count = tf.cast(tf.size(y_pred), y_pred.dtype)
+        nll = -tf.math.divide_no_nan(tf.reduce_sum(weights * y_pred), count)
         loss = tf.add_n([nll, *(tf.cast(loss, nll.dtype) for loss in self.losses)])
         # Keras adds the gradients of the replicas up.
         return loss / tf.distribute.get_strategy().num_replicas_in_sync
@@ -253,13 +272,18 @@ class FlowSteps:
         self._guard.check(int(self.optimizer.iterations.numpy()))
 
 
+def _weights(log_prob, sample_weight):
+    """One weight an example, whatever the batch shape of the distribution."""
+    weights = tf.ones_like(log_prob)
+    if sample_weight is None:
+        return weights
+    shape = [-1] + [1] * (log_prob.shape.rank - 1)
+    return weights * tf.reshape(tf.cast(sample_weight, log_prob.dtype), shape)
+
+
 def _mean_nll(log_prob, sample_weight):
     """The negative log-likelihood, a mean by weights over the batch, and the sum of the weights."""
-    weights = tf.ones_like(log_prob)
-    if sample_weight is not None:
-        # One weight an example, whatever the batch shape of the distribution.
-        shape = [-1] + [1] * (log_prob.shape.rank - 1)
-        weights *= tf.reshape(tf.cast(sample_weight, log_prob.dtype), shape)
+    weights = _weights(log_prob, sample_weight)
     total = tf.reduce_sum(weights)
     return -tf.math.divide_no_nan(tf.reduce_sum(weights * log_prob), total), total
 

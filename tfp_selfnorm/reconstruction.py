@@ -26,6 +26,9 @@ class Reconstruction:
     - "probes": `||e - W R e||^2` for standard normal e, which also covers directions in which the
       data hardly vary.
 
+    The weight 1 is the paper's. Where the inverse error stays above some hundredths, a larger one (10 to 100)
+    or `Tracking` ends at a better likelihood.
+
     Each is a mean over the batch (over the probes) and a sum over the layers. Cost: "data" brings a
     training step from four products of a batch with a kernel to six.
 
