@@ -20,6 +20,7 @@ KEEPS = {
     "partial": lambda network: functools.partial(lambda network, x: network(x), network),
     "method": lambda network: Owner(network).call,
     "object": lambda network: Owner(network),
+    "tf.function": lambda network: tf.function(lambda x: network(x)),
 }
 
 
@@ -41,6 +42,12 @@ def keep(request):
 @pytest.fixture
 def x(rng):
     return (rng.normal(size=[256, 2]) * [1.0, 3.0] + 1.0).astype(np.float32)
+
+
+class HasAFunction(Owner):
+    @tf.function
+    def function(self, x):
+        return self.call(x)
 
 
 def make_network(*layers, seed=1, **options):
@@ -98,6 +105,7 @@ def test_freezing_the_model_freezes_the_network_and_lets_it_go_again(keep, x):
     assert {id(v) for v in network.trainable_variables} < {id(v) for v in model.trainable_variables}
 
 
+@pytest.mark.parametrize("keep", [KEEPS[name] for name in KEEPS if name != "tf.function"])
 def test_every_loss_of_a_network_counts_once(keep, x):
     """Weight regularizer, activity regularizer and add_loss, computed here by numpy."""
 
@@ -276,3 +284,66 @@ def test_names_in_templates_do_not_depend_on_the_call_that_made_them(x, tmp_path
     model.save_weights(tmp_path / "flow.weights.h5")
     other.load_weights(tmp_path / "flow.weights.h5")
     np.testing.assert_array_equal(other.log_prob(x), model.log_prob(x))
+
+
+def test_a_network_is_called_once_for_a_density_eagerly_too(x):
+    """A second call would move the statistics twice, count the loss twice, and drop other units."""
+    for options in ({}, {"run_eagerly": True}):
+        network = make_network(
+            keras.layers.BatchNormalization(momentum=0.5),
+            keras.layers.Dropout(0.5),
+            activity_regularizer="l1",
+        )
+        model = make_model(network)
+        model.compile(keras.optimizers.SGD(0.0), **options)
+        history = fit(model, x, batch_size=256)
+        kernel, bias, _, _, moving_mean = values(network)[:5]
+        hidden = np.tanh(x[:, :1] @ kernel + bias)
+        np.testing.assert_allclose(moving_mean, 0.5 * hidden.mean(axis=0), rtol=1e-3, atol=1e-4)
+        expected = 0.01 * np.sum(np.abs(hidden)) / 256
+        np.testing.assert_allclose(history["loss"][0] - history["nll"][0], expected, rtol=1e-3)
+
+
+def test_dropout_of_an_eager_step_has_one_mask(x):
+    network = make_network(keras.layers.Dropout(0.5))
+    outputs = []
+
+    def recorded(inputs):
+        outputs.append(network(inputs))
+        return outputs[-1]
+
+    model = make_model(recorded)
+    outputs.clear()
+    model(x, training=True)
+    assert len(outputs) == 1
+
+
+def test_a_network_in_a_method_that_is_a_tf_function_is_found(x):
+    network = make_network(kernel_regularizer=keras.regularizers.L2(3.0))
+    owner = HasAFunction(network)
+    model = make_model(owner.function, keras.optimizers.SGD(0.0))
+    history = fit(model, x, batch_size=256)
+    expected = 3.0 * np.sum(values(network)[0] ** 2)
+    np.testing.assert_allclose(history["loss"][0] - history["nll"][0], expected, rtol=1e-4)
+
+
+def test_losses_that_a_tf_function_hides_are_named(x):
+    network = make_network(activity_regularizer="l1")
+    model = make_model(tf.function(lambda x: network(x)))
+    with pytest.raises(ValueError, match="adds a loss inside a `tf.function`.*without `tf.function`"):
+        fit(model, x)
+
+
+def test_a_variable_of_two_flows_is_one_variable_of_a_bigger_model(x):
+    """Gradient descent takes one step of it, where two wrappers would take two."""
+    shift = tf.Variable([0.5, -0.5])
+    flows = [
+        sn.FlowModel(tfb.Shift(shift)(tfd.MultivariateNormalDiag(tf.fill([2], mean)))) for mean in (0.0, 1.0)
+    ]
+    data = keras.Input([2])
+    outer = keras.Model(data, flows[0](data) + flows[1](data))
+    assert len(outer.trainable_variables) == 1
+    outer.compile(keras.optimizers.SGD(0.1), loss=lambda y, log_prob: -log_prob)
+    outer.fit(x, np.zeros(256), batch_size=256, verbose=0)
+    gradient = sum(-np.mean(x - [0.5, -0.5] - mean, axis=0) for mean in (0.0, 1.0))
+    np.testing.assert_allclose(shift, [0.5, -0.5] - 0.1 * gradient, rtol=1e-5)

@@ -1,5 +1,6 @@
 """The training scope: held values, true gradients, registration, threads, and its refusals."""
 
+import asyncio
 import concurrent.futures
 import threading
 
@@ -391,3 +392,30 @@ def test_the_weight_may_be_a_variable_or_an_argument(make_layer):
         np.testing.assert_allclose(scope.reconstruction_loss(), 2.0 * error)
         np.testing.assert_allclose(scope.reconstruction_loss(weight=0.5), 0.5 * error)
         np.testing.assert_allclose(scope.reconstruction_error(num_examples=1), error)
+
+
+def test_a_scope_belongs_to_a_task_of_asyncio():
+    """Also where a task was made within it, or has a scope of its own at the same time."""
+    flow = tfd.TransformedDistribution(
+        tfd.MultivariateNormalDiag(tf.zeros(2)),
+        sn.SelfNormDense(tf.eye(2), tf.constant([[2.0, 0.0], [0.0, 3.0]])),
+    )
+    x = tf.ones([1, 2])
+    base = -0.5 * (4.0 + 9.0) - np.log(2 * np.pi)
+
+    async def outside():
+        await asyncio.sleep(0.01)
+        return float(flow.log_prob(x)[0])
+
+    async def inside():
+        with sn.training_scope():
+            made_within = asyncio.create_task(outside())
+            await asyncio.sleep(0.02)
+            surrogate = float(flow.log_prob(x)[0])
+        return surrogate, await made_within
+
+    async def both():
+        return await asyncio.gather(inside(), outside(), inside())
+
+    exact = base + np.log(6.0)
+    np.testing.assert_allclose(np.hstack(asyncio.run(both())), [base, exact, exact, base, exact], rtol=1e-6)

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from tfp_selfnorm import images
+from tfp_selfnorm.bijectors.passes import keeping_values
 from tfp_selfnorm.checks import check_events
 from tfp_selfnorm.fit_data import unpack
 from tfp_selfnorm.tracking import inverse_error, sketch_and_project
@@ -42,6 +43,10 @@ class FlowSteps:
         pass `training` on, that is where a gradient tape is open.
         """
         x = tf.identity(check_events(x, self.distribution))
+        with keeping_values():
+            return self._call_of_fresh_events(x, training)
+
+    def _call_of_fresh_events(self, x, training):
         distribution = self.distribution if training else self.inference_distribution
         scope = current_scope()
         if scope is None and self._regularized_layers:
@@ -97,7 +102,14 @@ class FlowSteps:
         weights = _weights(y_pred, sample_weight)
         count = tf.cast(tf.size(y_pred), y_pred.dtype)
         nll = -tf.math.divide_no_nan(tf.reduce_sum(weights * y_pred), count)
-        loss = tf.add_n([nll, *(tf.cast(loss, nll.dtype) for loss in self.losses)])
+        losses = self.losses
+        if any(map(_is_out_of_reach, losses)):
+            raise ValueError(
+                "A network of the flow adds a loss inside a `tf.function`, such as an activity regularizer, "
+                "which is out of reach outside of it. Call the network without `tf.function`: `fit` compiles "
+                "all of the step."
+            )
+        loss = tf.add_n([nll, *(tf.cast(loss, nll.dtype) for loss in losses)])
         # Keras adds the gradients of the replicas up.
         return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
@@ -279,6 +291,16 @@ def _weights(log_prob, sample_weight):
         return weights
     shape = [-1] + [1] * (log_prob.shape.rank - 1)
     return weights * tf.reshape(tf.cast(sample_weight, log_prob.dtype), shape)
+
+
+def _is_out_of_reach(tensor):
+    """Whether the tensor is of a graph that is neither the present one nor around it."""
+    if not tf.is_symbolic_tensor(tensor):
+        return False
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None and graph is not tensor.graph:
+        graph = getattr(graph, "outer_graph", None)
+    return graph is None
 
 
 def _mean_nll(log_prob, sample_weight):

@@ -2,6 +2,7 @@
 
 import functools
 import types
+import weakref
 
 import keras
 import tensorflow as tf
@@ -60,6 +61,11 @@ def _children(value):
         return _children_of_function(value)
     if isinstance(value, Template):
         return [value._func]
+    if isinstance(value, tf.types.experimental.PolymorphicFunction):
+        return [value.python_function]
+    if isinstance(value, weakref.ref):
+        # Such as the object that a method in a `tf.function` belongs to.
+        return [value()]
     if isinstance(value, tf.Module) or (callable(value) and not _is_of_library(type(value))):
         return getattr(value, "__dict__", {}).values()
     return ()

@@ -1,6 +1,8 @@
 """Collects what a training step needs from every self-normalizing layer that it passes."""
 
+import asyncio
 import contextlib
+import contextvars
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -17,7 +19,8 @@ from tfp_selfnorm.reconstruction_weight import AdaptiveWeight
 from tfp_selfnorm.seeds import check_seed, stateless_seed
 from tfp_selfnorm.tracking import Tracking
 
-_THREAD = threading.local()
+# Of a thread and, in it, of a task of asyncio.
+_SCOPE = contextvars.ContextVar("training_scope", default=None)
 # Control flow builds its own graphs inside the one that the scope was opened in.
 _CONTROL_FLOW_GRAPHS = ("CondBranchFuncGraph", "WhileCondFuncGraph", "WhileBodyFuncGraph")
 
@@ -60,6 +63,7 @@ class TrainingScope:
         self._seed = seed
         # TFP's cache of the calls in this scope; see `_ScopedCache`.
         self.tfp_cache = cache_util.EphemeralDict()
+        self.owner = None
         self.records: list[Record] = []
         self._log_dets = None
         if log_dets is not None:
@@ -219,7 +223,8 @@ def training_scope(
     or the one in `log_dets`. So `log_prob` is a surrogate: its gradient has the learned inverse in place of
     the inverse transpose, and its value is off by a constant if the held values are stale. Outside, the value
     and the gradient of `log_prob` are exact, at O(D^3). The scope acts on the TFP objects that hold the
-    layers, in eager code, in `tf.function` and under XLA; it belongs to the thread that opened it.
+    layers, in eager code, in `tf.function` and under XLA; it belongs to the thread that opened it, or
+    the task of asyncio.
 
     Args:
       inverse_learning: how the learned inverse follows: `Reconstruction(...)` (its loss comes from
@@ -268,16 +273,28 @@ def _opened(scope):
             "A `training_scope` is already open in this thread; scopes do not nest. "
             "Use the open one, or leave it first."
         )
-    _THREAD.scope = scope
+    scope.owner = _owner()
+    _SCOPE.set(scope)
     try:
         yield scope
     finally:
-        _THREAD.scope = None
+        _SCOPE.set(None)
 
 
 def current_scope() -> TrainingScope | None:
-    """The scope that this thread has open, or `None`."""
-    return getattr(_THREAD, "scope", None)
+    """The scope that this thread, or in it this task of asyncio, has open, or `None`."""
+    scope = _SCOPE.get()
+    # Tasks begin with the values of the code that made them.
+    return scope if scope is not None and scope.owner == _owner() else None
+
+
+def _owner():
+    """The thread, and the task of asyncio that runs in it."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return threading.get_ident(), task
 
 
 def current_terms(layer) -> Terms:

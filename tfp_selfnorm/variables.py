@@ -1,6 +1,7 @@
 """Finds every layer and variable that a distribution depends on, and wraps variables for Keras."""
 
 import contextlib
+import weakref
 from typing import NamedTuple
 
 import keras
@@ -12,6 +13,9 @@ from tfp_selfnorm.network_search import find_networks, find_templates
 from tfp_selfnorm.training_scope import training_scope
 from tfp_selfnorm.tree import self_norm_layers
 from tfp_selfnorm.variable_names import CALLS, natural_order, own_name
+
+# What models made of variables, by the references of these: models that share a variable share it.
+_ADOPTED = weakref.WeakValueDictionary()
 
 
 class Reachable(NamedTuple):
@@ -98,8 +102,13 @@ def adopt(variables, keras_variables, networks, frozen=()) -> dict:
         known = keras_variables.get(variable.ref())
         if known is not None and not is_frozen:
             return known
-        trainable = variable.trainable and not is_frozen
-        return _Adopted(variable, owners.get(variable.ref()), trainable, name)
+        trainable, owner = variable.trainable and not is_frozen, owners.get(variable.ref())
+        other = _ADOPTED.get(variable.ref())
+        # An optimizer of a bigger model would take two steps of a variable that has two.
+        if other is not None and other.is_like(owner, trainable, name):
+            return other
+        _ADOPTED[variable.ref()] = adopted = _Adopted(variable, owner, trainable, name)
+        return adopted
 
     return {name: wrap(variable, name) for name, variable in variables.items()}
 
@@ -119,6 +128,10 @@ class _Adopted(keras.Variable):
         constraint = getattr(variable, "constraint", None)
         if constraint is not None:
             self.constraint = lambda value: constraint(tf.convert_to_tensor(value))
+
+    def is_like(self, owner, trainable, name):
+        """Whether another model that makes it so can share it."""
+        return (self._owner, self._trainable, self.name) == (owner, trainable, name)
 
     @property
     def trainable(self):

@@ -1,8 +1,31 @@
 """What a bijector remembers of the pairs that it made, for their log-dets."""
 
+import contextlib
+import functools
+import threading
 import weakref
 
 import tensorflow as tf
+
+_THREAD = threading.local()
+
+
+@contextlib.contextmanager
+def keeping_values():
+    """Within it passes keep what they computed in eager code too: for a call that changes no variable.
+
+    Otherwise a network would be called twice for a density, for a value and its log-det, with dropout of two
+    kinds, its losses counted twice, and its moving statistics moved twice.
+    """
+    before, _THREAD.keeps = _keeps_values(), True
+    try:
+        yield
+    finally:
+        _THREAD.keeps = before
+
+
+def _keeps_values():
+    return getattr(_THREAD, "keeps", False)
 
 
 class Passes:
@@ -10,7 +33,8 @@ class Passes:
 
     TFP asks for the log-det of a pair at either end; it is that of the map which made the pair. In a graph a
     direction and its log-det share the values of a pass; eagerly a variable may change in between, and a new
-    tape would not see them, so that they are computed anew. All references are weak.
+    tape would not see them, so that they are computed anew, but within `keeping_values`. All references in
+    graphs are weak.
     """
 
     def __init__(self):
@@ -18,7 +42,11 @@ class Passes:
 
     def add(self, direction, x, output, values=()):
         """Remembers a pass of a direction, from `x` to `output`."""
-        values = () if tf.executing_eagerly() else tuple(map(weakref.ref, values))
+        if not tf.executing_eagerly():
+            values = tuple(map(weakref.ref, values))
+        else:
+            # Nothing else holds them; they go with the pair.
+            values = tuple(functools.partial(_same, value) for value in values) if _keeps_values() else ()
         entries, keys = self._entries, ((direction, "input", id(x)), (direction, "output", id(output)))
 
         def forget(_):
@@ -45,8 +73,14 @@ class Passes:
         return values if all(map(_is_within_reach, values)) else ()
 
 
+def _same(value):
+    return value
+
+
 def _is_within_reach(value):
     """Whether the tensor lives, in this graph or one around it, and not in another branch of a `tf.cond`."""
+    if value is not None and not tf.is_symbolic_tensor(value):
+        return tf.executing_eagerly() and _keeps_values()
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
     while graph is not None and value is not None:
         if value.graph is graph:
