@@ -204,6 +204,33 @@ def test_the_slope_that_is_taken_has_its_gradient(name, value, gradient):
     np.testing.assert_allclose([output, tape.gradient(output, variable)], [value, gradient], rtol=1e-6)
 
 
+def test_a_spline_inverts_bins_much_flatter_than_their_ends():
+    """`AssertionError` due to negative `discriminant`, https://github.com/bayesiains/nflows/issues/87."""
+    spline = trainable_spline(1, num_bins=3, bound=3.0)
+    logits = {"widths": [0.0, 8.0, 0.0], "heights": [8.0, 0.0, 8.0], "slopes": [50.0, 50.0]}
+    for variable in spline.trainable_variables:
+        variable.assign([logits[variable.name.split("_")[-1].split(":")[0]]])
+    widths, heights, (slope, _) = (
+        np.float64(values)[0]
+        for values in map(tf.convert_to_tensor, (spline.bin_widths, spline.bin_heights, spline.knot_slopes))
+    )
+    y = tf.constant(
+        np.linspace(heights[0] - 3.0 + 1e-6, heights[:2].sum() - 3.0 - 1e-6, 2001)[:, np.newaxis], tf.float32
+    )
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(y)
+        x, log_det = spline.inverse(y), spline.inverse_log_det_jacobian(y, 1)
+    assert np.isfinite(x).all()
+    assert np.isfinite(log_det).all()
+    for output in (x, log_det):
+        for gradient in tape.gradient(output, [y, *spline.trainable_variables]):
+            assert np.isfinite(gradient).all()
+    # Equation 4 of Durkan et al., with the same slope at both ends of the bin.
+    xi, mean = (np.float64(x) + 3.0 - widths[0]) / widths[1], heights[1] / widths[1]
+    share = (mean * xi**2 + slope * xi * (1 - xi)) / (mean + 2 * (slope - mean) * xi * (1 - xi))
+    np.testing.assert_allclose(heights[0] - 3.0 + heights[1] * share, y, atol=1e-4)
+
+
 @pytest.mark.parametrize("edge", [1e20, -1e30, 3e38, 10.0, -10.0])
 def test_a_spline_has_finite_gradients_out_of_bounds(edge, rng):
     spline = trainable_spline(2)

@@ -54,7 +54,7 @@ class _Spline(_TfpSpline):
 
     def _augmented_inverse(self, y):
         bins = self._compute_shared(y=y)
-        inside = _TfpSpline._inverse(bins, tf.where(bins.out_of_bounds, bins.y_k, y))
+        inside = _inverse_in_bins(bins, tf.where(bins.out_of_bounds, bins.y_k, y))
         x = tf.where(bins.out_of_bounds, y, inside)
         return x, {"ildj": -_TfpSpline._forward_log_det_jacobian(bins, inside)}
 
@@ -84,6 +84,23 @@ class _Spline(_TfpSpline):
 def _knots(bin_sizes, range_min):
     right = range_min + tf.cumsum(bin_sizes, axis=-1)
     return tf.concat([tf.fill(tf.shape(right[..., :1]), range_min), right], axis=-1)
+
+
+def _inverse_in_bins(bins, y):
+    """The root of Durkan's quadratic, as sums of terms that are 0 or more.
+
+    The textbook discriminant `b^2 - 4 a c` is a difference: rounding makes it negative, or 0, where a bin is
+    much flatter than its ends, and the root or its gradient is then not finite. It equals
+    `across^2 + 4 s^2 eta (1 - eta)`.
+    """
+    eta = (y - bins.y_k) / bins.h_k
+    across = bins.d_k * (1.0 - eta) - bins.d_kp1 * eta
+    rise = 2.0 * bins.s_k * eta
+    product = 2.0 * rise * bins.s_k * (1.0 - eta)
+    total = tf.sqrt(tf.square(across) + product) + tf.abs(across)
+    # Of `across + sqrt(...)`, where `across` is negative, the same without a difference.
+    rest = tf.where(across < 0.0, product / total, total)
+    return bins.x_k + bins.w_k * rise / (rise + rest)
 
 
 def _bin_sizes(logits, bound):
