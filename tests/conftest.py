@@ -46,3 +46,13 @@ def make_flow():
 def events(rng):
     """Forty images of 4x4 pixels of 17 grey levels."""
     return rng.uniform(0.0, 17.0, size=[40, 4, 4]).astype(np.float32)
+
+
+@pytest.fixture
+def correlated(rng):
+    """Events of mean 0 in the plane, and the negative log-likelihood that the best Gaussian gives them."""
+    x = rng.normal(size=[1000, 2]) @ np.array([[1.0, 0.5], [0.5, 2.0]])
+    x -= x.mean(axis=0)
+    return x.astype(np.float32), 0.5 * np.linalg.slogdet(
+        2.0 * np.pi * np.e * np.cov(x, rowvar=False, bias=True)
+    )[1]
