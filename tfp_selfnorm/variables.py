@@ -127,7 +127,7 @@ class _Adopted(keras.Variable):
         )
         constraint = getattr(variable, "constraint", None)
         if constraint is not None:
-            self.constraint = lambda value: constraint(tf.convert_to_tensor(value))
+            self.constraint = _TensorConstraint(constraint)
 
     def is_like(self, owner, trainable, name):
         """Whether another model that makes it so can share it."""
@@ -144,6 +144,16 @@ class _Adopted(keras.Variable):
     @trainable.setter
     def trainable(self, value):
         self._trainable = bool(value)
+
+
+class _TensorConstraint(keras.constraints.Constraint):
+    """The constraint of a `tf.Variable`, a function of tensors, as one of Keras."""
+
+    def __init__(self, function):
+        self._function = function
+
+    def __call__(self, value):
+        return self._function(tf.convert_to_tensor(value))
 
 
 class NetworkHolder(keras.Layer):
