@@ -1,7 +1,6 @@
 """Self-normalizing flows for TensorFlow Probability and Keras."""
 
 from tfp_selfnorm import baselines, bijectors, callbacks, flows, images
-from tfp_selfnorm.adaptation import adapt, is_adapted
 from tfp_selfnorm.bijectors import (
     ActNorm,
     AffineCoupling,
@@ -14,15 +13,20 @@ from tfp_selfnorm.bijectors import (
     Squeeze,
     trainable_spline,
 )
-from tfp_selfnorm.flow_model import FlowModel
 from tfp_selfnorm.flows import conv_flow, dense_flow, glow_flow
-from tfp_selfnorm.networks import coupling_network
-from tfp_selfnorm.reconstruction import Reconstruction
-from tfp_selfnorm.reconstruction_weight import AdaptiveWeight, ReconstructionWeights
-from tfp_selfnorm.tracking import Tracking, inverse_error, refresh_inverse, sketch_and_project
-from tfp_selfnorm.training_scope import training_scope
-from tfp_selfnorm.tree import exact, self_norm_layers
-from tfp_selfnorm.whitening import whiten
+from tfp_selfnorm.flows.networks import coupling_network
+from tfp_selfnorm.initialization import adapt, is_adapted, whiten
+from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
+from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight, ReconstructionWeights
+from tfp_selfnorm.inverse_learning.scope import training_scope
+from tfp_selfnorm.inverse_learning.tracking import (
+    Tracking,
+    inverse_error,
+    refresh_inverse,
+    sketch_and_project,
+)
+from tfp_selfnorm.model.flow_model import FlowModel
+from tfp_selfnorm.structure.layers import exact, self_norm_layers
 
 __version__ = "0.1.0"
 

@@ -5,10 +5,10 @@ import math
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.integers import as_sizes, check_int
-from tfp_selfnorm.names import check_optional_name
-from tfp_selfnorm.options import check_dtype, check_number, is_number
-from tfp_selfnorm.seeds import stateless_seed
+from tfp_selfnorm.utils.integers import as_sizes, check_int
+from tfp_selfnorm.utils.names import check_optional_name
+from tfp_selfnorm.utils.options import check_dtype, check_number, is_number
+from tfp_selfnorm.utils.seeds import stateless_seed
 
 
 def dequantize(images, dtype=tf.float32, seed=None):

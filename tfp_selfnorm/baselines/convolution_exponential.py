@@ -4,18 +4,19 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.baselines.linear_image_map import LinearImageMap
-from tfp_selfnorm.bijectors.conv_parameters import (
+from tfp_selfnorm.baselines.math import convolution_exponential
+from tfp_selfnorm.bijectors.parameters import (
     check_kernel,
     check_kernel_size,
     check_spatial_shape,
+    common_dtype,
+    parameter,
     small_noise,
 )
-from tfp_selfnorm.bijectors.self_norm import common_dtype, parameter
-from tfp_selfnorm.integers import check_positive_int
-from tfp_selfnorm.math import convolution_exponential
-from tfp_selfnorm.names import check_name
-from tfp_selfnorm.options import check_bools, check_dtype, check_number
-from tfp_selfnorm.seeds import stateless_seed
+from tfp_selfnorm.utils.integers import check_positive_int
+from tfp_selfnorm.utils.names import check_name
+from tfp_selfnorm.utils.options import check_bools, check_dtype, check_number
+from tfp_selfnorm.utils.seeds import stateless_seed
 
 # Where rounding, of about exp(2 max_norm) units, still leaves digits in float32.
 _LARGEST_MAX_NORM = 5.0

@@ -4,19 +4,20 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.baselines.linear_image_map import LinearImageMap
-from tfp_selfnorm.bijectors.conv_parameters import (
+from tfp_selfnorm.baselines.math import autoregressive_conv, line_conv
+from tfp_selfnorm.bijectors.parameters import (
     check_kernel,
     check_kernel_size,
     check_same_shape,
     check_spatial_shape,
+    common_dtype,
     noisy_identity_kernel,
+    parameter,
 )
-from tfp_selfnorm.bijectors.self_norm import common_dtype, parameter
-from tfp_selfnorm.integers import check_positive_int
-from tfp_selfnorm.math import autoregressive_conv, line_conv
-from tfp_selfnorm.names import check_name
-from tfp_selfnorm.options import check_bools, check_dtype
-from tfp_selfnorm.seeds import stateless_seed
+from tfp_selfnorm.utils.integers import check_positive_int
+from tfp_selfnorm.utils.names import check_name
+from tfp_selfnorm.utils.options import check_bools, check_dtype
+from tfp_selfnorm.utils.seeds import stateless_seed
 
 
 class EmergingConv2D(LinearImageMap):

@@ -5,9 +5,8 @@ import abc
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.conv_parameters import check_bias, check_spatial_shape, ensure_event
-from tfp_selfnorm.bijectors.self_norm import check_event_shape
-from tfp_selfnorm.options import check_bool
+from tfp_selfnorm.bijectors.parameters import check_bias, check_event_shape, check_spatial_shape, ensure_event
+from tfp_selfnorm.utils.options import check_bool
 
 
 class LinearImageMap(tfp.bijectors.AutoCompositeTensorBijector):

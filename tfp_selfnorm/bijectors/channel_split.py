@@ -5,10 +5,10 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.composite import with_constructor_signature
-from tfp_selfnorm.integers import check_positive_int
-from tfp_selfnorm.names import check_optional_name
-from tfp_selfnorm.options import check_bool
-from tfp_selfnorm.pickling import by_parameters
+from tfp_selfnorm.utils.integers import check_positive_int
+from tfp_selfnorm.utils.names import check_optional_name
+from tfp_selfnorm.utils.options import check_bool
+from tfp_selfnorm.utils.pickling import by_parameters
 
 tfb = tfp.bijectors
 

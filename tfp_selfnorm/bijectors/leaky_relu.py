@@ -4,9 +4,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.self_norm import common_dtype, parameter
-from tfp_selfnorm.names import check_name
-from tfp_selfnorm.options import check_bool
+from tfp_selfnorm.bijectors.parameters import common_dtype, parameter
+from tfp_selfnorm.utils.names import check_name
+from tfp_selfnorm.utils.options import check_bool
 
 
 class LeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):

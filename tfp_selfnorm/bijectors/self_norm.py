@@ -5,11 +5,12 @@ import abc
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.bijectors.parameters import check_event_shape
 from tfp_selfnorm.bijectors.passes import Passes
+from tfp_selfnorm.inverse_learning.scope import Record, current_scope, current_terms
 from tfp_selfnorm.math import linear
-from tfp_selfnorm.options import check_bool, check_choice, check_number
-from tfp_selfnorm.pickling import by_parameters
-from tfp_selfnorm.training_scope import Record, current_scope, current_terms
+from tfp_selfnorm.utils.options import check_bool, check_choice, check_number
+from tfp_selfnorm.utils.pickling import by_parameters
 
 INVERSIONS = ("learned", "exact")
 
@@ -209,61 +210,3 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
     def _held_log_det(self):
         scope = current_scope()
         return None if scope is None else scope.held_log_det(self)
-
-
-def kernel_variables(forward_kernel, inverse_kernel, name):
-    """The two kernels as variables, named after the layer."""
-    # A replica of a distributed step assigns R too; all of them assign the same.
-    return [
-        tf.Variable(value, name=f"{name}_{direction}_kernel", aggregation=tf.VariableAggregation.MEAN)
-        for direction, value in (("forward", forward_kernel), ("inverse", inverse_kernel))
-    ]
-
-
-def common_dtype(**parameters):
-    """The one dtype of the parameters, float32 or float64; Python numbers count as float32.
-
-    Raises:
-      TypeError: if a parameter is of another dtype or missing, or the dtypes differ.
-    """
-    dtypes = {}
-    for name, value in parameters.items():
-        if value is None and name == "bias":
-            continue
-        if value is None:
-            raise TypeError(f"`{name}` must be a tensor or a tf.Variable; got None.")
-        dtype = getattr(value, "dtype", None) or as_tensor(value, name).dtype
-        dtypes[name] = tf.as_dtype(dtype)
-        if dtypes[name] not in (tf.float32, tf.float64):
-            raise TypeError(f"`{name}` must be floating, float32 or float64; got dtype {dtypes[name].name}.")
-    if len(set(dtypes.values())) > 1:
-        listed = ", ".join(f"`{name}` {dtype.name}" for name, dtype in dtypes.items())
-        raise TypeError(f"The parameters must have one dtype; got {listed}.")
-    return next(iter(dtypes.values()))
-
-
-def as_tensor(value, name):
-    """Returns it as a tensor; raises TypeError if that cannot be."""
-    try:
-        return tf.convert_to_tensor(value, name=name)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must be a tensor of numbers or a tf.Variable; got {value!r}.") from error
-
-
-def parameter(value, dtype, name):
-    """Leaves what may change, a variable or a `tfp.util.DeferredTensor`, as it is."""
-    if isinstance(value, (tf.Variable, tfp.util.DeferredTensor)):
-        return value
-    return tf.convert_to_tensor(value, dtype, name=name)
-
-
-def check_event_shape(x, event_sizes, name, owner):
-    """Raises ValueError unless `x`, so called, may be a batch of events of these sizes, the owner's."""
-    ndims = len(event_sizes)
-    if x.shape.rank is None:
-        return
-    if x.shape.rank < ndims or not x.shape[x.shape.rank - ndims :].is_compatible_with(event_sizes):
-        raise ValueError(
-            f"`{name}` of `{owner}` has shape {tuple(x.shape)}; expected "
-            f"(..., {', '.join(map(str, event_sizes))}): that is the shape of its events."
-        )

@@ -3,22 +3,25 @@
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.conv_parameters import (
+from tfp_selfnorm.bijectors.parameters import (
     check_bias,
     check_kernel,
     check_kernel_size,
     check_same_shape,
     check_spatial_shape,
+    common_dtype,
     ensure_event,
+    kernel_variables,
     noisy_identity_kernel,
+    parameter,
     rotation_kernel,
 )
-from tfp_selfnorm.bijectors.self_norm import SelfNorm, common_dtype, kernel_variables, parameter
-from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.bijectors.self_norm import SelfNorm
 from tfp_selfnorm.math import conv
-from tfp_selfnorm.names import check_name
-from tfp_selfnorm.options import check_bools, check_dtype
-from tfp_selfnorm.seeds import stateless_seed
+from tfp_selfnorm.utils.integers import check_positive_int
+from tfp_selfnorm.utils.names import check_name
+from tfp_selfnorm.utils.options import check_bools, check_dtype
+from tfp_selfnorm.utils.seeds import stateless_seed
 
 
 class SelfNormConv(SelfNorm):

@@ -4,12 +4,13 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.self_norm import SelfNorm, common_dtype, kernel_variables, parameter
-from tfp_selfnorm.integers import check_positive_int
+from tfp_selfnorm.bijectors.parameters import common_dtype, kernel_variables, parameter
+from tfp_selfnorm.bijectors.self_norm import SelfNorm
 from tfp_selfnorm.math import dense
-from tfp_selfnorm.names import check_name
-from tfp_selfnorm.options import check_bool, check_dtype, check_not_negative
-from tfp_selfnorm.seeds import stateless_seed
+from tfp_selfnorm.utils.integers import check_positive_int
+from tfp_selfnorm.utils.names import check_name
+from tfp_selfnorm.utils.options import check_bool, check_dtype, check_not_negative
+from tfp_selfnorm.utils.seeds import stateless_seed
 
 
 class SelfNormDense(SelfNorm):

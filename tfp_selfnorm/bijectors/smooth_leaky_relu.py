@@ -6,7 +6,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.leaky_relu import slope_assertions, slope_parameter, slope_properties
 from tfp_selfnorm.math.linear import sum_to_shape
-from tfp_selfnorm.names import check_name
+from tfp_selfnorm.utils.names import check_name
 
 # Newton from above moves at least one unit a step where the curve is exponential, and the way is at
 # most -log(alpha); 800 covers the smallest float64.

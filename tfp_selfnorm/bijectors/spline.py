@@ -8,9 +8,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import cache_util
 
-from tfp_selfnorm.integers import as_sizes, check_int
-from tfp_selfnorm.names import check_name
-from tfp_selfnorm.options import check_dtype, check_positive
+from tfp_selfnorm.utils.integers import as_sizes, check_int
+from tfp_selfnorm.utils.names import check_name
+from tfp_selfnorm.utils.options import check_dtype, check_positive
 
 _TfpSpline = tfp.bijectors.RationalQuadraticSpline
 _MIN_BIN_FRACTION = 1e-3

@@ -3,9 +3,9 @@
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.integers import check_positive_int
-from tfp_selfnorm.names import check_optional_name
-from tfp_selfnorm.options import check_bool
+from tfp_selfnorm.utils.integers import check_positive_int
+from tfp_selfnorm.utils.names import check_optional_name
+from tfp_selfnorm.utils.options import check_bool
 
 
 class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):

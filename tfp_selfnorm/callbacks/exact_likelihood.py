@@ -5,10 +5,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.callbacks.shared import check_verbose, distribution_of, summary_writer
-from tfp_selfnorm.checks import check_events, check_finite
-from tfp_selfnorm.integers import check_positive_int
-from tfp_selfnorm.training_scope import training_scope
-from tfp_selfnorm.tree import self_norm_layers
+from tfp_selfnorm.inverse_learning.scope import training_scope
+from tfp_selfnorm.structure.layers import self_norm_layers
+from tfp_selfnorm.utils.checks import check_events, check_finite
+from tfp_selfnorm.utils.integers import check_positive_int
 
 
 class ExactLikelihood(keras.callbacks.Callback):

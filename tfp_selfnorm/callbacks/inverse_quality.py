@@ -4,10 +4,10 @@ import keras
 import numpy as np
 
 from tfp_selfnorm.callbacks.shared import check_verbose, distribution_of
-from tfp_selfnorm.integers import check_int, check_positive_int
-from tfp_selfnorm.tracking import inverse_error
-from tfp_selfnorm.tree import self_norm_layers
-from tfp_selfnorm.variable_names import unused_name
+from tfp_selfnorm.inverse_learning.tracking import inverse_error
+from tfp_selfnorm.structure.layers import self_norm_layers
+from tfp_selfnorm.structure.names import unused_name
+from tfp_selfnorm.utils.integers import check_int, check_positive_int
 
 
 class InverseQuality(keras.callbacks.Callback):

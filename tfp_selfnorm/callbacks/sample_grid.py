@@ -8,9 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.callbacks.shared import check_path, distribution_of, summary_writer
-from tfp_selfnorm.integers import check_int, check_positive_int
-from tfp_selfnorm.options import check_bool
-from tfp_selfnorm.seeds import check_seed
+from tfp_selfnorm.utils.integers import check_int, check_positive_int
+from tfp_selfnorm.utils.options import check_bool
+from tfp_selfnorm.utils.seeds import check_seed
 
 _RED, _GREY = (255, 0, 0), 128
 

@@ -6,8 +6,8 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.flow_functions import FlowFunctions
-from tfp_selfnorm.integers import check_int
+from tfp_selfnorm.model.flow_functions import FlowFunctions
+from tfp_selfnorm.utils.integers import check_int
 
 
 def distribution_of(callback):

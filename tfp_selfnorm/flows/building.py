@@ -4,9 +4,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import LeakyReLU, SmoothLeakyReLU, trainable_spline
-from tfp_selfnorm.integers import as_sizes
-from tfp_selfnorm.options import check_choice
-from tfp_selfnorm.seeds import stateless_seed
+from tfp_selfnorm.utils.integers import as_sizes
+from tfp_selfnorm.utils.options import check_choice
+from tfp_selfnorm.utils.seeds import stateless_seed
 
 tfb = tfp.bijectors
 tfd = tfp.distributions

@@ -16,9 +16,9 @@ from tfp_selfnorm.flows.building import (
     squeezed,
     standard_normal_flow,
 )
-from tfp_selfnorm.integers import check_positive_int
-from tfp_selfnorm.names import check_optional_name
-from tfp_selfnorm.options import check_choice, check_dtype
+from tfp_selfnorm.utils.integers import check_positive_int
+from tfp_selfnorm.utils.names import check_optional_name
+from tfp_selfnorm.utils.options import check_choice, check_dtype
 
 tfb = tfp.bijectors
 

@@ -14,9 +14,9 @@ from tfp_selfnorm.flows.building import (
     split_seeds,
     standard_normal_flow,
 )
-from tfp_selfnorm.integers import check_positive_int
-from tfp_selfnorm.names import check_optional_name
-from tfp_selfnorm.options import check_dtype
+from tfp_selfnorm.utils.integers import check_positive_int
+from tfp_selfnorm.utils.names import check_optional_name
+from tfp_selfnorm.utils.options import check_dtype
 
 tfb = tfp.bijectors
 

@@ -5,7 +5,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import ActNorm, AffineCoupling, ChannelSplit, SelfNormConv2D, Squeeze
-from tfp_selfnorm.bijectors.conv_parameters import check_kernel_size
+from tfp_selfnorm.bijectors.parameters import check_kernel_size
 from tfp_selfnorm.flows.building import (
     check_image_shape,
     check_preprocessing,
@@ -13,10 +13,10 @@ from tfp_selfnorm.flows.building import (
     squeezed,
     standard_normal_flow,
 )
-from tfp_selfnorm.integers import check_positive_int
-from tfp_selfnorm.names import check_optional_name
-from tfp_selfnorm.networks import check_policy, coupling_network
-from tfp_selfnorm.options import check_bools, check_choice, check_dtype
+from tfp_selfnorm.flows.networks import check_policy, coupling_network
+from tfp_selfnorm.utils.integers import check_positive_int
+from tfp_selfnorm.utils.names import check_optional_name
+from tfp_selfnorm.utils.options import check_bools, check_choice, check_dtype
 
 tfb = tfp.bijectors
 

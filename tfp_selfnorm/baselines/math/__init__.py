@@ -1,0 +1,1 @@
+"""The maps of the paper's competitors, as functions of tensors."""

@@ -1,0 +1,94 @@
+"""Keras networks for coupling layers."""
+
+import keras
+
+from tfp_selfnorm.utils.integers import as_sizes, check_int, check_positive_int
+from tfp_selfnorm.utils.names import check_name
+
+_POLICY_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def coupling_network(input_shape, num_outputs, width=512, kernel_size=3, seed=None, dtype=None, name=None):
+    """The paper's coupling network: convolutions 3x3, 1x1 and 3x3 with ReLU between, zero at the start.
+
+    The last layer starts at 0, so that a coupling starts as the identity.
+
+    Args:
+      input_shape: (height, width, channels) of what the coupling conditions on; `None` for a height or a
+        width that is not known.
+      num_outputs: channels out, twice as many as the coupling changes.
+      width: channels of the two hidden layers.
+      kernel_size: of the first and the last convolution, an int or two.
+      seed: int of the initial weights, or `None`.
+      dtype: Keras dtype policy, such as "float32" or "mixed_float16"; `None` for the global one.
+      name: name of the network; its weights are named after it.
+
+    Returns:
+      A built `keras.Sequential`.
+
+    Raises:
+      TypeError: if `dtype` is no policy of floats.
+      ValueError: if another argument is out of range.
+
+    >>> coupling_network((4, 4, 2), num_outputs=4, width=16).output_shape
+    (None, 4, 4, 4)
+
+    References: Kingma & Dhariwal, "Glow", NeurIPS 2018, section 3.3.
+    """
+    sizes = as_sizes(input_shape)
+    if sizes is None or len(sizes) != 3 or sizes[2] is None:
+        raise ValueError(
+            f"`input_shape` must be (height, width, channels), with known channels; got {input_shape!r}."
+        )
+    num_outputs, width = check_positive_int(num_outputs, "num_outputs"), check_positive_int(width, "width")
+    kernel_size = _check_kernel_size(kernel_size)
+    seed = None if seed is None else check_int(seed, "seed")
+    policy = check_policy(dtype)
+    name = name or "coupling_network"
+    check_name(name)
+
+    def initializer(offset):
+        return keras.initializers.GlorotUniform(None if seed is None else seed + offset)
+
+    def convolution(filters, size, layer, **arguments):
+        return keras.layers.Conv2D(
+            filters, size, padding="same", dtype=policy, name=f"{name}_{layer}", **arguments
+        )
+
+    return keras.Sequential(
+        [
+            # Without its dtype Keras rounds what comes in to the global one.
+            keras.Input(sizes, dtype=policy.compute_dtype),
+            convolution(width, kernel_size, "first", activation="relu", kernel_initializer=initializer(0)),
+            convolution(width, 1, "second", activation="relu", kernel_initializer=initializer(1)),
+            convolution(num_outputs, kernel_size, "last", kernel_initializer="zeros"),
+        ],
+        name=name,
+    )
+
+
+def check_policy(dtype, name="dtype"):
+    """Returns the Keras dtype policy, the global one for `None`; raises TypeError if it is none of floats."""
+    try:
+        policy = keras.dtype_policies.get(keras.config.dtype_policy() if dtype is None else dtype)
+    except (KeyError, TypeError, ValueError):
+        policy = None
+    if getattr(policy, "compute_dtype", None) not in _POLICY_DTYPES:
+        raise TypeError(
+            f"`{name}` must be a Keras dtype policy of floats, such as 'float32' or 'mixed_float16'; got "
+            f"{dtype!r}."
+        )
+    return policy
+
+
+def _check_kernel_size(kernel_size):
+    sizes = as_sizes(kernel_size)
+    if sizes is None or len(sizes) not in (1, 2) or None in sizes:
+        raise ValueError(f"`kernel_size` must be a positive int, or 2 of them; got {kernel_size!r}.")
+    return sizes * (3 - len(sizes))
+
+
+def computes_in_float16(network) -> bool:
+    """Whether a layer of a Keras network does, so that its gradients need a scaled loss."""
+    layers = network._flatten_layers() if isinstance(network, keras.Layer) else []
+    return any(layer.compute_dtype == "float16" for layer in layers)

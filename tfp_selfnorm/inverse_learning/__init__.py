@@ -1,0 +1,1 @@
+"""How the learned inverse R follows W."""

@@ -1,0 +1,1 @@
+"""The Keras model of a flow, and its training."""

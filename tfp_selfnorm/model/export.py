@@ -1,0 +1,68 @@
+"""Writes a flow as a SavedModel that needs neither this package nor TFP."""
+
+import pathlib
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.initialization import check_adapted
+from tfp_selfnorm.structure.layers import bijectors_of, self_norm_layers
+from tfp_selfnorm.utils.checks import has_latent
+from tfp_selfnorm.utils.files import replacing
+from tfp_selfnorm.utils.names import check_keras_name, check_optional_name
+
+
+def export_flow(model, filepath) -> None:
+    """See `FlowModel.export`."""
+    folder = pathlib.Path(filepath)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"`filepath` must be an empty or absent folder; {str(folder)!r} is neither.")
+    check_adapted(model.distribution)
+    _check_names(model)
+    model._refresh.before_files()
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    for name, (function, signature) in _endpoints(model).items():
+        archive.add_endpoint(name, function, signature)
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with replacing(folder) as partial:
+        archive.write_out(str(partial), verbose=False)
+
+
+def _check_names(model):
+    """Raises ValueError if TFP objects or variables have names that no graph takes."""
+    objects = [model.distribution, *bijectors_of(tfp.bijectors.Bijector, model.distribution)]
+    for value in objects:
+        name, kind = (value.parameters or {}).get("name"), type(value).__name__.lstrip("_")
+        check_optional_name(name, f" of a {kind}")
+    for variable in model.variables:
+        check_keras_name(variable.value.name.rpartition(":")[0], f" of the variable `{variable.name}`")
+
+
+def _endpoints(model):
+    """Functions and what they take, by name; the first is the default of TensorFlow Serving."""
+    distribution = model.distribution
+    events = tf.TensorSpec([None, *distribution.event_shape], distribution.dtype, "x")
+    count, seed = tf.TensorSpec([], tf.int32, "n"), tf.TensorSpec([2], tf.int32, "seed")
+    endpoints = {"log_prob": (model.log_prob, [events])}
+    has_learned = any(layer.inversion == "learned" for layer in self_norm_layers(distribution))
+    kinds = {"": False, "_exact": True} if has_learned else {"": False}
+    for suffix, exact in kinds.items():
+        endpoints[f"sample{suffix}"] = _sampler(model, exact), [count, seed]
+    if has_latent(distribution):
+        base = distribution.distribution
+        latent = tf.TensorSpec([None, *base.event_shape], base.dtype, "z")
+        endpoints["encode"] = model.encode, [events]
+        for suffix, exact in kinds.items():
+            endpoints[f"decode{suffix}"] = _decoder(model, exact), [latent]
+    return endpoints
+
+
+def _sampler(model, exact):
+    # `FlowModel.sample` checks its `n`, which is not known yet.
+    return lambda n, seed: model._flow(exact).sample(n, seed=seed)
+
+
+def _decoder(model, exact):
+    return lambda z: model.decode(z, exact)

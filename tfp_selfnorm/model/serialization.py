@@ -1,0 +1,226 @@
+"""The arguments of builders as JSON and back; what a file names is looked up and never imported."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.bijectors import LeakyReLU, SmoothLeakyReLU, Squeeze
+from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
+from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight
+from tfp_selfnorm.inverse_learning.tracking import Tracking
+
+# Bijectors whose parameters say all about them.
+_TFP_BIJECTORS = (
+    "Chain",
+    "Cumsum",
+    "Exp",
+    "Expm1",
+    "FillScaleTriL",
+    "Identity",
+    "Invert",
+    "Log",
+    "Log1p",
+    "NormalCDF",
+    "Pad",
+    "Permute",
+    "Power",
+    "Reshape",
+    "Scale",
+    "ScaleMatvecDiag",
+    "ScaleMatvecLU",
+    "ScaleMatvecTriL",
+    "Shift",
+    "Sigmoid",
+    "Sinh",
+    "SinhArcsinh",
+    "SoftClip",
+    "Softfloor",
+    "Softplus",
+    "Softsign",
+    "Square",
+    "Tanh",
+    "Transpose",
+)
+_BIJECTORS = {name: getattr(tfp.bijectors, name) for name in _TFP_BIJECTORS}
+_BIJECTORS |= {kind.__name__: kind for kind in (LeakyReLU, SmoothLeakyReLU, Squeeze)}
+_ARRAY_DTYPES = ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64")
+_ARRAY_DTYPES += ("uint8", "uint16", "uint32", "uint64")
+# TensorFlow ends the process when it makes a tensor of lists nested 255 deep.
+_MAX_DEPTH = 100
+_MAX_ITEMS = 10**7
+_OPTIONS = {kind.__name__: kind for kind in (AdaptiveWeight, Reconstruction, Tracking)}
+
+
+def encode(value, name):
+    """The value in terms of JSON.
+
+    Numbers, strings, None; lists, tuples and dicts of such; dtypes, shapes, arrays, constant tensors;
+    functions registered with Keras; Keras's schedules; the options of this package; and the bijectors of a
+    list, of TFP and of this package, whose parameters are of these kinds.
+
+    Args:
+      value: the value.
+      name: what errors call it.
+
+    Raises:
+      TypeError: if the value, or a part of it, is of no such kind.
+    """
+    # A float64 of numpy is a float, and more.
+    if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, np.floating)):
+        return value
+    if isinstance(value, (np.integer, np.bool_)):
+        return value.item()
+    if isinstance(value, list):
+        return [encode(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if type(value) is tuple:
+        return {"tuple": encode(list(value), name)}
+    if type(value) is dict and all(isinstance(key, str) for key in value):
+        return {"dict": _encode_items(value, name)}
+    if isinstance(value, (tf.DType, np.dtype)) or (isinstance(value, type) and issubclass(value, np.generic)):
+        return {"dtype": tf.as_dtype(value).name}
+    if isinstance(value, tf.TensorShape) and value.rank is not None:
+        return {"shape": value.as_list()}
+    if _is_constant(value):
+        array = np.asarray(value)
+        return {"array": [array.dtype.name, list(array.shape), array.ravel().tolist(), _kind(value)]}
+    if _BIJECTORS.get(type(value).__name__) is type(value):
+        return {"bijector": [type(value).__name__, _encode_items(value.parameters, name)]}
+    if _OPTIONS.get(type(value).__name__) is type(value):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {"option": [type(value).__name__, _encode_items(fields, name)]}
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        if _schedule(type(value).__name__) is type(value):
+            return {"schedule": [type(value).__name__, _encode_items(value.get_config(), name)]}
+    elif hasattr(value, "__name__") and _registered(keras.saving.get_registered_name(value)) is value:
+        return {"function": keras.saving.get_registered_name(value)}
+    raise TypeError(
+        f"`{name}` is a {type(value).__name__} that cannot be saved as an argument of a builder. Register a "
+        "function with `keras.saving.register_keras_serializable`; make what holds variables inside the "
+        "builder; or build the flow yourself, give it to `FlowModel`, and save its weights."
+    )
+
+
+def check_bounds(value, name) -> None:
+    """Raises ValueError if lists and dicts are nested too deep, or hold too much, for an argument."""
+    level, depth, count = [value], 0, 0
+    while level:
+        depth, count = depth + 1, count + len(level)
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"`{name}` has lists or dicts nested more than {_MAX_DEPTH} deep.")
+        if count > _MAX_ITEMS:
+            raise ValueError(f"`{name}` has more than {_MAX_ITEMS} values.")
+        level = [
+            item
+            for part in level
+            if isinstance(part, (dict, list, tuple))
+            for item in (part.values() if isinstance(part, dict) else part)
+        ]
+
+
+def decode(value, name):
+    """The inverse of `encode`.
+
+    Raises:
+      ValueError: if the value is not what `encode` makes, or names something unknown here.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, list):
+        return [decode(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    kind, content = (
+        next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else (None, value)
+    )
+    if kind not in _DECODERS:
+        raise ValueError(f"`{name}` of the saved model is of no known kind: {_shortened(content)}.")
+    try:
+        return _DECODERS[kind](content, name)
+    except (AttributeError, KeyError, RecursionError, TypeError) as error:
+        raise ValueError(
+            f"`{name}` of the saved model does not describe a {kind}: {_shortened(content)}."
+        ) from error
+
+
+def _encode_items(items, name):
+    return {key: encode(item, f"{name}.{key}") for key, item in items.items()}
+
+
+def _decode_items(items, name):
+    return {key: decode(item, f"{name}.{key}") for key, item in items.items()}
+
+
+def _decode_array(content, name):
+    if len(content) != 4 or content[0] not in _ARRAY_DTYPES:
+        raise TypeError
+    dtype, shape, values, kind = content
+    try:
+        array = np.asarray(values, dtype).reshape(shape)
+    except (OverflowError, ValueError) as error:
+        raise TypeError from error
+    return {"tensor": tf.constant, "array": np.asarray, "scalar": lambda array: array[()]}[kind](array)
+
+
+def _decode_function(content, name):
+    function = _registered(content)
+    if not callable(function):
+        raise ValueError(
+            f"`{name}` of the saved model is the function {content!r}, which is not registered here. If you "
+            "trust the file, import the module that registers it before loading."
+        )
+    return function
+
+
+def _decoder_of_classes(find, kind):
+    def decode_one(content, name):
+        class_name, items = content
+        found = find(class_name)
+        if found is None:
+            raise ValueError(
+                f"`{name}` of the saved model is a {kind} of the class {class_name!r}, which is none that a "
+                "file may name."
+            )
+        return found(**_decode_items(items, name))
+
+    return decode_one
+
+
+def _is_constant(value):
+    # Of a variable, or what is computed from one, only the present value would be kept.
+    is_tensor = isinstance(value, tf.Tensor) and hasattr(value, "numpy")
+    return (is_tensor or isinstance(value, (np.ndarray, np.floating))) and value.dtype.name in _ARRAY_DTYPES
+
+
+def _kind(value):
+    if isinstance(value, np.floating):
+        return "scalar"
+    return "array" if isinstance(value, np.ndarray) else "tensor"
+
+
+def _registered(name):
+    return keras.saving.get_registered_object(name) if isinstance(name, str) else None
+
+
+def _schedule(name):
+    kind = getattr(keras.optimizers.schedules, name, None) if isinstance(name, str) else None
+    is_schedule = isinstance(kind, type) and issubclass(kind, keras.optimizers.schedules.LearningRateSchedule)
+    return kind if is_schedule else None
+
+
+def _shortened(value):
+    text = repr(value)
+    return text if len(text) < 200 else f"{text[:200]}..."
+
+
+_DECODERS = {
+    "tuple": lambda content, name: tuple(decode(content, name)),
+    "dict": _decode_items,
+    "dtype": lambda content, name: tf.as_dtype(content),
+    "shape": lambda content, name: tf.TensorShape(content),
+    "array": _decode_array,
+    "bijector": _decoder_of_classes(_BIJECTORS.get, "bijector"),
+    "option": _decoder_of_classes(_OPTIONS.get, "option"),
+    "schedule": _decoder_of_classes(_schedule, "schedule"),
+    "function": _decode_function,
+}

@@ -1,0 +1,204 @@
+"""Data that come batch by batch, from data sets and generators: each batch is checked as it is read."""
+
+import contextlib
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_selfnorm.model.batches import EventForm, batch_of_events, check_labels, parts_of, split_element
+from tfp_selfnorm.utils.checks import (
+    BAD_WEIGHTS,
+    as_array,
+    cast_array,
+    check_event_form,
+    check_finite,
+    check_weights,
+)
+from tfp_selfnorm.utils.integers import check_positive_int
+
+_BAD_BATCH = "tfp_selfnorm: bad batch"
+_NO_STREAMS = (Mapping, list, tuple, set, str, bytes, keras.KerasTensor, tf.Tensor, tf.RaggedTensor)
+
+
+def is_stream(x):
+    """Whether it gives batches one by one, and is no array; Keras says which of these it does not take."""
+    if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset, Iterator)):
+        return True
+    return isinstance(x, Iterable) and not (hasattr(x, "__array__") or isinstance(x, _NO_STREAMS))
+
+
+def checked_stream(stream, form, keeps_labels):
+    if isinstance(stream, tf.data.Dataset):
+        return _checked_data_set(stream, form, keeps_labels)
+    if isinstance(stream, keras.utils.PyDataset):
+        if stream.num_batches == 0:
+            raise ValueError(f"`{form.name}` is an empty data set.")
+        checked = _CheckedPyDataset(stream, form, keeps_labels)
+        _ = checked[0]
+        return checked
+    if isinstance(stream, Iterator):
+        checked = (_checked_element(element, i, form, keeps_labels) for i, element in enumerate(stream))
+        if (first := next(checked, None)) is None:
+            raise ValueError(f"`{form.name}` gives no batches.")
+        # Keras takes generators only, and tuples from them.
+        return (element for element in itertools.chain([first], checked))
+    return stream
+
+
+def event_batches(data, distribution, number: int, name="x") -> Iterator:
+    """The batches of events in data of any form that `fit` takes; of an array its first `number`."""
+    form = EventForm(distribution.event_shape, distribution.dtype, name)
+    if not is_stream(data):
+        x = parts_of(data, form).x
+        yield check_finite(cast_array(batch_of_events(x, form)[:number], form.dtype), name)
+        return
+    stream = checked_stream(data, form, keeps_labels=False)
+    if isinstance(stream, keras.utils.PyDataset):
+        numbers = itertools.count() if stream.num_batches is None else range(stream.num_batches)
+        stream = map(stream.__getitem__, numbers)
+    with naming_the_batch():
+        for element in stream:
+            yield split_element(element, name)[0]
+
+
+def first_events(data, num_examples: int, distribution):
+    """The first examples of arrays or batches of any form that `fit` takes, without labels, as one array."""
+    check_positive_int(num_examples, "num_examples")
+    batches, count = [], 0
+    for batch in event_batches(data, distribution, num_examples, "data"):
+        batches.append(tf.cast(batch, distribution.dtype))
+        count += len(batch)
+        if count >= num_examples:
+            break
+    if not batches:
+        raise ValueError("`data` has no batch to adapt to.")
+    return tf.concat(batches, axis=0)[:num_examples]
+
+
+@contextlib.contextmanager
+def naming_the_batch():
+    """Turns the failure of a stream from `prepare` into an error that names the argument and the batch."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        message = str(error)
+        found = re.search(rf"{_BAD_BATCH}\W+(\w+)\W+(\d+)\W+([\w ,]+)", message)
+        raised = re.search(r"(ValueError|TypeError): (`.*)", message)
+        if found is not None:
+            where = f"in batch {found[2]} of the data set (the first is batch 0)"
+            raise ValueError(f"`{found[1]}` has {found[3]} {where}.") from None
+        if raised is not None and "generator_py_func" in message:
+            raise (ValueError if raised[1] == "ValueError" else TypeError)(raised[2]) from None
+        raise
+
+
+class _CheckedPyDataset(keras.utils.PyDataset):
+    """A `keras.utils.PyDataset` whose batches are checked."""
+
+    def __init__(self, data, form, keeps_labels):
+        options = ("workers", "use_multiprocessing", "max_queue_size")
+        super().__init__(**{option: getattr(data, option) for option in options})
+        self._data, self._form, self._keeps_labels = data, form, keeps_labels
+
+    def __getitem__(self, index):
+        return _checked_element(self._data[index], index, self._form, self._keeps_labels)
+
+    @property
+    def num_batches(self):
+        return self._data.num_batches
+
+    def on_epoch_begin(self):
+        self._data.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self._data.on_epoch_end()
+
+
+def _checked_data_set(data, form, keeps_labels):
+    """The data set with each batch checked as it is read."""
+    x, labels, weights = split_element(data.element_spec, form.name)
+    _check_spec(x, weights, form)
+    if keeps_labels:
+        check_labels(labels, weights, form.name)
+    if data.cardinality() == 0:
+        raise ValueError(f"`{form.name}` is an empty data set.")
+
+    def check(index, element):
+        x, labels, weights = split_element(element, form.name)
+        x = tf.cast(x, form.dtype)
+        conditions = {
+            "events of another shape": _has_event_shape(x, form.shape),
+            "values that are not finite": tf.reduce_all(tf.math.is_finite(x)),
+        }
+        if weights is not None:
+            weights = tf.cast(weights, tf.float32)
+            conditions["weights that are not one an example"] = tf.equal(tf.size(weights), tf.shape(x)[0])
+            conditions[BAD_WEIGHTS] = tf.reduce_all(tf.math.is_finite(weights) & (weights >= 0.0))
+        checks = [
+            tf.debugging.Assert(is_good, [_BAD_BATCH, form.name, index, problem])
+            for problem, is_good in conditions.items()
+        ]
+        with tf.control_dependencies(checks):
+            num_leading = 1 if x.shape.rank is None else x.shape.rank - form.shape.rank
+            x = tf.ensure_shape(x, tf.TensorShape([None] * num_leading).concatenate(form.shape))
+        if keeps_labels:
+            return x, labels
+        return x if weights is None else (x, tf.zeros_like(weights), weights)
+
+    return data.enumerate().map(check)
+
+
+def _has_event_shape(x, event_shape):
+    sizes = tf.constant(event_shape.as_list(), tf.int32)
+    if x.shape.rank is not None:
+        return tf.reduce_all(tf.equal(tf.shape(x)[x.shape.rank - event_shape.rank :], sizes))
+    return tf.cond(
+        tf.equal(tf.rank(x), event_shape.rank + 1),
+        lambda: tf.reduce_all(tf.equal(tf.shape(x)[1:], sizes)),
+        lambda: tf.constant(False),
+    )
+
+
+def _check_spec(x, weights, form):
+    if not isinstance(x, tf.TensorSpec):
+        parts = f"a dict with the keys {list(x)}" if isinstance(x, dict) else f"{x}"
+        raise TypeError(
+            f"The events in `{form.name}` must be one dense tensor; the data set has {parts} in their place. "
+            "Make one tensor of it by `.map(...)`."
+        )
+    if x.shape.rank == form.shape.rank and x.shape.is_compatible_with(form.shape):
+        raise ValueError(
+            f"The elements of `{form.name}` are single events of shape {tuple(x.shape)}; batch the data set: "
+            "`.batch(n)`."
+        )
+    check_event_form(x, form.shape, form.name, is_batch=True)
+    if weights is None:
+        return
+    dtype = getattr(weights, "dtype", tf.string)
+    if not (dtype.is_floating or dtype.is_integer or dtype.is_bool):
+        raise TypeError(f"The sample weights in `{form.name}` must be real numbers; got {weights}.")
+    if weights.shape.rank is not None and weights.shape[1:].num_elements() not in (1, None):
+        raise ValueError(
+            f"The sample weights in `{form.name}` have shape {tuple(weights.shape)}; expected one weight an "
+            "example."
+        )
+
+
+def _checked_element(element, index, form, keeps_labels):
+    """An element of a generator or a `PyDataset`, as a tuple of arrays."""
+    parts = parts_of(element, form)
+    try:
+        x = batch_of_events(parts.x, form)
+        check_finite(cast_array(x, form.dtype), form.name)
+        if (weights := parts.sample_weight) is not None:
+            weights = check_weights(weights, len(x), form.name)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error} It is in batch {index} of the data set.") from None
+    if keeps_labels:
+        check_labels(parts.y, weights, form.name)
+        return x, np.asarray(as_array(parts.y, "y"))
+    return (x,) if weights is None else (x, np.zeros_like(weights), weights)

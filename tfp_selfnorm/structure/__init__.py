@@ -1,0 +1,1 @@
+"""What is inside a TFP object: layers, variables, networks, names."""

@@ -1,0 +1,1 @@
+"""Checks, seeds, files: what all folders share."""
