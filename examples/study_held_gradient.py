@@ -8,6 +8,7 @@ one stands in. With 1 it is the exact gradient.
 """
 
 import argparse
+import copy
 import pathlib
 
 import keras
@@ -30,7 +31,8 @@ class HeldGradients(keras.callbacks.Callback):
         for layer in sn.self_norm_layers(model.distribution):
             exact = layer.operations
             held = tf.Variable(tf.zeros(layer.inverse_kernel.shape), trainable=False)
-            layer._operations = exact._replace(log_det_gradient=lambda kernel, held=held: held.read_value())
+            layer._operations = copy.copy(exact)
+            layer._operations.log_det_gradient = lambda kernel, held=held: held.read_value()
             self._held.append((layer, exact, held))
 
     def on_train_batch_begin(self, batch, logs=None):

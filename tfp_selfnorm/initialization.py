@@ -107,20 +107,20 @@ def whiten(distribution, x) -> None:
     x = check_events(x, distribution)
     done = set()
     # What reaches a layer depends on those before it: each is set before the next one is reached.
-    while (record := _next_pass(distribution, x, done)) is not None:
-        _whiten_layer(record.layer, record.input)
-        done.add(record.layer.key)
+    while (layer_pass := _next_pass(distribution, x, done)) is not None:
+        _whiten_layer(layer_pass.layer, layer_pass.input)
+        done.add(layer_pass.layer.identity)
 
 
 def _next_pass(distribution, x, done):
     """The first pass of a dense layer that is not done, from data to latent; `None` without one."""
     with training_scope(inverse_learning=None) as scope:
         distribution.log_prob(tf.identity(x))
-    for record in scope.records:
-        layer = record.layer
+    for layer_pass in scope.passes:
+        layer = layer_pass.layer
         is_dense = isinstance(layer, SelfNormDense) and layer.inverse_kernel.shape.rank == 2
-        if is_dense and record.direction == "inverse" and layer.key not in done:
-            return record
+        if is_dense and layer_pass.direction == "inverse" and layer.identity not in done:
+            return layer_pass
     return None
 
 

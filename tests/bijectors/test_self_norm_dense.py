@@ -32,7 +32,7 @@ def test_copies_share_variables_and_may_change_options():
     layer = SelfNormDense.trainable(3)
     copy = layer.copy(gradient="relative", mixture=0.25)
     assert copy.forward_kernel is layer.forward_kernel
-    assert (copy.gradient, copy.mixture, copy.key == layer.key) == ("relative", 0.25, True)
+    assert (copy.gradient, copy.mixture, copy.identity == layer.identity) == ("relative", 0.25, True)
 
 
 def test_parameter_properties_describe_every_parameter():

@@ -121,7 +121,7 @@ def test_exact_replaces_every_layer_and_shares_its_variables(make_layer):
         replaced = sn.exact(tree)
         assert type(replaced) is type(tree)
         found = sn.self_norm_layers(replaced)
-        assert {layer.key for layer in found} == {layer.key for layer in inside}
+        assert {layer.identity for layer in found} == {layer.identity for layer in inside}
         assert all((layer.gradient, layer.inversion) == ("exact", "exact") for layer in found)
         assert all(layer.gradient == "self_norm" for layer in sn.self_norm_layers(tree))
         assert {v.ref() for v in replaced.variables} == {v.ref() for v in tree.variables}

@@ -26,8 +26,8 @@ def test_scopes_of_threads_do_not_meet(make_layer, make_flow, rng):
             for _ in range(10):
                 with sn.training_scope() as scope:
                     surrogate = flows[i].log_prob(tf.constant(x)) + layers[i].exact_log_det()
-                    assert [layer.key for layer in scope.layers] == [layers[i].key]
-                    assert len(scope.records) == 1
+                    assert [layer.identity for layer in scope.layers] == [layers[i].identity]
+                    assert len(scope.passes) == 1
                 np.testing.assert_allclose(surrogate, exact[i], rtol=1e-10)
                 np.testing.assert_allclose(flows[i].log_prob(tf.constant(x)), exact[i], rtol=1e-10)
         except Exception as problem:  # noqa: BLE001 - reported by the main thread

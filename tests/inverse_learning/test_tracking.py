@@ -139,15 +139,17 @@ def test_inverse_error_estimates_the_relative_distance(make_layer):
 def test_the_schedule_of_an_own_loop(make_layer):
     layers = [make_layer(4), make_layer(4)]
     tracking = sn.Tracking(num_probes=2, refresh_every=5)
-    assert tracking.update(layers, step=0) == 0.0
+    assert tracking.follow(layers, step=0) == {}
     for layer in layers:
         assert sn.inverse_error(layer) < 1e-12
         layer.inverse_kernel.assign_add(0.1 * np.eye(4))
-    assert tracking.update(layers, step=1) > 1e-3
-    tracking.update(layers, step=5)
+    errors = tracking.follow(layers, step=1)
+    assert list(errors) == layers
+    assert min(errors.values()) > 1e-3
+    tracking.follow(layers, step=5)
     assert max(sn.inverse_error(layer) for layer in layers) < 1e-12
-    assert sn.Tracking().interval(layers[0]) == 20
-    assert sn.Tracking().interval(sn.SelfNormDense.trainable(784)) == 98
+    assert sn.Tracking().refresh_interval(layers[0]) == 20
+    assert sn.Tracking().refresh_interval(sn.SelfNormDense.trainable(784)) == 98
 
 
 def test_each_layer_and_each_step_has_probes_of_its_own(make_layer):
@@ -160,13 +162,13 @@ def test_each_layer_and_each_step_has_probes_of_its_own(make_layer):
     for step, seed in ((1, 0), (2, 0), (1, 7)):
         for copy in copies:
             copy.forward_kernel.assign(start)
-        sn.Tracking(num_probes=2).update(copies, step, seed)
+        sn.Tracking(num_probes=2).follow(copies, step, seed)
         results += [copy.forward_kernel.numpy() for copy in copies]
     for i, one in enumerate(results):
         assert all(np.abs(one - other).max() > 1e-3 for other in results[:i])
     for copy in copies:
         copy.forward_kernel.assign(start)
-    sn.Tracking(num_probes=2).update(copies, 1, 0)
+    sn.Tracking(num_probes=2).follow(copies, 1, 0)
     np.testing.assert_array_equal(copies[1].forward_kernel, results[1])
 
 
@@ -175,7 +177,7 @@ def test_each_layer_and_each_step_has_probes_of_its_own(make_layer):
 def test_each_layer_that_uses_its_learned_inverse_is_followed(make_layer, gradient, inversion):
     layer = make_layer(3, gradient=gradient, inversion=inversion)
     before, inverse = layer.forward_kernel.numpy(), np.linalg.inv(layer.inverse_kernel.numpy())
-    sn.Tracking().update([layer], step=0)
+    sn.Tracking().follow([layer], step=0)
     is_used = gradient == "self_norm" or inversion == "learned"
     np.testing.assert_allclose(layer.forward_kernel, inverse if is_used else before, rtol=1e-12)
 
@@ -183,7 +185,7 @@ def test_each_layer_that_uses_its_learned_inverse_is_followed(make_layer, gradie
 def test_the_schedule_passes_by_layers_without_a_learned_inverse():
     exact = sn.SelfNormDense(tf.eye(2), tf.Variable(tf.eye(2)), gradient="exact")
     for layers in ([], [exact]):
-        assert sn.Tracking().update(layers, step=1) == 0.0
+        assert sn.Tracking().follow(layers, step=1) == {}
 
 
 def test_each_kernel_of_a_batch_is_tracked(rng):

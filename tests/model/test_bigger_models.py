@@ -229,7 +229,7 @@ def test_a_scope_around_a_flow_in_a_training_step_costs_no_cube_and_ends_at_the_
     assert cubic & op_types(flow, batch)  # outside of a scope
     steps, layers = itertools.count(), sn.self_norm_layers(flow.distribution)
     follow = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: tracking.update(layers, next(steps))
+        on_train_batch_end=lambda batch, logs: tracking.follow(layers, next(steps))
     )
     model.compile(decaying_adam())
     model.fit(DATA, epochs=NUM_EPOCHS, batch_size=BATCH_SIZE, callbacks=[follow], verbose=0)

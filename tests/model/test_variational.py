@@ -162,7 +162,7 @@ def test_a_tracked_surrogate_posterior():
         NUM_STEPS,
         decaying_adam(NUM_STEPS),
         trainable_variables=[layer.inverse_kernel, layer.bias],
-        trace_fn=lambda state: tracking.update([layer], int(state.step)),
+        trace_fn=lambda state: tracking.follow([layer], int(state.step)),
         seed=1,
     )
     assert errors[-1] < 1e-4

@@ -19,11 +19,23 @@ import tfp_selfnorm as sn
 tfb, tfd = tfp.bijectors, tfp.distributions
 
 
-def test_an_update_inside_a_compiled_step_is_refused(make_layer):
+def test_an_update_inside_a_compiled_step_leaves_the_refresh_to_a_call_between_steps(make_layer):
     """tensorflow/probability#1410, tried in a compiled step: TensorFlow spoke of a tensor out of scope."""
-    layer = make_layer(2)
-    with pytest.raises(TypeError, match="after the compiled step"):
-        tf.function(lambda step: sn.Tracking().update([layer], step))(tf.constant(1))
+    compiled_layer, layer = make_layer(4), make_layer(4)
+    for variable, value in ((v, getattr(layer, v)) for v in ("forward_kernel", "inverse_kernel")):
+        getattr(compiled_layer, variable).assign(value)
+    tracking = sn.Tracking(num_probes=2, refresh_every=5)
+    follow = tf.function(lambda step: list(tracking.follow([compiled_layer], step).values()))
+    for step in (1, 2):
+        np.testing.assert_allclose(
+            follow(tf.constant(step)), list(tracking.follow([layer], step).values()), rtol=1e-10
+        )
+    np.testing.assert_allclose(compiled_layer.forward_kernel, layer.forward_kernel, rtol=1e-10)
+    assert follow(tf.constant(5))[0] > 1e-3
+    for step in (4, 5):
+        assert sn.inverse_error(compiled_layer) > 1e-6
+        tracking.refresh([compiled_layer], step)
+    assert sn.inverse_error(compiled_layer) < 1e-12
 
 
 @pytest.mark.parametrize("inverse_learning", [sn.Tracking(), sn.Reconstruction()])

@@ -222,7 +222,7 @@ def test_a_conditional_flow_in_a_loop_of_ones_own(rng):
 
     for i in range(500):
         step()
-        tracking.update(layers, i)
+        tracking.follow(layers, i)
     assert optimum - 0.05 < -np.mean(log_prob(x, condition)) < optimum + 0.1
     for k in (0.0, 1.0):
         total = mass(lambda points, k=k: log_prob(points, tf.fill([len(points), 1], k)), center=5.0 * k)

@@ -7,7 +7,7 @@ import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import auto_composite_tensor
 
 from tfp_selfnorm.bijectors.composite import with_constructor_signature
-from tfp_selfnorm.bijectors.passes import Passes
+from tfp_selfnorm.bijectors.pair_memory import PairMemory
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_optional_name
 from tfp_selfnorm.utils.options import check_bool, check_positive
@@ -112,7 +112,7 @@ class AffineCoupling(tfp.bijectors.Bijector):
         self._bound = check_positive(bound, "bound")
         # TFP finds the variables of attributes, but not inside a Keras network.
         self._network_variables = [weight.value for weight in _keras_weights(network)]
-        self._passes = Passes()
+        self._passes = PairMemory()
         super().__init__(
             forward_min_event_ndims=event_ndims, parameters=parameters, validate_args=validate_args, name=name
         )
@@ -302,7 +302,7 @@ def _with_one_batch_dimension(value, num_leading):
 
 
 def _remembered(log_scale, condition):
-    """What `Passes` keeps of a pass: it finds nothing that is outside of the graph."""
+    """What `PairMemory` keeps of a pass: it finds nothing that is outside of the graph."""
     if condition is None:
         return [log_scale]
     return [log_scale, condition] if tf.is_symbolic_tensor(condition) else []

@@ -5,9 +5,9 @@ import abc
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.bijectors.pair_memory import PairMemory
 from tfp_selfnorm.bijectors.parameters import check_event_shape
-from tfp_selfnorm.bijectors.passes import Passes
-from tfp_selfnorm.inverse_learning.scope import Record, current_scope, current_terms
+from tfp_selfnorm.inverse_learning.scope import LayerPass, current_terms
 from tfp_selfnorm.math import linear
 from tfp_selfnorm.utils.options import check_bool, check_choice, check_number
 from tfp_selfnorm.utils.pickling import by_parameters
@@ -47,7 +47,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         self._mixture = float(mixture)
         self._operations = operations
         self._inversion = inversion or ("learned" if gradient == "self_norm" else "exact")
-        self._passes = Passes()
+        self._pairs = PairMemory()
         super().__init__(
             forward_min_event_ndims=operations.event_ndims,
             is_constant_jacobian=True,
@@ -96,7 +96,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         return self._inversion
 
     @property
-    def key(self):
+    def identity(self):
         """Hashable; equal for copies of a layer, which share its variables."""
         kernel = self._inverse_kernel
         return kernel.ref() if hasattr(kernel, "ref") else id(kernel)
@@ -107,9 +107,9 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         return self._gradient == "self_norm" or self._inversion == "learned"
 
     @property
-    def is_matrix(self) -> bool:
+    def has_matrix_kernels(self) -> bool:
         """Whether the kernels are matrices, so that a kernel R can be the inverse of W."""
-        return self._operations.to_matrix is not None
+        return self._operations.has_matrix_kernels
 
     @property
     def operations(self) -> linear.Operations:
@@ -131,82 +131,78 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         """The sizes of an event."""
 
     def _inverse(self, y):
-        kernels = self._read_kernels("inverse")
-        x = self._pass_kernel(self._check_event(y, "y"), *kernels, "inverse")
+        terms = current_terms(self)
+        kernels = self._read_kernels("inverse", terms)
+        x = self._pass_kernel(self._check_event(y, "y"), *kernels, "inverse", terms)
         x = x if self._bias is None else x + self._bias
-        self._passes.add("inverse", y, x, kernels)
+        self._pairs.add("inverse", y, x, kernels)
         return x
 
     def _forward(self, x):
-        kernels = self._read_kernels("forward")
+        terms = current_terms(self)
+        kernels = self._read_kernels("forward", terms)
         centred = self._check_event(x, "x")
         centred = centred if self._bias is None else centred - self._bias
         if self._inversion == "exact":
             y = self._operations.solve(kernels[0], centred)
         else:
-            y = self._pass_kernel(centred, *kernels, "forward")
-        self._passes.add("forward", x, y, kernels)
+            y = self._pass_kernel(centred, *kernels, "forward", terms)
+        self._pairs.add("forward", x, y, kernels)
         return y
 
     def _inverse_log_det_jacobian(self, y):
-        made_by_forward = self._passes.values_by_output("forward", y)
+        made_by_forward = self._pairs.values_by_output("forward", y)
         if made_by_forward is not None:
             return -self._forward_map_log_det(made_by_forward)
-        return self._inverse_map_log_det(self._passes.values_by_input("inverse", y))
+        return self._inverse_map_log_det(self._pairs.values_by_input("inverse", y))
 
     def _forward_log_det_jacobian(self, x):
-        made_by_inverse = self._passes.values_by_output("inverse", x)
+        made_by_inverse = self._pairs.values_by_output("inverse", x)
         if made_by_inverse is not None:
             return -self._inverse_map_log_det(made_by_inverse)
-        return self._forward_map_log_det(self._passes.values_by_input("forward", x))
+        return self._forward_map_log_det(self._pairs.values_by_input("forward", x))
 
     def _check_event(self, x, name):
         check_event_shape(x, self.event_sizes, name, self.name)
         return x
 
-    def _read_kernels(self, direction):
+    def _read_kernels(self, direction, terms):
         """The kernel of a direction and the one of the way back, as tensors."""
         kernels = self._inverse_kernel, self._forward_kernel
         if direction == "forward" and self._inversion == "learned":
             kernels = kernels[::-1]
-        if current_scope() is None:
+        if terms.scope is None:
             # The other one plays no part. If it were read, a tape would ask for its gradient, which is None.
             kernels = kernels[:1] * 2
         return tuple(tf.convert_to_tensor(kernel) for kernel in kernels)
 
-    def _pass_kernel(self, x, kernel, other_kernel, direction):
+    def _pass_kernel(self, x, kernel, other_kernel, direction, terms):
         # Graph optimisation may drop the order between a read and a later assignment where the value read
         # only enters another variable's gradient. Behind this, every gradient waits for both reads.
         with tf.control_dependencies([kernel, other_kernel]):
             x = tf.identity(x)
-        output, error = linear.linear_map(self._operations, x, kernel, other_kernel, *current_terms(self))
-        scope = current_scope()
-        if scope is not None:
-            scope.record(Record(self, direction, kernel, other_kernel, x, output, error))
+        options = terms.gradient, terms.mixture, terms.trained_kernels
+        output, error = linear.linear_map(self._operations, x, kernel, other_kernel, *options)
+        if terms.scope is not None:
+            terms.scope.record(LayerPass(self, direction, kernel, other_kernel, x, output, error))
         return output
 
-    def _inverse_map_log_det(self, passed):
-        kernels, terms = self._kernels_of(passed, "inverse"), current_terms(self)
-        held = self._held_log_det()
-        return linear.log_det(self._operations, *kernels, terms.gradient, terms.mixture, held)
+    def _inverse_map_log_det(self, read):
+        terms = current_terms(self)
+        return self._log_det(read, "inverse", terms, terms.held_log_det)
 
-    def _forward_map_log_det(self, passed):
-        kernels, terms = self._kernels_of(passed, "forward"), current_terms(self)
-        held = self._held_log_det()
+    def _forward_map_log_det(self, read):
+        terms = current_terms(self)
+        held = terms.held_log_det
         if self._inversion == "exact":
             # The solve has the whole and ordinary gradient, so its log-det has too.
             gradient = "exact" if terms.gradient == "relative" else terms.gradient
-            return -linear.log_det(self._operations, *kernels, gradient, 1.0, held)
-        held = None if held is None else -held
-        return linear.log_det(self._operations, *kernels, terms.gradient, terms.mixture, held)
+            return -self._log_det(read, "forward", terms._replace(gradient=gradient, mixture=1.0), held)
+        return self._log_det(read, "forward", terms, None if held is None else -held)
 
-    def _kernels_of(self, passed, direction):
-        """The kernels that a pass read, where it read all that the log-det takes; else read now."""
+    def _log_det(self, read, direction, terms, held):
+        """The log-det of the map of a direction; `read` holds the kernels that its pass read, if known."""
         # A pass outside the scope reads one kernel, which then stands in both places.
-        if not passed or (passed[0] is passed[1] and current_scope() is not None):
-            return self._read_kernels(direction)
-        return passed
-
-    def _held_log_det(self):
-        scope = current_scope()
-        return None if scope is None else scope.held_log_det(self)
+        if not read or (read[0] is read[1] and terms.scope is not None):
+            read = self._read_kernels(direction, terms)
+        return linear.log_det(self._operations, *read, terms.gradient, terms.mixture, held)

@@ -86,7 +86,7 @@ class SelfNormConv(SelfNorm):
                 gradient,
                 mixture,
                 inversion,
-                conv.operations(inverse_kernel.shape[:-2], self._spatial_shape, f"inverse_kernel of {name}"),
+                conv.ConvMap(inverse_kernel.shape[:-2], self._spatial_shape, f"inverse_kernel of {name}"),
                 dtype=dtype,
                 parameters=parameters,
                 validate_args=validate_args,

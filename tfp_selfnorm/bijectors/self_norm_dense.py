@@ -93,7 +93,7 @@ class SelfNormDense(SelfNorm):
                 gradient,
                 mixture,
                 inversion,
-                dense.OPERATIONS,
+                dense.DenseMap(),
                 dtype=dtype,
                 parameters=parameters,
                 validate_args=validate_args,

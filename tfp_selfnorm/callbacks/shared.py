@@ -6,13 +6,13 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.model.flow_functions import FlowFunctions
+from tfp_selfnorm.model.flow_model import FlowModel
 from tfp_selfnorm.utils.integers import check_int
 
 
 def distribution_of(callback):
     """The distribution that its model scores; raises TypeError if that is no `FlowModel`."""
-    if not isinstance(callback.model, FlowFunctions):
+    if not isinstance(callback.model, FlowModel):
         raise TypeError(f"{type(callback).__name__} needs a FlowModel; got {type(callback.model).__name__}.")
     return callback.model.inference_distribution
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfp_selfnorm.inverse_learning.base import InverseLearning
+from tfp_selfnorm.inverse_learning.layer_checks import check_layer
 from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.options import check_choice, check_not_negative, is_number
@@ -14,7 +16,7 @@ KINDS = ("data", "symmetric", "inverse_only", "probes")
 
 
 @dataclasses.dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(InverseLearning):
     """Learns the inverse by gradient, from a regularizer that is added to the loss.
 
     For a layer with kernel W, other kernel R and input x, cut from the graph so that the loss trains
@@ -60,37 +62,42 @@ class Reconstruction:
         check_positive_int(self.num_probes, "num_probes")
 
     @property
-    def trained_error(self) -> str | None:
+    def trained_kernels(self) -> str | None:
         """Which kernels the error that a layer computes along with its map trains, see `math.linear`."""
         return {"probes": None, "inverse_only": "other"}.get(self.kind, "both")
 
-    def loss(self, record, seed=None) -> tf.Tensor:
+    def regularizer(self, layer) -> "Reconstruction":
+        """Itself: it trains every layer."""
+        check_layer(layer)
+        return self
+
+    def loss(self, layer_pass, seed=None) -> tf.Tensor:
         """The unweighted loss of one pass of a layer, a scalar; the seed is that of probes."""
         if self.kind == "probes":
-            return self._probe_loss(record, seed)
-        data = _mean(record.error)
+            return self._probe_loss(layer_pass, seed)
+        data = _mean(layer_pass.error)
         if self.kind != "symmetric":
             return data
-        z = tf.stop_gradient(record.output)
-        return 0.5 * data + 0.5 * _mean(_distance(z, record, record.other_kernel, record.kernel))
+        z = tf.stop_gradient(layer_pass.output)
+        return 0.5 * data + 0.5 * _mean(_distance(z, layer_pass, layer_pass.other_kernel, layer_pass.kernel))
 
-    def _probe_loss(self, record, seed):
-        layer = record.layer
+    def _probe_loss(self, layer_pass, seed):
+        layer = layer_pass.layer
         ndims = layer.forward_min_event_ndims + layer.experimental_batch_shape().rank
-        shape = tf.concat([[self.num_probes], tf.shape(record.output)[-ndims:]], axis=0)
+        shape = tf.concat([[self.num_probes], tf.shape(layer_pass.output)[-ndims:]], axis=0)
         seed = stateless_seed(seed, salt="reconstruction_probes")
-        probes = tf.random.stateless_normal(shape, seed, dtype=record.output.dtype)
-        return tf.reduce_mean(_distance(probes, record, record.other_kernel, record.kernel))
+        probes = tf.random.stateless_normal(shape, seed, dtype=layer_pass.output.dtype)
+        return tf.reduce_mean(_distance(probes, layer_pass, layer_pass.other_kernel, layer_pass.kernel))
 
     @staticmethod
-    def error(record, num_examples: int | None = None) -> tf.Tensor:
+    def error(layer_pass, num_examples: int | None = None) -> tf.Tensor:
         """The data error of one pass of a layer, a mean over its first `num_examples` examples."""
-        if record.error is not None and num_examples is None:
-            return _mean(record.error)
-        operations, x, z = record.layer.operations, record.input, record.output
+        if layer_pass.error is not None and num_examples is None:
+            return _mean(layer_pass.error)
+        operations, x, z = layer_pass.layer.operations, layer_pass.input, layer_pass.output
         if x.shape.rank > operations.event_ndims and num_examples is not None:
             x, z = x[:num_examples], z[:num_examples]
-        return _mean(operations.squared_norm(x - operations.apply(record.other_kernel, z)))
+        return _mean(operations.squared_norm(x - operations.apply(layer_pass.other_kernel, z)))
 
 
 def check_weight(weight) -> None:
@@ -115,7 +122,7 @@ def _mean(x):
     return tf.math.divide_no_nan(tf.reduce_sum(x), tf.cast(tf.size(x), x.dtype))
 
 
-def _distance(x, record, first_kernel, second_kernel):
+def _distance(x, layer_pass, first_kernel, second_kernel):
     """The squared distance of each event from its image under the two maps."""
-    operations = record.layer.operations
+    operations = layer_pass.layer.operations
     return operations.squared_norm(x - operations.apply(second_kernel, operations.apply(first_kernel, x)))

@@ -94,7 +94,7 @@ class ReconstructionWeights:
         Raises:
           TypeError: if an argument is of another type.
         """
-        if not hasattr(reconstruction, "trained_error"):
+        if not hasattr(reconstruction, "trained_kernels"):
             raise TypeError(f"`reconstruction` must be a Reconstruction; got {reconstruction!r}.")
         if not (add_state is None or callable(add_state)):
             raise TypeError(f"`add_state` must be a function or None; got {add_state!r}.")
@@ -163,10 +163,12 @@ class ReconstructionWeights:
         check_layers(list(errors), "errors")
         if not (isinstance(is_valid, (tf.Tensor, tf.Variable)) and is_valid.dtype == tf.bool):
             is_valid = check_bool(is_valid, "is_valid")
-        errors = {layer.key: error for layer, error in errors.items()}
+        errors = {layer.identity: error for layer, error in errors.items()}
         for group, log_weight, average in self._states:
             # A layer that was passed by an exact solve has no error.
-            known = [tf.cast(errors[layer.key], tf.float32) for layer in group if layer.key in errors]
+            known = [
+                tf.cast(errors[layer.identity], tf.float32) for layer in group if layer.identity in errors
+            ]
             if not known:
                 continue
             error = tf.add_n(known)

@@ -11,11 +11,11 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import cache_util
 
+from tfp_selfnorm.inverse_learning.base import InverseLearning, as_inverse_learning
 from tfp_selfnorm.inverse_learning.layer_checks import check_layers
-from tfp_selfnorm.inverse_learning.options import check_inverse_learning
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction, check_weight
 from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight
-from tfp_selfnorm.inverse_learning.tracking import Tracking
+from tfp_selfnorm.utils.graphs import current_graph
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.seeds import check_seed, stateless_seed
 
@@ -25,8 +25,8 @@ _SCOPE = contextvars.ContextVar("training_scope", default=None)
 _CONTROL_FLOW_GRAPHS = ("CondBranchFuncGraph", "WhileCondFuncGraph", "WhileBodyFuncGraph")
 
 
-class Record(NamedTuple):
-    """One pass of a layer: what went in, what `kernel @ input` came out, and the error if computed.
+class LayerPass(NamedTuple):
+    """One pass of a layer: the input, the output `kernel @ input`, and the error if the pass computed it.
 
     `kernel` is the kernel of the direction that was passed, `other_kernel` that of the way back.
     """
@@ -40,18 +40,25 @@ class Record(NamedTuple):
     error: tf.Tensor | None
 
 
-class Terms(NamedTuple):
-    """How a layer computes: the gradient of its log-det, the weight of p_f, and the error to compute along.
+class LayerTerms(NamedTuple):
+    """How a layer computes, inside a scope or outside.
 
-    `trained_error` says which kernels the reconstruction error trains: "both", the "other", or none.
+    Attributes:
+      gradient: of the log-det and the map, see `math.linear`.
+      mixture: the weight of the density of the direction that is computed.
+      trained_kernels: the kernels that the reconstruction error trains, "both" or "other"; `None` without it.
+      held_log_det: value of `log |det W|`, in nats; `None` where it is to be computed.
+      scope: the scope, to record the pass; `None` outside.
     """
 
-    gradient: str
-    mixture: float
-    trained_error: str | None
+    gradient: str = "exact"
+    mixture: float = 1.0
+    trained_kernels: str | None = None
+    held_log_det: Any = None
+    scope: Any = None
 
 
-_EXACT = Terms("exact", 1.0, None)
+_OUTSIDE = LayerTerms()
 
 
 class TrainingScope:
@@ -59,54 +66,42 @@ class TrainingScope:
 
     def __init__(self, inverse_learning, log_dets, seed=None, is_exact=False):
         self.inverse_learning = inverse_learning
+        self.learning = as_inverse_learning(inverse_learning)
         self._is_exact = is_exact
         self._seed = seed
         # TFP's cache of the calls in this scope; see `_ScopedCache`.
         self.tfp_cache = cache_util.EphemeralDict()
         self.owner = None
-        self.records: list[Record] = []
+        self.passes: list[LayerPass] = []
         self._log_dets = None
         if log_dets is not None:
-            self._log_dets = {layer.key: value for layer, value in log_dets.items()}
-        self._graph = _current_graph()
+            self._log_dets = {layer.identity: value for layer, value in log_dets.items()}
+        self._graph = current_graph()
 
     @property
     def layers(self) -> list:
         """The layers passed so far, each once, in the order of their first pass."""
-        return list({record.layer.key: record.layer for record in self.records}.values())
+        return list({p.layer.identity: p.layer for p in self.passes}.values())
 
     @property
-    def sees_records(self) -> bool:
+    def sees_passes(self) -> bool:
         """Whether what the layers were passed is within reach here, and not in inner control flow."""
-        graph = _current_graph()
-        return all(getattr(record.input, "graph", graph) is graph for record in self.records)
+        graph = current_graph()
+        return all(getattr(p.input, "graph", graph) is graph for p in self.passes)
 
-    def held_log_det(self, layer):
-        """The value held for `log |det W|` of the layer, in nats; `None` where it is to be computed."""
+    def terms(self, layer) -> LayerTerms:
+        """How the layer computes here."""
+        regularizer = self.learning.regularizer(layer)
+        trained_kernels = None if regularizer is None else regularizer.trained_kernels
         if self._is_exact:
-            return None
-        if self._log_dets is None:
-            return 0.0
-        held = self._log_dets.get(layer.key)
-        return layer.exact_log_det() if held is None else held
+            return LayerTerms(trained_kernels=trained_kernels, scope=self)
+        held = 0.0 if self._log_dets is None else self._log_dets.get(layer.identity)
+        mixture = self.learning.mixture(layer)
+        return LayerTerms(layer.gradient, mixture, trained_kernels, held, self)
 
-    def terms(self, layer) -> Terms:
-        """How the layer computes here; with mixture 1 where its learned inverse is tracked."""
-        reconstruction = self.reconstruction(layer)
-        trained_error = None if reconstruction is None else reconstruction.trained_error
-        if self._is_exact:
-            return _EXACT._replace(trained_error=trained_error)
-        is_tracked = isinstance(self.inverse_learning, Tracking) and layer.is_matrix
-        return Terms(layer.gradient, 1.0 if is_tracked else layer.mixture, trained_error)
-
-    def reconstruction(self, layer) -> Reconstruction | None:
-        """The regularizer that trains the layer's learned inverse."""
-        learning = self.inverse_learning
-        return learning.reconstruction_of(layer) if isinstance(learning, Tracking) else learning
-
-    def record(self, record: Record) -> None:
-        self._check_graph(record.layer)
-        self.records.append(record)
+    def record(self, layer_pass: LayerPass) -> None:
+        self._check_graph(layer_pass.layer)
+        self.passes.append(layer_pass)
 
     def reconstruction_error(self, num_examples: int | None = None) -> tf.Tensor:
         """The mean over the batch of `||x - R W x||^2`, summed over the layers; a figure, not a loss.
@@ -116,16 +111,16 @@ class TrainingScope:
         """
         if num_examples is not None:
             check_positive_int(num_examples, "num_examples")
-        return self._sum_over_records(
-            lambda record: tf.stop_gradient(Reconstruction.error(record, num_examples))
+        return self._sum_over_passes(
+            lambda layer_pass: tf.stop_gradient(Reconstruction.error(layer_pass, num_examples))
         )
 
     def reconstruction_errors(self) -> dict:
         """The mean over the batch of `||x - R W x||^2` of each layer, for `ReconstructionWeights.update`."""
         errors = {}
         for layer in self.layers:
-            passes = [record for record in self.records if record.layer.key == layer.key]
-            errors[layer] = tf.stop_gradient(tf.add_n([Reconstruction.error(record) for record in passes]))
+            passes = [p for p in self.passes if p.layer.identity == layer.identity]
+            errors[layer] = tf.stop_gradient(tf.add_n([Reconstruction.error(p) for p in passes]))
         return errors
 
     def reconstruction_loss(self, weight=None, layers=None) -> tf.Tensor:
@@ -151,30 +146,30 @@ class TrainingScope:
         by_layer = weight
         if isinstance(weight, Mapping):
             _check_by_layer(weight, "weight")
-            by_layer = {layer.key: value for layer, value in weight.items()}
+            by_layer = {layer.identity: value for layer, value in weight.items()}
         elif weight is not None:
             check_weight(weight)
-        seeds = iter(self._split_seed(len(self.records)))
-        keys = None if layers is None else {layer.key for layer in layers}
+        seeds = iter(self._split_seed(len(self.passes)))
+        keys = None if layers is None else {layer.identity for layer in layers}
 
-        def loss(record):
-            reconstruction, seed = self.reconstruction(record.layer), next(seeds)
-            if reconstruction is None or (keys is not None and record.layer.key not in keys):
-                return tf.zeros([], record.output.dtype)
+        def loss(layer_pass):
+            reconstruction, seed = self.learning.regularizer(layer_pass.layer), next(seeds)
+            if reconstruction is None or (keys is not None and layer_pass.layer.identity not in keys):
+                return tf.zeros([], layer_pass.output.dtype)
             factor = reconstruction.weight if weight is None else by_layer
             if isinstance(factor, dict):
-                if record.layer.key not in factor:
-                    raise ValueError(f"`weight` has none for the layer `{record.layer.name}`.")
-                factor = factor[record.layer.key]
+                if layer_pass.layer.identity not in factor:
+                    raise ValueError(f"`weight` has none for the layer `{layer_pass.layer.name}`.")
+                factor = factor[layer_pass.layer.identity]
             if callable(factor) or isinstance(factor, AdaptiveWeight):
                 raise ValueError(
                     f"The weight {factor!r} depends on the step: give `reconstruction_loss` what "
                     "`ReconstructionWeights.read(step)` returns."
                 )
-            value = reconstruction.loss(record, seed)
+            value = reconstruction.loss(layer_pass, seed)
             return tf.cast(factor, value.dtype) * value
 
-        return self._sum_over_records(loss)
+        return self._sum_over_passes(loss)
 
     def exact_log_dets(self) -> list[tf.Tensor]:
         """Each layer's `log |det W|` in nats, in the order of `layers`, at O(D^3) each."""
@@ -185,22 +180,22 @@ class TrainingScope:
             return [None] * count
         return tf.unstack(tfp.random.split_seed(stateless_seed(self._seed), count, salt="training_scope"))
 
-    def _sum_over_records(self, function):
-        if not self.records:
+    def _sum_over_passes(self, function):
+        if not self.passes:
             raise ValueError(
                 "No self-normalizing layer was passed in this `training_scope` by a product with a kernel. "
                 "Call `log_prob` on a fresh tensor, `tf.identity(x)`, and trace a `tf.function` inside the "
                 "scope, not before; an exact `forward` has no reconstruction error."
             )
-        if not self.sees_records:
+        if not self.sees_passes:
             raise ValueError(
                 "A layer was passed inside `tf.map_fn`, `tf.while_loop` or `tf.cond`, where its "
                 "reconstruction error is out of reach; use `Tracking` there."
             )
-        return tf.add_n([function(record) for record in self.records])
+        return tf.add_n([function(layer_pass) for layer_pass in self.passes])
 
     def _check_graph(self, layer) -> None:
-        graph = _current_graph()
+        graph = current_graph()
         while type(graph).__name__ in _CONTROL_FLOW_GRAPHS and graph is not self._graph:
             graph = graph.outer_graph
         if graph is not self._graph:
@@ -213,7 +208,7 @@ class TrainingScope:
 
 @contextlib.contextmanager
 def training_scope(
-    inverse_learning: Reconstruction | Tracking | None = Reconstruction(),  # noqa: B008
+    inverse_learning: InverseLearning | None = Reconstruction(),  # noqa: B008
     log_dets: Mapping[Any, Any] | None = None,
     seed=None,
 ) -> Iterator[TrainingScope]:
@@ -253,7 +248,7 @@ def training_scope(
 
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 3.
     """
-    check_inverse_learning(inverse_learning)
+    as_inverse_learning(inverse_learning)
     check_seed(seed)
     if log_dets is not None:
         _check_by_layer(log_dets, "log_dets")
@@ -297,20 +292,16 @@ def _owner():
     return threading.get_ident(), task
 
 
-def current_terms(layer) -> Terms:
+def current_terms(layer) -> LayerTerms:
     """How the layer computes now: as the open scope says, and exactly outside."""
     scope = current_scope()
-    return _EXACT if scope is None else scope.terms(layer)
+    return _OUTSIDE if scope is None else scope.terms(layer)
 
 
 def _check_by_layer(mapping, name):
     if not isinstance(mapping, Mapping):
         raise TypeError(f"`{name}` must be a mapping from layers to numbers; got {mapping!r}.")
     check_layers(mapping, name)
-
-
-def _current_graph():
-    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
 class _ScopedCache(cache_util.BijectorCache):

@@ -4,6 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
+from tfp_selfnorm.inverse_learning.base import InverseLearning
 from tfp_selfnorm.inverse_learning.layer_checks import check_layer, check_layers
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.math import dense
@@ -16,7 +17,7 @@ _NUM_IMAGES = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Tracking:
+class Tracking(InverseLearning):
     """Learns the inverse by tracking: a sketch-and-project update a step, an exact inverse at times.
 
     After each step of the optimizer, `R += (r - R u) (u^T u)^-1 u^T` for random probes `e`, turned to where
@@ -54,57 +55,88 @@ class Tracking:
         if not isinstance(self.reconstruction, Reconstruction):
             raise TypeError(f"`reconstruction` must be a Reconstruction; got {self.reconstruction!r}.")
 
-    def follows(self, layer) -> bool:
-        """Whether the layer has a learned inverse that is a matrix, to follow.
+    def mixture(self, layer) -> float:
+        """1 where R is tracked: W then has the plain gradient of the likelihood."""
+        check_layer(layer)
+        return 1.0 if layer.has_matrix_kernels else layer.mixture
+
+    def regularizer(self, layer) -> Reconstruction | None:
+        """`reconstruction`, for a layer that needs a learned inverse and cannot be tracked."""
+        check_layer(layer)
+        return self.reconstruction if layer.needs_inverse and not layer.has_matrix_kernels else None
+
+    def tracks(self, layer) -> bool:
+        """Whether the layer has a learned inverse that is a matrix.
 
         Raises:
           TypeError: if it has one that is no `tf.Variable`.
         """
         check_layer(layer)
-        return layer.needs_inverse and layer.is_matrix and _assignable(layer) is not None
+        return layer.needs_inverse and layer.has_matrix_kernels and _assignable(layer) is not None
 
-    def reconstruction_of(self, layer) -> Reconstruction | None:
-        """What trains the layer's learned inverse instead, if it needs one that is no matrix."""
-        check_layer(layer)
-        return self.reconstruction if layer.needs_inverse and not layer.is_matrix else None
-
-    def interval(self, layer) -> int:
-        """Steps between two exact refreshes of the layer."""
+    def refresh_interval(self, layer) -> int:
+        """`refresh_every`, or the interval of the layer."""
         check_layer(layer)
         return self.refresh_every or layer.refresh_interval
 
-    def update(self, layers, step: int, seed=0) -> tf.Tensor:
-        """Brings R of each layer after W, for a loop of your own: call it after the optimizer's step.
+    def follow(self, layers, step, seed=0) -> dict:
+        """Updates R of each tracked layer, after a step of the optimizer.
 
-        A convolution wider than 1x1 stays as it is: the scope's `reconstruction_loss` trains its R.
+        `FlowModel` calls it, and a loop of your own can. R is set to the exact inverse of W where a refresh
+        is due, at O(D^3); otherwise it is updated by `sketch_and_project`, at O(n D^2). Inside a
+        `tf.function` the number of the step is not known, and R is always updated by the latter: there call
+        `refresh` between the compiled steps.
+
+        A convolution wider than 1x1 stays as it is: the `reconstruction_loss` of the scope trains its R.
 
         Args:
           layers: the layers, as `self_norm_layers(flow)` gives them.
-          step: Python int, the number of the step; it decides on the refresh and seeds the probes.
-          seed: Python int that the probes depend on too.
+          step: int or scalar integer tensor, the number of the step; it also seeds the probes.
+          seed: int that the probes depend on too.
 
         Returns:
-          The largest relative error of a layer before the update, a scalar; 0 where R was refreshed.
+          A dict from each updated layer to its relative error before the update, a scalar.
 
         Raises:
-          TypeError: if `step` is a tensor of a graph, as inside a `tf.function`.
+          TypeError: if an argument is of another type.
+
+        >>> layer = SelfNormDense.trainable(3)
+        >>> layer.inverse_kernel.assign(2.0 * tf.eye(3))
+        >>> errors = Tracking().follow([layer], step=1)
+        >>> float(errors[layer]), float(inverse_error(layer)) < 1e-3
+        (1.0, True)
         """
         layers = check_layers(layers)
         check_step(step)
-        if tf.is_symbolic_tensor(step):
-            raise TypeError(
-                "`step` must be known when `update` is called, which decides by it whether to refresh; got "
-                f"{step!r}, of a `tf.function`. Call `update` after the compiled step, not inside it."
-            )
         check_int(seed, "seed")
-        errors = [tf.zeros([])]
-        for i, layer in enumerate(filter(self.follows, layers)):
-            if step % self.interval(layer) == 0:
+        is_known, errors = not tf.is_symbolic_tensor(step), {}
+        for i, layer in enumerate(filter(self.tracks, layers)):
+            if is_known and int(step) % self.refresh_interval(layer) == 0:
                 refresh_inverse(layer)
             else:
-                error = sketch_and_project(layer, self.num_probes, [seed + i, step])
-                errors.append(tf.cast(error, tf.float32))
-        return largest(tf.stack(errors))
+                errors[layer] = sketch_and_project(layer, self.num_probes, [seed + i, step])
+        return errors
+
+    def refresh(self, layers, step) -> None:
+        """Sets R of each tracked layer to the exact inverse of W, at O(D^3), where step is due for it.
+
+        Args:
+          layers: the layers, as `self_norm_layers(flow)` gives them.
+          step: int, the number of the step.
+
+        Raises:
+          TypeError: if an argument is of another type.
+          ValueError: if a kernel W is singular or not finite, naming the layer.
+        """
+        step = check_int(step, "step")
+        for layer in filter(self.tracks, check_layers(layers)):
+            if step % self.refresh_interval(layer) == 0:
+                refresh_inverse(layer)
+
+    def measure(self, layers) -> dict:
+        """The relative error of each tracked R by probes that stay the same, see `inverse_error`."""
+        tracked = filter(self.tracks, check_layers(layers))
+        return {layer: inverse_error(layer, self.num_probes, seed=i) for i, layer in enumerate(tracked)}
 
 
 def sketch_and_project(layer, num_probes: int = 8, seed=None) -> tf.Tensor:
@@ -167,7 +199,7 @@ def inverse_error(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
     """
     probes, operations = _probes(layer, num_probes, seed), layer.operations
     kernel, other = (tf.convert_to_tensor(k) for k in (layer.inverse_kernel, layer.forward_kernel))
-    if operations.to_matrix is None:
+    if not layer.has_matrix_kernels:
         return tf.norm(probes - operations.apply(other, operations.apply(kernel, probes))) / tf.norm(probes)
     kernel, other = operations.to_matrix(kernel), operations.to_matrix(other)
     back = tf.matmul(other, tf.matmul(kernel, probes))
@@ -176,7 +208,7 @@ def inverse_error(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
 
 def _assignable(layer):
     check_layer(layer)
-    if not layer.is_matrix:
+    if not layer.has_matrix_kernels:
         raise TypeError(f"`{layer.name}` is a convolution wider than 1x1, whose inverse no kernel holds.")
     if not hasattr(layer.forward_kernel, "assign"):
         raise TypeError(
@@ -192,7 +224,7 @@ def _probes(layer, num_probes, seed):
     check_positive_int(num_probes, "num_probes")
     seed = stateless_seed(seed, salt="tfp_selfnorm_probes")
     event = layer.event_sizes
-    if layer.operations.to_matrix is not None:
+    if layer.has_matrix_kernels:
         shape = [event[-1], min(num_probes, event[-1])]
     else:
         shape = [min(num_probes, _NUM_IMAGES), *event]

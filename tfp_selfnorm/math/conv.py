@@ -68,43 +68,60 @@ def solve(kernel, z, name="kernel"):
     return apply(kernel, z)
 
 
-def operations(kernel_size, spatial_shape, name="kernel"):
-    """The operations of `linear` for images of a spatial shape `(H, W)`, or `(L,)`; errors call it `name`."""
-    ndims = len(spatial_shape)
-    kernel_size, shape = _planar(kernel_size), _planar(spatial_shape)
+class ConvMap(Operations):
+    """The convolution of images of a spatial shape `(H, W)`, or `(L,)`.
 
-    def images(x, kernel):
-        return tf.reshape(x, [-1, *shape, kernel.shape[-1]])
+    Args:
+      kernel_size: sizes of the kernel.
+      spatial_shape: sizes of an image without its channels.
+      name: what errors call the kernel.
+    """
 
-    def planar(kernel):
-        return kernel if ndims == 2 else kernel[:, tf.newaxis]
+    def __init__(self, kernel_size, spatial_shape, name="kernel"):
+        self._ndims = len(spatial_shape)
+        self._kernel_size, self._shape = _planar(kernel_size), _planar(spatial_shape)
+        self._name = name
+        self.event_ndims, self.kernel_ndims = self._ndims + 1, self._ndims + 2
+        self.has_matrix_kernels = self._kernel_size == (1, 1)
 
-    def on_images(function):
-        return lambda kernel, x: tf.reshape(function(planar(kernel), images(x, kernel)), tf.shape(x))
+    def apply(self, kernel, x):
+        return self._on_images(convolve, kernel, x)
 
-    def gradient_of_kernel(x, d_z, kernel):
-        d_kernel = kernel_gradient(images(x, kernel), images(d_z, kernel), kernel_size)
-        return tf.reshape(d_kernel, kernel.shape)
+    def adjoint(self, kernel, z):
+        return self._on_images(lambda z, kernel: convolve(z, flip(kernel)), kernel, z)
 
-    def to_matrix(kernel):
+    def kernel_gradient(self, x, d_z, kernel):
+        images, d_images = self._images(x, kernel), self._images(d_z, kernel)
+        return tf.reshape(kernel_gradient(images, d_images, self._kernel_size), kernel.shape)
+
+    def inverse_to_gradient(self, kernel):
+        return tf.reshape(inverse_to_gradient(self._planar_kernel(kernel), self._shape), kernel.shape)
+
+    def log_det(self, kernel):
+        return exact_conv.log_det(self._planar_kernel(kernel), self._shape, self._name)
+
+    def log_det_gradient(self, kernel):
+        gradient = exact_conv.log_det_gradient(self._planar_kernel(kernel), self._shape, self._name)
+        return tf.reshape(gradient, kernel.shape)
+
+    def solve(self, kernel, z):
+        return self._on_images(lambda z, kernel: solve(kernel, z, self._name), kernel, z)
+
+    def to_matrix(self, kernel):
         return tf.transpose(tf.reshape(kernel, kernel.shape[-2:]))
 
-    def on_kernel(function, *arguments):
-        return lambda kernel: tf.reshape(function(planar(kernel), shape, *arguments), kernel.shape)
+    def from_matrix(self, matrix):
+        return tf.reshape(tf.transpose(matrix), [*[1] * self._ndims, *matrix.shape])
 
-    return Operations(
-        event_ndims=ndims + 1,
-        kernel_ndims=ndims + 2,
-        apply=on_images(lambda kernel, x: convolve(x, kernel)),
-        adjoint=on_images(lambda kernel, z: convolve(z, flip(kernel))),
-        kernel_gradient=gradient_of_kernel,
-        inverse_to_gradient=on_kernel(inverse_to_gradient),
-        log_det=lambda kernel: exact_conv.log_det(planar(kernel), shape, name),
-        log_det_gradient=on_kernel(exact_conv.log_det_gradient, name),
-        solve=on_images(lambda kernel, z: solve(kernel, z, name)),
-        to_matrix=to_matrix if kernel_size == (1, 1) else None,
-        from_matrix=lambda matrix: tf.reshape(tf.transpose(matrix), [*[1] * ndims, *matrix.shape]),
-    )
+    def _on_images(self, function, kernel, x):
+        images = function(self._images(x, kernel), self._planar_kernel(kernel))
+        return tf.reshape(images, tf.shape(x))
+
+    def _images(self, x, kernel):
+        return tf.reshape(x, [-1, *self._shape, kernel.shape[-1]])
+
+    def _planar_kernel(self, kernel):
+        return kernel if self._ndims == 2 else kernel[:, tf.newaxis]
 
 
 def _planar(sizes):

@@ -88,10 +88,6 @@ def _outer_sum(left, right, kernel_shape):
     return sum_to_shape(product, shape=kernel_shape)
 
 
-def _log_det(kernel):
-    return tf.linalg.slogdet(kernel).log_abs_determinant
-
-
 def _solve(kernel, z):
     if kernel.shape.rank == 2:
         return tf.reshape(tf.transpose(tf.linalg.solve(kernel, tf.transpose(_as_rows(z)))), tf.shape(z))
@@ -101,16 +97,36 @@ def _solve(kernel, z):
     return tf.linalg.solve(kernel, z[..., tf.newaxis])[..., 0]
 
 
-OPERATIONS = Operations(
-    event_ndims=1,
-    kernel_ndims=2,
-    apply=matvec,
-    adjoint=lambda kernel, z: matvec(kernel, z, adjoint=True),
-    kernel_gradient=lambda x, d_z, kernel: _outer_sum(d_z, x, tf.shape(kernel)),
-    inverse_to_gradient=tf.linalg.matrix_transpose,
-    log_det=_log_det,
-    log_det_gradient=lambda kernel: tf.linalg.inv(kernel, adjoint=True),
-    solve=_solve,
-    to_matrix=tf.convert_to_tensor,
-    from_matrix=tf.convert_to_tensor,
-)
+class DenseMap(Operations):
+    """The map `kernel @ x`."""
+
+    event_ndims = 1
+    kernel_ndims = 2
+    has_matrix_kernels = True
+
+    def apply(self, kernel, x):
+        return matvec(kernel, x)
+
+    def adjoint(self, kernel, z):
+        return matvec(kernel, z, adjoint=True)
+
+    def kernel_gradient(self, x, d_z, kernel):
+        return _outer_sum(d_z, x, tf.shape(kernel))
+
+    def inverse_to_gradient(self, kernel):
+        return tf.linalg.matrix_transpose(kernel)
+
+    def log_det(self, kernel):
+        return tf.linalg.slogdet(kernel).log_abs_determinant
+
+    def log_det_gradient(self, kernel):
+        return tf.linalg.inv(kernel, adjoint=True)
+
+    def solve(self, kernel, z):
+        return _solve(kernel, z)
+
+    def to_matrix(self, kernel):
+        return tf.convert_to_tensor(kernel)
+
+    def from_matrix(self, matrix):
+        return tf.convert_to_tensor(matrix)

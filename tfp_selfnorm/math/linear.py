@@ -4,8 +4,7 @@ What the dense and the convolutional layer share. Both functions take the operat
 kernel of the map and the other kernel, whose map approximates the inverse. Keller et al. (2021), section 3.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import abc
 
 import numpy as np
 import tensorflow as tf
@@ -13,34 +12,62 @@ import tensorflow as tf
 GRADIENTS = ("self_norm", "exact", "relative")
 
 
-class Operations(NamedTuple):
-    """What can be computed with the kernels of one kind of linear map.
+class Operations(abc.ABC):
+    """The products with the kernels of one kind of linear map.
 
-    `apply(kernel, x)` is the map and `adjoint(kernel, z)` its transpose; `kernel_gradient(x, d_z, kernel)`
-    sums the gradient of the kernel over a batch. `log_det(kernel)` and `log_det_gradient(kernel)` are exact,
-    as is `solve(kernel, z)`; `inverse_to_gradient(kernel)` is what stands for that gradient where the kernel
-    of the inverse map is known. Where a kernel is a matrix on the last dimension of an event, `to_matrix` and
-    `from_matrix` turn one into the other.
+    Attributes:
+      event_ndims: number of dimensions of an event.
+      kernel_ndims: number of dimensions of a kernel, apart from its batch.
+      has_matrix_kernels: whether a kernel is a matrix on the last dimension of an event, so that a kernel
+        can be the inverse of another; then there are `to_matrix` and `from_matrix`.
     """
 
     event_ndims: int
     kernel_ndims: int
-    apply: Callable
-    adjoint: Callable
-    kernel_gradient: Callable
-    inverse_to_gradient: Callable
-    log_det: Callable
-    log_det_gradient: Callable
-    solve: Callable
-    to_matrix: Callable | None
-    from_matrix: Callable
+    has_matrix_kernels: bool
+
+    @abc.abstractmethod
+    def apply(self, kernel, x):
+        """The map of each event."""
+
+    @abc.abstractmethod
+    def adjoint(self, kernel, z):
+        """The transposed map of each event."""
+
+    @abc.abstractmethod
+    def kernel_gradient(self, x, d_z, kernel):
+        """The gradient of the kernel, summed over the batch, for the gradient `d_z` at the output."""
+
+    @abc.abstractmethod
+    def inverse_to_gradient(self, kernel):
+        """What stands for `log_det_gradient` where `kernel` is that of the inverse map."""
+
+    @abc.abstractmethod
+    def log_det(self, kernel):
+        """`log |det|` of the map in nats, exact."""
+
+    @abc.abstractmethod
+    def log_det_gradient(self, kernel):
+        """The gradient of `log_det`, exact."""
+
+    @abc.abstractmethod
+    def solve(self, kernel, z):
+        """The inverse map of each event, exact."""
+
+    @abc.abstractmethod
+    def to_matrix(self, kernel):
+        """The kernel as a matrix."""
+
+    @abc.abstractmethod
+    def from_matrix(self, matrix):
+        """The kernel that a matrix is."""
 
     def squared_norm(self, x):
         """The squared norm of each event."""
         return tf.reduce_sum(tf.square(x), axis=list(range(-self.event_ndims, 0)))
 
 
-def linear_map(operations, x, kernel, other_kernel, gradient="self_norm", mixture=0.5, error=None):
+def linear_map(operations, x, kernel, other_kernel, gradient="self_norm", mixture=0.5, trains=None):
     """The map `z = kernel x` with the gradient that `gradient` names, and the reconstruction error.
 
     With `d` the gradient that arrives at `z`, summed over the batch (for the dense map):
@@ -52,7 +79,7 @@ def linear_map(operations, x, kernel, other_kernel, gradient="self_norm", mixtur
 
     The gradient of `x` is `kernel^T d` in all three.
 
-    The error, `||x - other_kernel kernel x||^2` of each event, trains both kernels (`error="both"`), the
+    The error, `||x - other_kernel kernel x||^2` of each event, trains both kernels (`trains="both"`), the
     other alone ("other") or is not computed (`None`), and never trains `x`. Computed together, map and error
     share their weight gradients: six products of a batch with a kernel for a training step, where two
     separate terms would take eight.
@@ -60,14 +87,14 @@ def linear_map(operations, x, kernel, other_kernel, gradient="self_norm", mixtur
     Returns:
       `z`, and the error or `None`.
     """
-    if gradient == "exact" and error is None:
+    if gradient == "exact" and trains is None:
         return operations.apply(kernel, x), None
     likelihood_weight = mixture if gradient == "self_norm" else 1.0
 
     @tf.custom_gradient
     def apply(x, kernel, other_kernel):
         z = operations.apply(kernel, x)
-        residual = None if error is None else x - operations.apply(other_kernel, z)
+        residual = None if trains is None else x - operations.apply(other_kernel, z)
 
         def gradients(d_z, d_error=None):
             d_x = operations.adjoint(kernel, d_z)
@@ -77,10 +104,10 @@ def linear_map(operations, x, kernel, other_kernel, gradient="self_norm", mixtur
             if gradient == "relative":
                 d_kernel = operations.kernel_gradient(operations.adjoint(kernel, z), d_z, kernel)
                 at_z = None
-            if error is not None:
+            if trains is not None:
                 pull = -2.0 * _with_dimensions(d_error, operations.event_ndims) * residual
                 at_x = pull if at_x is None else at_x + pull
-                if error == "both":
+                if trains == "both":
                     back = operations.adjoint(other_kernel, pull)
                     at_z = back if at_z is None else at_z + back
             if at_z is not None:
@@ -88,12 +115,12 @@ def linear_map(operations, x, kernel, other_kernel, gradient="self_norm", mixtur
             d_other = None if at_x is None else operations.kernel_gradient(z, at_x, other_kernel)
             return sum_to_shape(d_x, x), d_kernel, d_other
 
-        if error is None:
+        if trains is None:
             return z, gradients
         return (z, operations.squared_norm(residual)), gradients
 
     result = apply(x, kernel, other_kernel)
-    return (result, None) if error is None else result
+    return (result, None) if trains is None else result
 
 
 def log_det(operations, kernel, other_kernel, gradient="self_norm", mixture=0.5, value=None):

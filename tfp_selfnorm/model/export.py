@@ -9,7 +9,7 @@ import tensorflow_probability as tfp
 from tfp_selfnorm.initialization import check_adapted
 from tfp_selfnorm.structure.layers import bijectors_of, self_norm_layers
 from tfp_selfnorm.utils.checks import has_latent
-from tfp_selfnorm.utils.files import replacing
+from tfp_selfnorm.utils.files import atomic_path
 from tfp_selfnorm.utils.names import check_keras_name, check_optional_name
 
 
@@ -26,7 +26,7 @@ def export_flow(model, filepath) -> None:
     for name, (function, signature) in _endpoints(model).items():
         archive.add_endpoint(name, function, signature)
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with replacing(folder) as partial:
+    with atomic_path(folder) as partial:
         archive.write_out(str(partial), verbose=False)
 
 

@@ -1,29 +1,29 @@
 """`FlowModel`, a Keras model over a TFP distribution."""
 
+import contextlib
+import functools
+import os
+
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.flows.networks import computes_in_float16
-from tfp_selfnorm.inverse_learning.options import check_inverse_learning
-from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
-from tfp_selfnorm.inverse_learning.reconstruction_weight import ReconstructionWeights
+from tfp_selfnorm.initialization import adapt
+from tfp_selfnorm.inverse_learning.base import InverseLearning
 from tfp_selfnorm.inverse_learning.tracking import Tracking
-from tfp_selfnorm.model.flow_fit import FlowFit
-from tfp_selfnorm.model.flow_functions import FlowFunctions
-from tfp_selfnorm.model.flow_steps import FlowSteps, MeanFigure
-from tfp_selfnorm.model.refresh import Refresh
-from tfp_selfnorm.model.saving import FlowSaving
-from tfp_selfnorm.model.update_guard import UpdateGuard
-from tfp_selfnorm.structure.names import name_variables, unused_name
-from tfp_selfnorm.structure.variables import NetworkHolder, adopt, reachable
-from tfp_selfnorm.utils.checks import check_distribution
-from tfp_selfnorm.utils.integers import check_positive_int
-from tfp_selfnorm.utils.names import check_keras_name
+from tfp_selfnorm.model import copying, saving
+from tfp_selfnorm.model.export import export_flow
+from tfp_selfnorm.model.streams import first_events
+from tfp_selfnorm.model.trainer import FlowTrainer
+from tfp_selfnorm.structure.layers import exact
+from tfp_selfnorm.utils.checks import check_events, check_latent
+from tfp_selfnorm.utils.files import check_suffix, is_local
 from tfp_selfnorm.utils.options import check_bool
+from tfp_selfnorm.utils.seeds import stateless_seed
 
 
 @keras.saving.register_keras_serializable("tfp_selfnorm")
-class FlowModel(FlowFit, FlowFunctions, FlowSaving, FlowSteps, keras.Model):
+class FlowModel(FlowTrainer):
     """Trains a distribution by maximum likelihood with Keras `fit`, and scores, samples and exports it.
 
     Takes a TFP distribution of floats with a known event shape. `fit(x)` minimises the mean negative
@@ -58,10 +58,14 @@ class FlowModel(FlowFit, FlowFunctions, FlowSaving, FlowSteps, keras.Model):
     References: Keller et al., "Self Normalizing Flows", ICML 2021.
     """
 
+    # The config of a model from `from_builder`, in terms of JSON.
+    _recipe = None
+    _skips_mismatch = False
+
     def __init__(
         self,
         distribution,
-        inverse_learning: Tracking | Reconstruction | None = Tracking(),  # noqa: B008
+        inverse_learning: InverseLearning | None = Tracking(),  # noqa: B008
         bits_per_dim: bool = False,
         name: str | None = None,
     ):
@@ -80,112 +84,236 @@ class FlowModel(FlowFit, FlowFunctions, FlowSaving, FlowSteps, keras.Model):
           ValueError: if its event shape is unknown, it was made under another strategy, or a layer in it
             maps data to latent by its learned inverse.
         """
-        check_distribution(distribution)
-        check_inverse_learning(inverse_learning)
-        check_keras_name(name)
-        check_bool(bits_per_dim, "bits_per_dim")
-        super().__init__(name=name, dtype=distribution.dtype.name, autocast=False)
-        self.distribution = distribution
-        self.inverse_learning = inverse_learning
-        found = reachable(distribution)
-        layers = found.layers
-        self._self_norm = tuple(layers)
-        self._tracking = inverse_learning if isinstance(inverse_learning, Tracking) else None
-        self._tracked_self_norm = tuple(filter(self._tracking.follows, layers)) if self._tracking else ()
-        frozen = [layer.forward_kernel for layer in layers if not self._trains_inverse(layer)]
-        frozen = [kernel for kernel in frozen if isinstance(kernel, tf.Variable)]
-        self._scales_loss = any(map(computes_in_float16, found.networks))
-        keras_networks = [network for network in found.networks if isinstance(network, keras.Layer)]
-        self._holders = tuple(map(NetworkHolder, keras_networks))
-        self._tf_keras_networks = tuple(n for n in found.networks if not isinstance(n, keras.Layer))
-        names = name_variables(found.variables, distribution, found.keras_variables)
-        self._adopted = adopt(names, found.keras_variables, found.networks, frozen)
-        # These and the state of the training, by the names that files and messages use.
-        self._named = dict(self._adopted)
-        # Such as the moving statistics of batch normalisation.
-        self._moving_variables = [v for v in self._adopted.values() if not v.value.trainable]
-        untaught = filter(self._is_untaught, layers)
-        self._refresh = Refresh(layers, self._tracked_self_norm, untaught, self._add_named)
-        self._guard = UpdateGuard(self._add_state)
-        reconstruction = self._tracking.reconstruction if self._tracking else inverse_learning
-        self._regularized_layers = tuple(la for la in layers if self._reconstruction_of(la) is not None)
-        self._reconstruction_weights = ReconstructionWeights(
-            reconstruction or Reconstruction(), self._regularized_layers, self._add_state
-        )
-        self._nll = MeanFigure("nll")
-        self._bits_per_dim = MeanFigure("bits_per_dim") if bits_per_dim else None
-        uses_inverse = any(layer.needs_inverse for layer in self._self_norm)
-        self._reconstruction = MeanFigure("reconstruction") if uses_inverse else None
-        weighs = self._reconstruction_weights.changes
-        self._mean_weight = MeanFigure("reconstruction_weight") if weighs else None
-        self._inverse_error = MeanFigure("inverse_error") if self._tracked_self_norm else None
-        self._skipped_updates = keras.metrics.Sum("skipped_updates")
-        self._step = None
-        self._is_evaluating = self._evaluation_begins = False
-        self.built = True
+        super().__init__(distribution, inverse_learning, bits_per_dim, name)
 
-    def compile(
-        self,
-        optimizer="adam",
-        loss=None,
-        loss_weights=None,
-        metrics=None,
-        weighted_metrics=None,
-        run_eagerly=False,
-        steps_per_execution=1,
-        jit_compile="auto",
-        auto_scale_loss=True,
-        *,
-        max_skipped_updates=10,
-    ):
-        """Keras's `compile`, without a loss or metrics: the model has its own.
+    @classmethod
+    def from_builder(cls, builder, inverse_learning=Tracking(), bits_per_dim=False, **arguments):  # noqa: B008
+        """Makes the model of the flow `builder(**arguments)`, so that it can be saved whole.
+
+        `model.save("flow.keras")` then keeps how it was built and compiled, its weights, and the state of its
+        training; `keras.models.load_model("flow.keras")` gives a model that scores and trains on as this one,
+        in a process that has imported `tfp_selfnorm`. What a builder draws at random, it must keep in
+        variables.
 
         Args:
-          optimizer: a Keras optimizer, or its name.
-          loss: must be `None`.
-          loss_weights: must be `None`.
-          metrics: must be `None`.
-          weighted_metrics: must be `None`: the metrics of the model are weighted by `sample_weight`.
-          run_eagerly: as Keras's.
-          steps_per_execution: as Keras's.
-          jit_compile: as Keras's. "auto" on the CPU leaves to XLA the update of large variables alone, by an
-            optimizer of Keras; `False` leaves it nothing.
-          auto_scale_loss: whether to scale the loss where a coupling network computes in float16.
-          max_skipped_updates: training stops with a ValueError after so many steps in a row whose loss or
-            gradients are not finite; single ones are skipped and counted.
+          builder: a builder of this package, or a function of yours that returns a TFP distribution and is
+            registered with `keras.saving.register_keras_serializable()`.
+          inverse_learning: see `FlowModel`.
+          bits_per_dim: see `FlowModel`.
+          **arguments: for the builder, `name` included: numbers, strings, None; lists, tuples and dicts of
+            such; dtypes, shapes, constant arrays and tensors; registered functions; and TFP's elementary
+            bijectors and chains of them with constant parameters, such as `images.pixel_sigmoid()`.
+
+        Raises:
+          TypeError: if the builder is not registered, or an argument is of another kind.
+
+        >>> model = FlowModel.from_builder(dense_flow, event_shape=2, num_layers=3, seed=1)
+        >>> model.get_config()["builder"]
+        {'function': 'tfp_selfnorm>dense_flow'}
         """
-        given = {
-            "loss": loss,
-            "loss_weights": loss_weights,
-            "metrics": metrics,
-            "weighted_metrics": weighted_metrics,
-        }
-        for argument, value in given.items():
-            if value is not None:
-                raise ValueError(f"`{argument}` must be None: a FlowModel has its own; got {value!r}.")
-        check_positive_int(max_skipped_updates, "max_skipped_updates")
-        check_positive_int(steps_per_execution, "steps_per_execution")
-        if optimizer is None:
-            raise ValueError("`optimizer` must be a Keras optimizer, or the name of one; got None.")
-        optimizer = keras.optimizers.get(optimizer)
-        is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        if auto_scale_loss and self._scales_loss and not is_scaled:
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        super().compile(
-            optimizer=optimizer,
-            run_eagerly=run_eagerly,
-            steps_per_execution=steps_per_execution,
-            jit_compile=jit_compile,
-            auto_scale_loss=auto_scale_loss,
-        )
-        # Keras's own shows 0 where no step was measured.
-        self._loss_tracker = MeanFigure("loss")
-        # What Keras makes of "auto" it does not tell from `False`.
-        self._jit_compile_given = jit_compile
-        self._guard.max_skipped, self._guard.fuses = max_skipped_updates, jit_compile is not False
-        self._guard.reset()
-        self._optimized_variables = None
-        self._step = None
+        return cls.from_config(saving.recipe_of(builder, arguments, inverse_learning, bits_per_dim))
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Builds the model anew from the result of `get_config`; raises ValueError if it is not such."""
+        return saving.model_from_config(cls, config, custom_objects)
+
+    def get_config(self):
+        """How the model was built, in terms of JSON.
+
+        Raises:
+          ValueError: if it was made from a distribution, which has no config.
+        """
+        return saving.config_of(self)
+
+    def compile_from_config(self, config):
+        """Keras's `compile_from_config`."""
+        saving.compile_from_config(self, config)
+
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+        """Keras's `save`, for models from `from_builder`; an earlier file stays until the new one is whole.
+
+        Args:
+          filepath: a path that ends in `.keras`; with `zipped=False` that of a folder.
+          overwrite, zipped, **kwargs: as Keras's.
+
+        Raises:
+          OSError: if the folder does not exist, or the disk is full.
+          TypeError: if `filepath` is no path.
+          ValueError: if the model was made from a distribution, or `filepath` has another suffix.
+        """
+        self.get_config()
+        is_file = zipped is not False and is_local(filepath)
+        if is_file:
+            check_suffix(filepath, (".keras",), "for weights alone there is `save_weights`")
+        if not (overwrite and is_file):
+            return super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
+        with saving.written_whole(self, filepath, ".keras") as partial:
+            return super().save(partial, zipped=zipped, **kwargs)
+
+    def save_weights(self, filepath, overwrite=True, **kwargs):
+        """Keras's `save_weights`, by name; an earlier file stays until the new one is whole.
+
+        Args:
+          filepath: a path that ends in `.weights.h5`; with `max_shard_size` in `.weights.json`.
+          overwrite, **kwargs: as Keras's.
+
+        Raises:
+          OSError: if the folder does not exist, or the disk is full.
+          TypeError: if `filepath` is no path.
+          ValueError: if `filepath` has another suffix.
+        """
+        is_sharded = kwargs.get("max_shard_size") is not None
+        check_suffix(filepath, (".weights.json",) if is_sharded else (".weights.h5",))
+        if not (overwrite and is_local(filepath) and not kwargs):
+            return super().save_weights(filepath, overwrite=overwrite, **kwargs)
+        with saving.written_whole(self, filepath, ".weights.h5") as partial:
+            return super().save_weights(partial)
+
+    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+        """Keras's `load_weights`, by name; either all fits, or nothing is changed.
+
+        Args:
+          filepath: a `.weights.h5` or a `.keras` file.
+          skip_mismatch: whether to load the variables that fit, and to warn of the others, by name. The
+            optimizer then keeps its own state, if there are others.
+          **kwargs: as Keras's.
+
+        Raises:
+          ValueError: if a variable is missing in the file, or surplus, of another shape or kind, or has
+            values that are not finite or out of range; or if `filepath` has another suffix.
+
+        Warns:
+          UserWarning: if floats are rounded, such as those of a float64 file in a float32 flow.
+        """
+        if not os.path.isdir(filepath):
+            check_suffix(filepath, (".weights.h5", ".keras", ".weights.json"))
+        if self.optimizer is not None:
+            self._build_optimizer()
+        self._skips_mismatch = skip_mismatch
+        try:
+            return super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+        finally:
+            self._skips_mismatch = False
+
+    def save_own_variables(self, store):
+        """Puts each variable into the store under its name."""
+        saving.save_variables(self, store)
+
+    def load_own_variables(self, store):
+        """Takes each variable from the store, by its name; raises and warns as `load_weights` does."""
+        saving.load_variables(self, store, self._skips_mismatch)
+
+    def __reduce__(self):
+        return copying.reduce_model(self) if self._recipe is None else super().__reduce__()
+
+    def __deepcopy__(self, memo):
+        return copying.deep_copy_model(self, memo)
+
+    def adapt(self, data, num_examples=512):
+        """Gives each `ActNorm` of the flow its start from data, once, before `fit`; see `tfp_selfnorm.adapt`.
+
+        Args:
+          data: events in any form that `fit` takes, such as an array or a batched `tf.data.Dataset`; labels
+            are ignored.
+          num_examples: how many events to take, from the beginning; they pass the flow at once.
+
+        Raises:
+          TypeError: if the events are not floating.
+          ValueError: if the flow is adapted already, `data` does not consist of events, or a channel does not
+            vary.
+        """
+        adapt(self.distribution, first_events(data, num_examples, self.distribution))
+
+    def log_prob(self, x):
+        """The exact log density of each event, in nats; O(D^3) for each self-normalizing layer.
+
+        Args:
+          x: events `(..., *event_shape)`, floating; cast to the distribution's dtype.
+
+        Raises:
+          TypeError: if `x` is not floating.
+          ValueError: if its last dimensions are not the event shape.
+        """
+        return self.inference_distribution.log_prob(tf.identity(check_events(x, self.distribution)))
+
+    def sample(self, n, seed=None, exact=False):
+        """Samples `n` events.
+
+        Args:
+          n: number of samples, or a shape.
+          seed: int or stateless TFP seed; the same seed gives the same latents for both inverses.
+          exact: whether to invert what `log_prob` scores, at O(D^3), in place of the learned inverse.
+
+        Raises:
+          ValueError: if `n` is negative or no integer, or for `exact` a kernel is singular, naming the layer.
+        """
+        shape = np.atleast_1d(np.asarray(n, dtype=int if np.size(n) == 0 else None))
+        if shape.dtype.kind not in "iu" or (shape < 0).any():
+            raise ValueError(f"`n` must be an integer or a shape, 0 or more; got {n!r}.")
+        with self._naming_singular_layers():
+            return self._flow(exact).sample(n, seed=stateless_seed(seed))
+
+    def encode(self, x):
+        """Maps data to latent, by `distribution.bijector.inverse`; raises as `log_prob` does, and
+        TypeError if the distribution has no latent.
+        """
+        check_latent(self.distribution)
+        x = check_events(x, self.distribution)
+        return self.inference_distribution.bijector.inverse(tf.identity(x))
+
+    def decode(self, z, exact=False):
+        """Maps latent to data, by the learned inverse or the exact one; raises as `encode` does."""
+        check_latent(self.distribution)
+        z = check_events(z, self.distribution.distribution, name="z")
+        with self._naming_singular_layers():
+            return self._flow(exact).bijector.forward(tf.identity(z))
+
+    def reconstruct(self, x, exact=False):
+        """Maps data to latent and back: equal to `x` as far as the learned inverse is one."""
+        return self.decode(self.encode(x), exact)
+
+    def export(self, filepath):
+        """Writes a SavedModel that loads where neither this package nor TFP is installed.
+
+        Endpoints: `log_prob(x)`, for batches of any size; `sample(n, seed)` with a scalar int32 `n` and an
+        int32 `seed` of shape [2]; for a transformed distribution `encode(x)` and `decode(z)`; and, where a
+        layer has a learned inverse, by which `sample` and `decode` go, `sample_exact` and `decode_exact`.
+        Each keeps its gradients, and is a signature for TensorFlow Serving; `log_prob` is the default one.
+
+            flow = tf.saved_model.load(filepath)
+            flow.log_prob(x), flow.sample(100, [0, 1]), flow.signatures["encode"](x=x)
+
+        Args:
+          filepath: folder to write to; it must be empty or absent, and appears once all is written.
+
+        Raises:
+          ValueError: if the folder is not empty, or an `ActNorm` has no start.
+        """
+        export_flow(self, filepath)
+
+    @contextlib.contextmanager
+    def _naming_singular_layers(self):
+        try:
+            yield
+        except tf.errors.InvalidArgumentError:
+            # That fails for a singular kernel, and names it.
+            self.refresh_log_dets()
+            raise
+
+    def _flow(self, exact):
+        if check_bool(exact, "exact"):
+            return self._exact_distribution
+        if tf.executing_eagerly():
+            # Another optimizer, or a callback, may have changed the kernels.
+            self._refresh.before_use()
+        return self.inference_distribution
+
+    @functools.cached_property
+    def _exact_distribution(self):
+        # The first call may come from inside a graph, which must not own the constants of its parts.
+        with tf.init_scope():
+            return exact(self.inference_distribution)
 
     def refresh_log_dets(self):
         """Sets the held log-det of each layer to its exact value.
@@ -194,70 +322,3 @@ class FlowModel(FlowFit, FlowFunctions, FlowSaving, FlowSteps, keras.Model):
           ValueError: if one is not finite, naming the layer.
         """
         self._refresh.before_evaluation()
-
-    def _add_state(self, initial, name, dtype="float32"):
-        """A scalar that no gradient trains, and that files keep."""
-        initializer = keras.initializers.Constant(initial)
-        # Counts are the same on all replicas, and have no mean.
-        aggregation = "mean" if dtype == "float32" else "only_first_replica"
-        return self._add_named((), initializer, dtype, trainable=False, aggregation=aggregation, name=name)
-
-    def _add_named(self, *args, name, **kwargs):
-        """Keras's `add_weight`, under a name that no variable has: files go by names."""
-        name = unused_name(name, self._named)
-        self._named[name] = self.add_weight(*args, name=name, **kwargs)
-        return self._named[name]
-
-    def _get_own_losses(self):
-        # Keras asks each layer of a model for the losses of its last call.
-        losses = super()._get_own_losses()
-        return losses + [loss for network in self._tf_keras_networks for loss in network.losses]
-
-    @property
-    def named_variables(self) -> dict:
-        """The variables of the distribution and of its training, by the names that files and messages use.
-
-        >>> model = FlowModel(dense_flow(event_shape=2, num_layers=1))
-        >>> list(model.named_variables)[:3]
-        ['dense_0_bias', 'dense_0_forward_kernel', 'dense_0_inverse_kernel']
-        """
-        return dict(self._named)
-
-    @property
-    def metrics(self):
-        """The figures of the progress bar; none before `compile`: a bigger model is to show none."""
-        return super().metrics if self.compiled else []
-
-    def set_weights(self, weights):
-        """Keras's `set_weights`."""
-        super().set_weights(weights)
-        self._refresh.take_weights()
-
-    def _trackable_children(self, save_type="checkpoint", **kwargs):
-        # What `tf.train.Checkpoint(model=model)` saves: TensorFlow finds no variables in closures and lists.
-        children = super()._trackable_children(save_type, **kwargs)
-        if save_type == "checkpoint":
-            variables = {f"named_variables.{name}": v.value for name, v in self.named_variables.items()}
-            children = {**children, **variables}
-        return children
-
-    def _names(self, variables):
-        names = {id(variable): name for name, variable in self._named.items()}
-        return [names[id(variable)] for variable in variables]
-
-    def _trains_inverse(self, layer):
-        """Whether a gradient reaches the layer's forward kernel."""
-        if self._tracking and layer.is_matrix:
-            return False
-        by_likelihood = layer.gradient == "self_norm" and layer.mixture < 1.0
-        return by_likelihood or self._reconstruction_of(layer) is not None
-
-    def _is_untaught(self, layer):
-        """Whether the layer needs a learned inverse, which can be set, and that neither way of learning
-        sees."""
-        is_learned = self._tracking or self._reconstruction_of(layer) is not None
-        can_be_set = layer.is_matrix and isinstance(layer.forward_kernel, tf.Variable)
-        return layer.needs_inverse and can_be_set and not is_learned
-
-    def _reconstruction_of(self, layer):
-        return self._tracking.reconstruction_of(layer) if self._tracking else self.inverse_learning

@@ -60,7 +60,7 @@ def event_batches(data, distribution, number: int, name="x") -> Iterator:
     if isinstance(stream, keras.utils.PyDataset):
         numbers = itertools.count() if stream.num_batches is None else range(stream.num_batches)
         stream = map(stream.__getitem__, numbers)
-    with naming_the_batch():
+    with raising_named_batches():
         for element in stream:
             yield split_element(element, name)[0]
 
@@ -80,7 +80,7 @@ def first_events(data, num_examples: int, distribution):
 
 
 @contextlib.contextmanager
-def naming_the_batch():
+def raising_named_batches():
     """Turns the failure of a stream from `prepare` into an error that names the argument and the batch."""
     try:
         yield

@@ -38,12 +38,12 @@ def print_summary(
 ) -> None:
     """Prints the table and the totals; see `FlowModel.summary`."""
     wrapped = {variable.value.ref(): variable for variable in model.weights}
-    adopted = {variable.value.ref() for variable in model._adopted.values()}
+    of_flow = {variable.value.ref() for variable in model._flow_variables.values()}
     rows = flow_rows(model.distribution, expand_nested)
-    if adopted - _references(rows):
+    if of_flow - _references(rows):
         # A Python function holds some, which come to light when it is called.
-        rows = flow_rows(model.distribution, expand_nested, adopted)
-    if hidden := adopted - _references(rows):
+        rows = flow_rows(model.distribution, expand_nested, of_flow)
+    if hidden := of_flow - _references(rows):
         rows.append(Row("others", "held by functions", "", [ref.deref() for ref in hidden]))
 
     def count(variables, trainable):
@@ -67,10 +67,10 @@ def print_summary(
         name = "   " * row.level + "└ " * (row.level > 0) + f"{row.name} ({row.kind})"
         trains = "-" if not row.variables else "Y" if counts[0] else "N"
         table.add_row(name, row.shapes, *(f"{number:,}" for number in counts), *[trains] * show_trainable)
-    variables = [ref.deref() for ref in _references(rows) | adopted]
+    variables = [ref.deref() for ref in _references(rows) | of_flow]
     trainable, fixed = (count(variables, flag) for flag in (True, False))
     state = sum(
-        variable.value.shape.num_elements() for ref, variable in wrapped.items() if ref not in adopted
+        variable.value.shape.num_elements() for ref, variable in wrapped.items() if ref not in of_flow
     )
     totals = {"Total": trainable + fixed, "Trainable": trainable, "Non-trainable": fixed}
     console = rich.console.Console(width=line_length, markup=False, highlight=False, color_system=None)

@@ -1,5 +1,7 @@
 """Keeps updates that are not finite out of a model, counts them, and says where they came from."""
 
+import warnings
+
 import keras
 import tensorflow as tf
 
@@ -39,11 +41,11 @@ class UpdateGuard:
         return self._steps
 
     @property
-    def passing_state(self) -> tuple:
+    def transient_state(self) -> tuple:
         """The variables that no file is to keep: a run of skipped steps ends with the process."""
         return self._run, self._first
 
-    def apply(self, optimizer, gradients, variables, loss, suspects, kept=()) -> tf.Tensor:
+    def apply(self, optimizer, gradients, variables, loss, candidates, restored=()) -> tf.Tensor:
         """Applies the gradients, or not.
 
         Args:
@@ -51,38 +53,43 @@ class UpdateGuard:
           gradients: one for each variable, `None` where there is none.
           variables: mapping from names to Keras variables.
           loss: scalar.
-          suspects: pairs of a name and a tensor in the order in which the step computed them: the first that
-            is not finite is to blame. Before them come the variables; after them the loss, the gradients,
-            their squares, and the learning rate.
-          kept: pairs of a `tf.Variable` and its value before the step, which a skipped step puts back.
+          candidates: pairs of a name and a tensor in the order in which the step computed them: the first
+            that is not finite is to blame. Before them come the variables; after them the loss, the
+            gradients, their squares, and the learning rate.
+          restored: pairs of a `tf.Variable` and its value before the step, which a skipped step puts back.
 
         Returns:
           Whether the step was right, a scalar of bool.
         """
+        if not variables:
+            warnings.warn(
+                "The model has no trainable weights: it is measured, and not trained.", stacklevel=2
+            )
+            return tf.constant(True)
         named = [(n, g) for n, g in zip(variables, gradients, strict=True) if g is not None]
         is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         scale = tf.convert_to_tensor(optimizer.dynamic_scale) if is_scaled else tf.ones([])
         rate = tf.convert_to_tensor(getattr(optimizer, "learning_rate", 1.0))
         squares = [tf.cast(tf.nn.l2_loss(_dense(g) / tf.cast(scale, g.dtype)), tf.float32) for _, g in named]
         total = tf.add_n(squares)
-        suspects = [
+        candidates = [
             *((f"`{name}`", variable) for name, variable in variables.items()),
-            *suspects,
+            *candidates,
             ("the loss", loss),
             *((f"the gradient of `{name}`", gradient) for name, gradient in named),
             *((f"the square of the gradient of `{n}`", s) for (n, _), s in zip(named, squares, strict=True)),
             ("the sum of the squares of the gradients", total),
             ("the learning rate", rate),
         ]
-        self._names = [name for name, _ in suspects]
+        self._names = [name for name, _ in candidates]
         self._variable_names = list(variables)
         first_is_finite = _on_all_replicas(tf.math.is_finite(loss) & tf.math.is_finite(rate))
-        goes_on = tf.convert_to_tensor(self._run) < self.max_skipped
-        is_finite = is_passed_on = first_is_finite & _on_all_replicas(tf.math.is_finite(total))
+        may_continue = tf.convert_to_tensor(self._run) < self.max_skipped
+        is_finite = is_applied = first_is_finite & _on_all_replicas(tf.math.is_finite(total))
         if is_scaled:
             # It has a guard of its own, against overflow of the scaled gradients, and needs to see them.
             overflows = ~_on_all_replicas(_all_finite([g for _, g in named])) & (scale > 1.0)
-            is_passed_on = is_finite | (first_is_finite & overflows)
+            is_applied = is_finite | (first_is_finite & overflows)
         # The branches may only be entered by all replicas at once.
         tf.distribute.get_replica_context().merge_call(
             self._apply_or_skip,
@@ -90,15 +97,16 @@ class UpdateGuard:
                 optimizer,
                 gradients,
                 list(variables.values()),
-                is_passed_on & goes_on,
-                [value for _, value in suspects],
-                kept,
+                is_applied & may_continue,
+                [value for _, value in candidates],
+                restored,
             ),
         )
-        return is_finite & goes_on
+        return is_finite & may_continue
 
-    def reset(self) -> None:
-        """Forgets the run."""
+    def begin(self, max_skipped, fuses) -> None:
+        """Takes the attributes of these names, and forgets the run of skipped steps."""
+        self.max_skipped, self.fuses = max_skipped, fuses
         self._run.assign(0)
 
     def check(self, step) -> None:
@@ -108,7 +116,7 @@ class UpdateGuard:
         """
         if int(self._run.numpy()) < self.max_skipped:
             return
-        self.reset()
+        self._run.assign(0)
         first = int(self._first.numpy())
         if first >= len(self._names):
             raise ValueError(
@@ -122,28 +130,28 @@ class UpdateGuard:
             "`max_skipped_updates` of `compile`; a smaller learning rate or `clipnorm` may help."
         )
 
-    def _apply_or_skip(self, strategy, optimizer, gradients, variables, is_passed_on, suspects, kept):
+    def _apply_or_skip(self, strategy, optimizer, gradients, variables, is_applied, candidates, restored):
         def on_each_replica(function, *arguments):
             results = strategy.extended.call_for_each_replica(function, args=arguments)
             return strategy.experimental_local_results(results)
 
         def apply():
             is_finite = on_each_replica(fused_update.apply, optimizer, gradients, variables, self.fuses)[0]
-            broken = len(suspects) + tf.argmin(tf.cast(is_finite, tf.int32), output_type=tf.int32)
+            broken = len(candidates) + tf.argmin(tf.cast(is_finite, tf.int32), output_type=tf.int32)
             is_broken = ~tf.reduce_all(is_finite)
             self._first.assign(tf.where(is_broken, broken, tf.convert_to_tensor(self._first)))
             self._run.assign(tf.where(is_broken, self.max_skipped, 0))
 
         def skip():
-            first = on_each_replica(_first_not_finite, suspects)[0]
+            first = on_each_replica(_first_not_finite, candidates)[0]
             run = tf.convert_to_tensor(self._run)
             self._first.assign(tf.where(run == 0, first, tf.convert_to_tensor(self._first)))
             self._run.assign(run + 1)
-            for variable, value in kept:
+            for variable, value in restored:
                 strategy.extended.update(variable, lambda v, old: v.assign(old), args=(value,))
 
         self._steps.assign_add(1)
-        tf.cond(strategy.experimental_local_results(is_passed_on)[0], apply, skip)
+        tf.cond(strategy.experimental_local_results(is_applied)[0], apply, skip)
 
 
 def _all_finite(tensors):

@@ -77,7 +77,7 @@ def self_norm_layers(distribution_or_bijector) -> list[SelfNorm]:
     layers = {}
     for layer in bijectors_of(SelfNorm, distribution_or_bijector):
         # Copies of a layer share its variables, and count once.
-        layers.setdefault(layer.key, layer)
+        layers.setdefault(layer.identity, layer)
     return list(layers.values())
 
 

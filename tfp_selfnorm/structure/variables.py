@@ -15,10 +15,10 @@ from tfp_selfnorm.structure.names import CALLS, natural_order, own_name
 from tfp_selfnorm.structure.network_search import find_networks, find_templates
 
 # What models made of variables, by the references of these: models that share a variable share it.
-_ADOPTED = weakref.WeakValueDictionary()
+_WRAPPERS = weakref.WeakValueDictionary()
 
 
-class Reachable(NamedTuple):
+class LayersAndVariables(NamedTuple):
     """What a distribution depends on.
 
     `layers` are its self-normalizing layers, `variables` its variables, `networks` its outermost Keras
@@ -32,7 +32,7 @@ class Reachable(NamedTuple):
     keras_variables: dict
 
 
-def reachable(distribution) -> Reachable:
+def find_layers_and_variables(distribution) -> LayersAndVariables:
     """Finds what the distribution holds, and what its `log_prob` reads.
 
     Networks in closures and templates, and layers made by them, TFP does not see. Tracing `log_prob` once
@@ -52,13 +52,13 @@ def reachable(distribution) -> Reachable:
             sample = distribution.sample(1, seed=0)
         scope, read, keras_variables = _trace(lambda: distribution.log_prob(tf.identity(sample)))
     held_layers = self_norm_layers(distribution)
-    layers = {layer.key: layer for layer in (*held_layers, *scope.layers)}
+    layers = {layer.identity: layer for layer in (*held_layers, *scope.layers)}
     for layer in layers.values():
-        _check_hidden(layer, is_hidden=all(layer.key != other.key for other in held_layers))
+        _check_hidden(layer, is_hidden=all(layer.identity != other.identity for other in held_layers))
     # Those that are made anew at each call hold tensors of the graph.
     layers = {k: layer for k, layer in layers.items() if not tf.is_symbolic_tensor(layer.inverse_kernel)}
-    for record in scope.records:
-        _check_direction(record)
+    for layer_pass in scope.passes:
+        _check_direction(layer_pass)
     networks = find_networks(distribution)
     for network in networks:
         if isinstance(network, keras.Layer):
@@ -77,10 +77,10 @@ def reachable(distribution) -> Reachable:
     networks = [n for n in networks if not n.variables or any(_reference(v) in known for v in n.variables)]
     inside = [v.value for n in networks if isinstance(n, keras.Layer) for v in n.variables]
     variables += [v for v in inside if v.ref() not in known]
-    return Reachable(list(layers.values()), variables, networks, keras_variables)
+    return LayersAndVariables(list(layers.values()), variables, networks, keras_variables)
 
 
-def adopt(variables, keras_variables, networks, frozen=()) -> dict:
+def wrap_variables(variables, keras_variables, networks, frozen=()) -> dict:
     """A Keras variable for each `tf.Variable`, by the names; it shares its storage.
 
     That is the variable of the Keras network which made it, with all that Keras reads from it. For others a
@@ -103,17 +103,17 @@ def adopt(variables, keras_variables, networks, frozen=()) -> dict:
         if known is not None and not is_frozen:
             return known
         trainable, owner = variable.trainable and not is_frozen, owners.get(variable.ref())
-        other = _ADOPTED.get(variable.ref())
+        other = _WRAPPERS.get(variable.ref())
         # An optimizer of a bigger model would take two steps of a variable that has two.
         if other is not None and other.is_like(owner, trainable, name):
             return other
-        _ADOPTED[variable.ref()] = adopted = _Adopted(variable, owner, trainable, name)
-        return adopted
+        _WRAPPERS[variable.ref()] = wrapper = _Wrapper(variable, owner, trainable, name)
+        return wrapper
 
     return {name: wrap(variable, name) for name, variable in variables.items()}
 
 
-class _Adopted(keras.Variable):
+class _Wrapper(keras.Variable):
     """A `tf.Variable` that Keras did not make, with what Keras reads from one that it made."""
 
     def __init__(self, variable, owner, trainable, name):
@@ -291,12 +291,12 @@ def _without_copies(read, variables):
     return [containers.get(variable.ref(), variable) for variable in read]
 
 
-def _check_direction(record):
+def _check_direction(layer_pass):
     """Inside tfb.Invert the roles are exchanged: R would be scored, and W the one that learns to follow."""
-    if record.direction == "forward":
+    if layer_pass.direction == "forward":
         raise ValueError(
-            f"`{record.layer.name}` maps data to latent by its learned inverse, `forward_kernel`, as it does "
-            "inside tfb.Invert. Exchange its two kernels instead, or make it with `inversion='exact'`."
+            f"`{layer_pass.layer.name}` maps data to latent by its learned inverse, `forward_kernel`, as it "
+            "does inside tfb.Invert. Exchange its two kernels instead, or make it with `inversion='exact'`."
         )
 
 

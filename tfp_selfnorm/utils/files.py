@@ -9,7 +9,7 @@ import uuid
 
 
 @contextlib.contextmanager
-def replacing(filepath, suffix="", num_bytes=0):
+def atomic_path(filepath, suffix="", num_bytes=0):
     """Yields a path beside `filepath` to write to, and moves what is there to `filepath` once it is complete.
 
     A file takes the place of a file; a folder that of an empty or absent folder.

@@ -7,6 +7,8 @@ import weakref
 
 import tensorflow as tf
 
+from tfp_selfnorm.utils.graphs import is_within_reach
+
 _THREAD = threading.local()
 
 
@@ -28,7 +30,7 @@ def _keeps_values():
     return getattr(_THREAD, "keeps", False)
 
 
-class Passes:
+class PairMemory:
     """Remembers, while their tensors live, which direction made a pair, and in graphs what the pass computed.
 
     TFP asks for the log-det of a pair at either end; it is that of the map which made the pair. In a graph a
@@ -70,20 +72,17 @@ class Passes:
         if reference() is not tensor:
             return None
         values = tuple(value() for value in values)
-        return values if all(map(_is_within_reach, values)) else ()
+        return values if all(map(_can_be_used, values)) else ()
 
 
 def _same(value):
     return value
 
 
-def _is_within_reach(value):
+def _can_be_used(value):
     """Whether the tensor lives, in this graph or one around it, and not in another branch of a `tf.cond`."""
-    if value is not None and not tf.is_symbolic_tensor(value):
+    if value is None:
+        return False
+    if not tf.is_symbolic_tensor(value):
         return tf.executing_eagerly() and _keeps_values()
-    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-    while graph is not None and value is not None:
-        if value.graph is graph:
-            return True
-        graph = getattr(graph, "outer_graph", None)
-    return False
+    return is_within_reach(value)

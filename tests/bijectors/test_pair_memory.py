@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfp_selfnorm.bijectors.passes import Passes
+from tfp_selfnorm.bijectors.pair_memory import PairMemory
 
 
 def test_a_pass_is_known_by_either_end_of_its_direction():
-    passes, x, z = Passes(), tf.ones([2]), tf.zeros([2])
+    passes, x, z = PairMemory(), tf.ones([2]), tf.zeros([2])
     passes.add("inverse", x, z, (tf.ones([]),))
     assert passes.values_by_input("inverse", x) == passes.values_by_output("inverse", z) == ()
     for unknown in (
@@ -23,7 +23,7 @@ def test_a_pass_is_known_by_either_end_of_its_direction():
 
 @pytest.mark.parametrize("dies", ["input", "output"])
 def test_a_pass_is_forgotten_when_either_end_is_gone(dies):
-    passes, ends = Passes(), {"input": tf.ones([2]), "output": tf.zeros([2])}
+    passes, ends = PairMemory(), {"input": tf.ones([2]), "output": tf.zeros([2])}
     passes.add("inverse", ends["input"], ends["output"])
     del ends[dies]
     assert not passes._entries
@@ -32,7 +32,7 @@ def test_a_pass_is_forgotten_when_either_end_is_gone(dies):
 
 
 def test_values_are_kept_in_graphs_as_far_as_they_reach():
-    passes, found = Passes(), {}
+    passes, found = PairMemory(), {}
 
     @tf.function
     def compute(x):
@@ -70,7 +70,7 @@ def test_a_graph_scores_with_the_kernel_of_the_pass(make_layer):
 
 
 def test_an_eager_pass_has_no_values_for_a_graph():
-    passes, x, z, kernel = Passes(), tf.ones([2]), tf.zeros([2]), tf.ones([])
+    passes, x, z, kernel = PairMemory(), tf.ones([2]), tf.zeros([2]), tf.ones([])
     passes.add("inverse", x, z, (kernel,))
 
     @tf.function
