@@ -39,50 +39,53 @@ def print_summary(
     """Prints the table and the totals; see `FlowModel.summary`."""
     wrapped = {variable.value.ref(): variable for variable in model.weights}
     of_flow = {variable.value.ref() for variable in model._flow_variables.values()}
-    rows = flow_rows(model.distribution, expand_nested)
-    if of_flow - _references(rows):
-        # A Python function holds some, which come to light when it is called.
-        rows = flow_rows(model.distribution, expand_nested, of_flow)
-    if hidden := of_flow - _references(rows):
-        rows.append(Row("others", "held by functions", "", [ref.deref() for ref in hidden]))
+    rows = _all_rows(model.distribution, expand_nested, of_flow)
 
-    def count(variables, trainable):
-        unique = {variable.ref() for variable in variables}
-        sizes = {ref: ref.deref().shape.num_elements() for ref in unique}
-        return sum(
-            size for ref, size in sizes.items() if wrapped.get(ref, ref.deref()).trainable == trainable
-        )
+    def counts(variables):
+        """The numbers of parameters that train and that do not."""
+        references = {variable.ref() for variable in variables}
+        trains = {ref: wrapped.get(ref, ref.deref()).trainable for ref in references}
+        return [_size(ref.deref() for ref in references if trains[ref] == flag) for flag in (True, False)]
 
-    header = ["Layer (type)", "Event shape", "Trainable", "Fixed"]
-    positions = positions or [0.38, 0.66, 0.83, 1.0]
-    if show_trainable:
-        header.append("Trains")
-        positions = [0.9 * position for position in positions] + [1.0] if len(positions) == 4 else positions
-    if len(positions) != len(header):
-        raise ValueError(f"`positions` must be {len(header)} numbers, one a column; got {positions!r}.")
     line_length = line_length or min(88 + 12 * show_trainable, shutil.get_terminal_size().columns - 4)
-    table = _table(header, positions, line_length)
+    table = _table(positions, line_length, show_trainable)
     for row in _in_range(rows, layer_range):
-        counts = [count(row.variables, trainable) for trainable in (True, False)]
+        numbers = counts(row.variables)
         name = "   " * row.level + "└ " * (row.level > 0) + f"{row.name} ({row.kind})"
-        trains = "-" if not row.variables else "Y" if counts[0] else "N"
-        table.add_row(name, row.shapes, *(f"{number:,}" for number in counts), *[trains] * show_trainable)
-    variables = [ref.deref() for ref in _references(rows) | of_flow]
-    trainable, fixed = (count(variables, flag) for flag in (True, False))
-    state = sum(
-        variable.value.shape.num_elements() for ref, variable in wrapped.items() if ref not in of_flow
-    )
-    totals = {"Total": trainable + fixed, "Trainable": trainable, "Non-trainable": fixed}
+        trains = "-" if not row.variables else "Y" if numbers[0] else "N"
+        table.add_row(name, row.shapes, *(f"{number:,}" for number in numbers), *[trains] * show_trainable)
+    trainable, fixed = counts(ref.deref() for ref in _references(rows) | of_flow)
+    totals = {
+        "Total params": trainable + fixed,
+        "Trainable params": trainable,
+        "Non-trainable params": fixed,
+        "State of the training (held log-dets, counters)": _size(
+            variable.value for reference, variable in wrapped.items() if reference not in of_flow
+        ),
+    }
+    if model.optimizer is not None and model.optimizer.built:
+        totals["Optimizer params"] = _size(variable.value for variable in model.optimizer.variables)
     console = rich.console.Console(width=line_length, markup=False, highlight=False, color_system=None)
     with console.capture() as text:
         console.print(f'Model: "{model.name}"', table, sep="\n")
         for name, number in totals.items():
-            console.print(f" {name} params: {number:,}")
-        console.print(f" State of the training (held log-dets, counters): {state:,}")
-        if model.optimizer is not None and model.optimizer.built:
-            size = sum(variable.value.shape.num_elements() for variable in model.optimizer.variables)
-            console.print(f" Optimizer params: {size:,}")
+            console.print(f" {name}: {number:,}")
     (print_fn or print)(text.get())
+
+
+def _all_rows(distribution, expand_nested, of_flow):
+    """The rows of a distribution, in which each variable of a flow is found."""
+    rows = flow_rows(distribution, expand_nested)
+    if of_flow - _references(rows):
+        # A Python function holds some, which come to light when it is called.
+        rows = flow_rows(distribution, expand_nested, of_flow)
+    if hidden := of_flow - _references(rows):
+        rows.append(Row("others", "held by functions", "", [ref.deref() for ref in hidden]))
+    return rows
+
+
+def _size(variables):
+    return sum(variable.shape.num_elements() for variable in variables)
 
 
 def flow_rows(distribution, expand_nested=False, hidden=frozenset()) -> list[Row]:
@@ -186,7 +189,14 @@ def _references(rows):
     return {variable.ref() for row in rows for variable in row.variables}
 
 
-def _table(header, positions, line_length):
+def _table(positions, line_length, show_trainable):
+    header = ["Layer (type)", "Event shape", "Trainable", "Fixed"]
+    positions = positions or [0.38, 0.66, 0.83, 1.0]
+    if show_trainable:
+        header.append("Trains")
+        positions = [0.9 * position for position in positions] + [1.0] if len(positions) == 4 else positions
+    if len(positions) != len(header):
+        raise ValueError(f"`positions` must be {len(header)} numbers, one a column; got {positions!r}.")
     ends = [int(position * line_length) for position in positions]
     # Without the border and a space on each side.
     widths = [end - start - 3 for start, end in zip([0, *ends], ends, strict=False)]

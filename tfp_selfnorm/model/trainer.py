@@ -105,6 +105,8 @@ class FlowTrainer(DistributionModel):
             jit_compile=jit_compile,
             auto_scale_loss=auto_scale_loss,
         )
+        # Keras's own shows 0 where no step was measured; the loss is one of our figures.
+        self._loss_tracker = None
         # Keras keeps no difference between "auto" and `False`.
         self._jit_compile_given = jit_compile
         self._guard.begin(max_skipped_updates, fuses=jit_compile is not False)

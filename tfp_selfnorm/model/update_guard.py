@@ -67,9 +67,7 @@ class UpdateGuard:
             )
             return tf.constant(True)
         named = [(n, g) for n, g in zip(variables, gradients, strict=True) if g is not None]
-        is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        scale = tf.convert_to_tensor(optimizer.dynamic_scale) if is_scaled else tf.ones([])
-        rate = tf.convert_to_tensor(getattr(optimizer, "learning_rate", 1.0))
+        scale, rate = _loss_scale(optimizer), tf.convert_to_tensor(getattr(optimizer, "learning_rate", 1.0))
         squares = [tf.cast(tf.nn.l2_loss(_dense(g) / tf.cast(scale, g.dtype)), tf.float32) for _, g in named]
         total = tf.add_n(squares)
         candidates = [
@@ -83,25 +81,17 @@ class UpdateGuard:
         ]
         self._names = [name for name, _ in candidates]
         self._variable_names = list(variables)
-        first_is_finite = _on_all_replicas(tf.math.is_finite(loss) & tf.math.is_finite(rate))
         may_continue = tf.convert_to_tensor(self._run) < self.max_skipped
-        is_finite = is_applied = first_is_finite & _on_all_replicas(tf.math.is_finite(total))
-        if is_scaled:
+        is_computable = _on_all_replicas(tf.math.is_finite(loss) & tf.math.is_finite(rate))
+        is_finite = is_applied = is_computable & _on_all_replicas(tf.math.is_finite(total))
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             # It has a guard of its own, against overflow of the scaled gradients, and needs to see them.
             overflows = ~_on_all_replicas(_all_finite([g for _, g in named])) & (scale > 1.0)
-            is_applied = is_finite | (first_is_finite & overflows)
+            is_applied = is_finite | (is_computable & overflows)
+        values, is_applied = [value for _, value in candidates], is_applied & may_continue
+        arguments = optimizer, gradients, list(variables.values()), is_applied, values, restored
         # The branches may only be entered by all replicas at once.
-        tf.distribute.get_replica_context().merge_call(
-            self._apply_or_skip,
-            args=(
-                optimizer,
-                gradients,
-                list(variables.values()),
-                is_applied & may_continue,
-                [value for _, value in candidates],
-                restored,
-            ),
-        )
+        tf.distribute.get_replica_context().merge_call(self._apply_or_skip, args=arguments)
         return is_finite & may_continue
 
     def begin(self, max_skipped, fuses) -> None:
@@ -152,6 +142,11 @@ class UpdateGuard:
 
         self._steps.assign_add(1)
         tf.cond(strategy.experimental_local_results(is_applied)[0], apply, skip)
+
+
+def _loss_scale(optimizer):
+    is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return tf.convert_to_tensor(optimizer.dynamic_scale) if is_scaled else tf.ones([])
 
 
 def _all_finite(tensors):
