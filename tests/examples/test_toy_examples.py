@@ -7,7 +7,7 @@ import benchmark_scaling
 import numpy as np
 import pytest
 import tensorflow as tf
-from tests.test_examples import run_example
+from test_examples import run_example
 from toy_data import TOYS
 
 

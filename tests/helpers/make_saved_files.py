@@ -10,12 +10,12 @@ import json
 import pathlib
 
 import keras
+import keras_life
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_selfnorm as sn
-from tests import keras_life
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 

@@ -157,7 +157,7 @@ def test_the_first_value_that_is_not_finite_is_named(name, culprit, data):
     model.compile(keras.optimizers.SGD(1e-3), max_skipped_updates=2)
     weights = model.get_weights()
     # The refresh at step 0 would find the kernel first.
-    model._step = 1
+    model._guard.steps.assign(1)
     with pytest.raises(ValueError, match=f"from step 0 on; first to be not finite was {culprit}"):
         keras.Model.fit(model, data, batch_size=10, verbose=0)
     for variable, value in zip(model.trainable_variables, weights, strict=False):

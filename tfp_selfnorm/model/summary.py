@@ -55,21 +55,15 @@ def print_summary(
         trains = "-" if not row.variables else "Y" if numbers[0] else "N"
         table.add_row(name, row.shapes, *(f"{number:,}" for number in numbers), *[trains] * show_trainable)
     trainable, fixed = counts(ref.deref() for ref in _references(rows) | of_flow)
-    totals = {
-        "Total params": trainable + fixed,
-        "Trainable params": trainable,
-        "Non-trainable params": fixed,
-        "State of the training (held log-dets, counters)": _size(
-            variable.value for reference, variable in wrapped.items() if reference not in of_flow
-        ),
-    }
+    totals = {"Total params": trainable + fixed, "Trainable params": trainable, "Non-trainable params": fixed}
+    state = (variable.value for reference, variable in wrapped.items() if reference not in of_flow)
+    totals["State of the training (held log-dets, counters)"] = _size(state)
     if model.optimizer is not None and model.optimizer.built:
         totals["Optimizer params"] = _size(variable.value for variable in model.optimizer.variables)
+    lines = [f'Model: "{model.name}"', table, *(f" {name}: {number:,}" for name, number in totals.items())]
     console = rich.console.Console(width=line_length, markup=False, highlight=False, color_system=None)
     with console.capture() as text:
-        console.print(f'Model: "{model.name}"', table, sep="\n")
-        for name, number in totals.items():
-            console.print(f" {name}: {number:,}")
+        console.print(*lines, sep="\n")
     (print_fn or print)(text.get())
 
 

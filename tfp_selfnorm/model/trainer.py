@@ -111,6 +111,7 @@ class FlowTrainer(DistributionModel):
         self._jit_compile_given = jit_compile
         self._guard.begin(max_skipped_updates, fuses=jit_compile is not False)
         self._optimized_variables = None
+        self._refresh.forget_step()
 
     def get_compile_config(self):
         """What `compile` was given, and the names of the variables that the optimizer has a state for."""
@@ -238,7 +239,6 @@ class FlowTrainer(DistributionModel):
 
     def make_train_function(self, force=False):
         """Keras's, with what must not be compiled before and after each call."""
-        self._refresh.forget_step()
         if self.train_function is not None and not force:
             return
         self._build_optimizer()
@@ -312,6 +312,9 @@ class FlowTrainer(DistributionModel):
 
     def _check_guard(self):
         self._guard.check(int(self.optimizer.iterations.numpy()))
+
+    def _begin_training(self):
+        self._refresh.forget_step()
 
     def _end_training(self):
         self._check_guard()
