@@ -1,4 +1,5 @@
-# `make demo` trains the example, `make test` lints and tests; both make their own environment first.
+# `make demo` trains the example, `make test` lints and tests, `make test-all` runs the slow tests too.
+# All make their own environment first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,12 +7,15 @@ INSTALLED := $(VENV)/.installed
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test test-all lint benchmark clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: lint
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-all: lint
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(INSTALLED)
@@ -21,7 +25,7 @@ lint: $(INSTALLED)
 benchmark: $(INSTALLED)
 	$(BIN)/python examples/benchmark.py $(ARGS)
 
-$(INSTALLED): setup.py pyproject.toml
+$(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
