@@ -1,4 +1,4 @@
-# `make demo` trains the example, `make test` lints and tests, `make test-all` runs the slow tests too.
+# `make demo` trains the example, `make test` lints and tests, `make test-slow` runs the slow tests, `make test-all` both.
 # All make their own environment first.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-all lint benchmark clean
+.PHONY: demo test test-slow test-all lint benchmark clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -15,8 +15,10 @@ demo: $(INSTALLED)
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
-test-all: lint
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+
+test-all: test test-slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

