@@ -8,7 +8,7 @@ import sys
 import tarfile
 
 import pytest
-from test_layout import ORDER
+from tests.test_layout import ORDER
 
 import tfp_selfnorm
 

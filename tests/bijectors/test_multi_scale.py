@@ -8,6 +8,7 @@ import tensorflow_probability as tfp
 from scipy import stats
 
 import tfp_selfnorm as sn
+from tfp_selfnorm.structure.layers import bijectors_of
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
@@ -175,7 +176,7 @@ def test_channel_split_leaves_the_rest(rng):
 
 
 def count(kind, flow):
-    return len(sn.tree.bijectors_of(kind, flow))
+    return len(bijectors_of(kind, flow))
 
 
 def test_the_parts_of_a_glow():

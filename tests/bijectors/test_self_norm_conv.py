@@ -276,7 +276,7 @@ def test_tracking_leaves_wider_kernels_to_the_regularizer(rng):
     for update in (sn.sketch_and_project, sn.refresh_inverse):
         with pytest.raises(TypeError, match="wider than 1x1"):
             update(layer)
-    assert sn.Tracking().follow([layer], step=0) == {}
+    assert sn.Tracking().follow([layer], step=0).shape == [0]
     np.testing.assert_array_equal(layer.forward_kernel, before)
     losses = []
     for learning in (sn.Tracking(reconstruction=Reconstruction(weight=2.0)), Reconstruction(weight=2.0)):

@@ -176,8 +176,8 @@ def test_a_plain_tape_loop_trains(rng):
         keras_optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         errors = tracking.follow(layers, step)
     assert -tf.reduce_mean(flow.log_prob(tf.identity(data))) < start - 0.5
-    assert list(errors) == layers
-    assert max(errors.values()) < 0.1
+    assert errors.shape == [len(layers)]
+    assert max(errors) < 0.1
 
 
 def test_nested_scopes_are_refused():

@@ -8,6 +8,7 @@ from graphs import op_types
 from sklearn.datasets import load_digits
 
 import tfp_selfnorm as sn
+from tfp_selfnorm.structure.layers import bijectors_of
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_adapting_to_a_data_set_takes_its_first_examples(digits):
 
 def test_keras_trains_the_coupling_networks_and_leaves_frozen_ones(digits):
     flow = glow()
-    couplings = sn.tree.bijectors_of(sn.AffineCoupling, flow)
+    couplings = bijectors_of(sn.AffineCoupling, flow)
     couplings[0].network.trainable = False
     before = [[w.numpy().copy() for w in coupling.network.weights] for coupling in couplings]
     model, _, _ = trained(flow, sn.Tracking(), digits[400:], run_eagerly=True)

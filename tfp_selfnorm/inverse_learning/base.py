@@ -1,5 +1,7 @@
 """`InverseLearning`, the ways in which the learned inverse R of a layer follows its kernel W."""
 
+import tensorflow as tf
+
 from tfp_selfnorm.inverse_learning.layer_checks import check_layer
 
 
@@ -29,15 +31,15 @@ class InverseLearning:
         check_layer(layer)
         return layer.refresh_interval
 
-    def follow(self, layers, step, seed=0) -> dict:
+    def follow(self, layers, step, seed=0) -> tf.Tensor:
         """Updates R of each tracked layer, after a step of the optimizer; see `Tracking.follow`."""
         del layers, step, seed
-        return {}
+        return tf.zeros([0])
 
-    def measure(self, layers) -> dict:
-        """The relative error of each tracked R, see `inverse_error`: a dict from layers to scalars."""
+    def measure(self, layers) -> tf.Tensor:
+        """The relative error of each tracked R, see `inverse_error`; a float32 vector."""
         del layers
-        return {}
+        return tf.zeros([0])
 
     def trains_inverse(self, layer) -> bool:
         """Whether a gradient reaches R of the layer, from the likelihood or from a regularizer."""

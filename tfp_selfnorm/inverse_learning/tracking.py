@@ -79,7 +79,7 @@ class Tracking(InverseLearning):
         check_layer(layer)
         return self.refresh_every or layer.refresh_interval
 
-    def follow(self, layers, step, seed=0) -> dict:
+    def follow(self, layers, step, seed=0) -> tf.Tensor:
         """Updates R of each tracked layer, after a step of the optimizer.
 
         `FlowModel` calls it, and a loop of your own can. R is set to the exact inverse of W where a refresh
@@ -95,27 +95,28 @@ class Tracking(InverseLearning):
           seed: int that the probes depend on too.
 
         Returns:
-          A dict from each updated layer to its relative error before the update, a scalar.
+          The relative error of each tracked layer before the update, a float32 vector; 0 where R was set to
+          the inverse.
 
         Raises:
           TypeError: if an argument is of another type.
 
         >>> layer = SelfNormDense.trainable(3)
         >>> layer.inverse_kernel.assign(2.0 * tf.eye(3))
-        >>> errors = Tracking().follow([layer], step=1)
-        >>> float(errors[layer]), float(inverse_error(layer)) < 1e-3
+        >>> float(Tracking().follow([layer], step=1)[0]), float(inverse_error(layer)) < 1e-3
         (1.0, True)
         """
         layers = check_layers(layers)
         check_step(step)
         check_int(seed, "seed")
-        is_known, errors = not tf.is_symbolic_tensor(step), {}
+        is_known, errors = not tf.is_symbolic_tensor(step), []
         for i, layer in enumerate(filter(self.tracks, layers)):
             if is_known and int(step) % self.refresh_interval(layer) == 0:
                 refresh_inverse(layer)
+                errors.append(tf.zeros([]))
             else:
-                errors[layer] = sketch_and_project(layer, self.num_probes, [seed + i, step])
-        return errors
+                errors.append(sketch_and_project(layer, self.num_probes, [seed + i, step]))
+        return _vector(errors)
 
     def refresh(self, layers, step) -> None:
         """Sets R of each tracked layer to the exact inverse of W, at O(D^3), where step is due for it.
@@ -133,10 +134,10 @@ class Tracking(InverseLearning):
             if step % self.refresh_interval(layer) == 0:
                 refresh_inverse(layer)
 
-    def measure(self, layers) -> dict:
+    def measure(self, layers) -> tf.Tensor:
         """The relative error of each tracked R by probes that stay the same, see `inverse_error`."""
         tracked = filter(self.tracks, check_layers(layers))
-        return {layer: inverse_error(layer, self.num_probes, seed=i) for i, layer in enumerate(tracked)}
+        return _vector([inverse_error(layer, self.num_probes, seed=i) for i, layer in enumerate(tracked)])
 
 
 def sketch_and_project(layer, num_probes: int = 8, seed=None) -> tf.Tensor:
@@ -204,6 +205,10 @@ def inverse_error(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
     kernel, other = operations.to_matrix(kernel), operations.to_matrix(other)
     back = tf.matmul(other, tf.matmul(kernel, probes))
     return largest(tf.norm(probes - back, axis=[-2, -1])) / tf.norm(probes)
+
+
+def _vector(errors):
+    return tf.stack([tf.cast(error, tf.float32) for error in errors]) if errors else tf.zeros([0])
 
 
 def _assignable(layer):

@@ -89,9 +89,9 @@ class Figures:
             self._weight.update_state(weights.mean(step))
 
     def update_inverse_errors(self, errors) -> None:
-        """Adds the relative errors of tracked inverses, scalars."""
-        for error in errors:
-            self._inverse_error.update_state(error)
+        """Adds the relative errors of tracked inverses, a vector."""
+        if self._inverse_error is not None:
+            self._inverse_error.update_state(errors)
 
 
 def example_weights(log_prob, sample_weight):

@@ -219,7 +219,7 @@ class FlowTrainer(DistributionModel):
             self._regularizer_weights.update(scope.reconstruction_errors(), is_applied)
         step = tf.convert_to_tensor(self._guard.steps)
         errors = self._learning.follow(self._self_norm_layers, step)
-        self._figures.update_inverse_errors(errors.values())
+        self._figures.update_inverse_errors(errors)
         return self._results()
 
     def test_step(self, data):
@@ -229,7 +229,7 @@ class FlowTrainer(DistributionModel):
             log_prob = self(x, training=False)
             loss = self.compute_loss(x, y, log_prob, sample_weight, training=False)
         self._figures.update(log_prob, sample_weight, loss, scope, False)
-        self._figures.update_inverse_errors(self._learning.measure(self._self_norm_layers).values())
+        self._figures.update_inverse_errors(self._learning.measure(self._self_norm_layers))
         return self._results()
 
     def predict_step(self, data):
