@@ -1,4 +1,17 @@
-"""Self-normalizing flows for TensorFlow Probability and Keras."""
+"""Self-normalizing flows for TensorFlow Probability and Keras.
+
+Words that the documentation uses:
+
+W: the kernel that maps data to latent, `inverse_kernel` of a layer.
+R: the kernel that maps latent to data, `forward_kernel`, the learned inverse. Training keeps R close to the
+    inverse of W.
+event: one example of a distribution, such as an image.
+pass: one call of a layer's `inverse` or `forward`.
+scope: a `training_scope`. Inside it a log-det has a value that is held, and the gradient that the layer
+    names. Outside it values and gradients are exact.
+held log-det: the value of `log |det W|` in nats that a scope uses, computed some steps before.
+refresh: an exact computation of a held log-det, or of R as the inverse of W.
+"""
 
 from tfp_selfnorm import baselines, bijectors, callbacks, flows, images
 from tfp_selfnorm.bijectors import (
