@@ -52,7 +52,8 @@ def batch(*shape):
 def flow_step(layer, inverse_learning, x, jit_compile=False, held=True):
     """The step of a flow of that one layer; without held log-dets their values are exact."""
     flow = tfd.TransformedDistribution(normal(x.shape[1:]), layer)
-    by_gradient = isinstance(inverse_learning, sn.Reconstruction)
+    by_gradient = inverse_learning is not None and inverse_learning.trains_inverse(layer)
+    is_tracked = inverse_learning is not None and inverse_learning.tracks(layer)
     variables = [layer.inverse_kernel, layer.bias]
     if by_gradient:
         variables.append(layer.forward_kernel)
@@ -69,7 +70,7 @@ def flow_step(layer, inverse_learning, x, jit_compile=False, held=True):
             else:
                 loss = -tf.reduce_mean(flow.log_prob(tf.identity(x)))
         gradients = tape.gradient(loss, [x, *variables])
-        if isinstance(inverse_learning, sn.Tracking):
+        if is_tracked:
             sn.sketch_and_project(layer, inverse_learning.num_probes)
         return loss, gradients
 
@@ -147,7 +148,7 @@ def endless(model, x):
 
 def flow_model(flow, inverse_learning, jit_compile="auto"):
     """Compiled with Adam; refreshes, which are timed apart, never come."""
-    if isinstance(inverse_learning, sn.Tracking):
+    if hasattr(inverse_learning, "refresh_every"):
         inverse_learning = dataclasses.replace(inverse_learning, refresh_every=_NO_REFRESH)
     model = sn.FlowModel(flow, inverse_learning)
     model.compile(keras.optimizers.Adam(1e-5), jit_compile=jit_compile)

@@ -8,9 +8,9 @@ import sys
 import tarfile
 
 import pytest
-from tests.test_layout import ORDER
 
 import tfp_selfnorm
+from tests.test_layout import ORDER
 
 ROOT = pathlib.Path(__file__).parents[1]
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
