@@ -69,23 +69,12 @@ class SelfNormConv(SelfNorm):
         name = name or self._DEFAULT_NAME
         check_name(name)
         with tf.name_scope(name):
-            dtype, forward_kernel, inverse_kernel, bias = as_conv_parameters(
+            dtype, *kernels, bias = as_conv_parameters(
                 self._SPATIAL_NDIMS, bias, forward_kernel=forward_kernel, inverse_kernel=inverse_kernel
             )
             self._spatial_shape = check_spatial_shape(spatial_shape, self._SPATIAL_NDIMS)
-            super().__init__(
-                forward_kernel,
-                inverse_kernel,
-                bias,
-                gradient,
-                mixture,
-                inversion,
-                conv.ConvMap(inverse_kernel.shape[:-2], self._spatial_shape, f"inverse_kernel of {name}"),
-                dtype=dtype,
-                parameters=parameters,
-                validate_args=validate_args,
-                name=name,
-            )
+            operations = conv.ConvMap(kernels[1].shape[:-2], self._spatial_shape, f"inverse_kernel of {name}")
+            super().__init__(operations, dtype, *kernels, bias, parameters, name)
 
     @classmethod
     def trainable(

@@ -81,23 +81,11 @@ class SelfNormDense(SelfNorm):
         parameters = dict(locals())
         check_name(name)
         with tf.name_scope(name):
-            dtype, forward_kernel, inverse_kernel, bias = as_parameters(
+            dtype, *kernels, bias = as_parameters(
                 forward_kernel=forward_kernel, inverse_kernel=inverse_kernel, bias=bias
             )
-            _check_shapes(forward_kernel, inverse_kernel, bias)
-            super().__init__(
-                forward_kernel,
-                inverse_kernel,
-                bias,
-                gradient,
-                mixture,
-                inversion,
-                dense.DenseMap(),
-                dtype=dtype,
-                parameters=parameters,
-                validate_args=validate_args,
-                name=name,
-            )
+            _check_shapes(*kernels, bias)
+            super().__init__(dense.DenseMap(), dtype, *kernels, bias, parameters, name)
 
     @classmethod
     def trainable(
