@@ -227,7 +227,7 @@ class _CompositeAffineCoupling(AffineCoupling, tfp.bijectors.AutoCompositeTensor
         network_variables=None,
     ):
         super().__init__(network, num_conditioning, event_ndims, bound, validate_args, name)
-        given = network_variables or ()
+        given = list(network_variables or ())
         self._has_other_variables = any(map(operator.is_not, given, self._network_variables))
         if self._has_other_variables:
             self._network_variables = self.parameters["network_variables"] = given
