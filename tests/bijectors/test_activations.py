@@ -248,3 +248,13 @@ def test_a_spline_has_finite_gradients_out_of_bounds(edge, rng):
             assert d_y[0] == 0.0
         else:
             assert (first, d_y[0]) == (edge, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("activation", "name"), [(LeakyReLU, "leaky_relu"), (SmoothLeakyReLU, "smooth_leaky_relu")]
+)
+def test_each_has_its_own_name(activation, name):
+    assert activation().name == activation().parameters["name"] == name
+    assert activation(0.5, name="other").name == "other"
+    with pytest.raises(ValueError, match="`name` must begin with a letter"):
+        activation(name="")

@@ -1,6 +1,7 @@
 """Bijectors as TensorFlow's CompositeTensors: into and out of functions, loops and conditions."""
 
 import copy
+import pickle
 
 import keras
 import numpy as np
@@ -163,6 +164,29 @@ def test_a_network_computes_with_the_values_that_it_is_given():
     assert coupling != doubled
     assert coupling == coupling.copy()
     np.testing.assert_array_equal(network.layers[0].kernel, np.ones([2, 4]))
+
+
+def doubled_coupling():
+    coupling = MAKERS["coupling"]()
+    return tf.nest.map_structure(lambda value: 2.0 * value, coupling, expand_composites=True)
+
+
+def test_copies_keep_the_values_that_they_are_given():
+    doubled = doubled_coupling()
+    y = data_for(doubled)
+    for other in (doubled.copy(), copy.copy(doubled), pickle.loads(pickle.dumps(doubled))):
+        check_same([other.inverse(tf.identity(y))], [doubled.inverse(tf.identity(y))])
+    assert doubled == doubled.copy() != sn.AffineCoupling(doubled.network, event_ndims=1)
+
+
+@pytest.mark.parametrize("network", [keras_network(), scaled, Module()], ids=["keras", "function", "module"])
+def test_a_copy_with_another_network_computes_with_that_one(network):
+    new = doubled_coupling().copy(network=network)
+    expected = sn.AffineCoupling(network, event_ndims=1)
+    assert type(new) is type(expected)
+    assert new.parameters.keys() == expected.parameters.keys()
+    y = data_for(new)
+    check_same([new.inverse(tf.identity(y))], [expected.inverse(tf.identity(y))])
 
 
 class Calls(keras.layers.Layer):

@@ -45,6 +45,8 @@ def test_too_few_channels():
         sn.AffineCoupling(identity_network, num_conditioning=3).inverse(x)
     with pytest.raises(ValueError, match="gives 3 channels to its bijector and needs more"):
         sn.ChannelSplit(tfb.Scale(2.0), num_channels=3).inverse(x)
+    with pytest.raises(ValueError, match="gives 0 channels to its bijector and needs more"):
+        sn.ChannelSplit(tfb.Scale(2.0)).inverse(x[..., :0])
     unknown = tf.function(sn.AffineCoupling(identity_network).inverse, input_signature=[tf.TensorSpec(None)])
     with pytest.raises(ValueError, match="needs a known number of channels"):
         unknown(x)

@@ -1,21 +1,18 @@
 """`ConvolutionExponential2D`, the matrix exponential of a convolution."""
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from tfp_selfnorm.baselines.linear_image_map import LinearImageMap
 from tfp_selfnorm.baselines.math import convolution_exponential
-from tfp_selfnorm.bijectors.parameters import (
-    check_kernel,
-    check_kernel_size,
-    check_spatial_shape,
-    common_dtype,
-    parameter,
+from tfp_selfnorm.bijectors.conv_parameters import (
+    as_conv_parameters,
+    check_conv_sizes,
+    initial_bias,
     small_noise,
 )
-from tfp_selfnorm.utils.integers import check_positive_int
+from tfp_selfnorm.bijectors.parameters import parameter_properties
 from tfp_selfnorm.utils.names import check_name
-from tfp_selfnorm.utils.options import check_bools, check_dtype, check_number
+from tfp_selfnorm.utils.options import check_bools, check_number
 from tfp_selfnorm.utils.seeds import stateless_seed
 
 # Where rounding, of about exp(2 max_norm) units, still leaves digits in float32.
@@ -52,6 +49,8 @@ class ConvolutionExponential2D(LinearImageMap):
     Sylvester Flows", NeurIPS 2020, section 3.
     """
 
+    _DEFAULT_NAME = "convolution_exponential2d"
+
     def __init__(
         self,
         kernel,
@@ -78,23 +77,14 @@ class ConvolutionExponential2D(LinearImageMap):
             of `spatial_shape` is unknown, or `max_norm` is out of range.
         """
         parameters = dict(locals())
-        name = name or "convolution_exponential2d"
+        name = name or self._DEFAULT_NAME
         check_name(name)
         with tf.name_scope(name):
-            dtype = common_dtype(kernel=kernel, bias=bias)
-            self._kernel = parameter(kernel, dtype, "kernel")
+            dtype, self._kernel, bias = as_conv_parameters(2, bias, kernel=kernel)
             self._max_norm = _check_max_norm(max_norm)
             self._count = convolution_exponential.number_of_terms(self._max_norm, dtype)
-            check_kernel(self._kernel, "kernel", ndims=2)
-            super().__init__(
-                spatial_shape,
-                self._kernel.shape[-1],
-                None if bias is None else parameter(bias, dtype, "bias"),
-                dtype=dtype,
-                parameters=parameters,
-                validate_args=validate_args,
-                name=name,
-            )
+            channels = self._kernel.shape[-1]
+            super().__init__(spatial_shape, channels, bias, dtype, parameters, validate_args, name)
 
     @classmethod
     def trainable(
@@ -129,23 +119,20 @@ class ConvolutionExponential2D(LinearImageMap):
           ValueError: if a size is not a positive int, one of the kernel is even, or `max_norm` is out of
             range.
         """
-        name = name or "convolution_exponential2d"
-        spatial_shape = check_spatial_shape(spatial_shape, ndims=2)
-        sizes = check_kernel_size(kernel_size, ndims=2)
-        channels, dtype = check_positive_int(channels, "channels"), check_dtype(dtype)
+        name = name or cls._DEFAULT_NAME
+        spatial_shape, channels, sizes, dtype = check_conv_sizes(
+            spatial_shape, channels, kernel_size, dtype, ndims=2
+        )
         max_norm = _check_max_norm(max_norm)
         check_bools(use_bias=use_bias, validate_args=validate_args)
         seed = stateless_seed(seed, salt="convolution_exponential")
         kernel = tf.Variable(small_noise(sizes, channels, dtype, seed), name=f"{name}_kernel")
-        bias = tf.Variable(tf.zeros([channels], dtype), name=f"{name}_bias") if use_bias else None
+        bias = initial_bias(channels, dtype, name, use_bias)
         return cls(kernel, spatial_shape, bias, max_norm, validate_args, name)
 
     @classmethod
     def _parameter_properties(cls, dtype):
-        return {
-            "kernel": tfp.util.ParameterProperties(event_ndims=4),
-            "bias": tfp.util.ParameterProperties(event_ndims=1),
-        }
+        return parameter_properties(kernel=4, bias=1)
 
     @property
     def kernel(self):

@@ -5,18 +5,15 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.baselines.linear_image_map import LinearImageMap
 from tfp_selfnorm.baselines.math import autoregressive_conv, line_conv
-from tfp_selfnorm.bijectors.parameters import (
-    check_kernel,
-    check_kernel_size,
-    check_same_shape,
-    check_spatial_shape,
-    common_dtype,
+from tfp_selfnorm.bijectors.conv_parameters import (
+    as_conv_parameters,
+    check_conv_sizes,
+    initial_bias,
     noisy_identity_kernel,
-    parameter,
 )
-from tfp_selfnorm.utils.integers import check_positive_int
+from tfp_selfnorm.bijectors.parameters import parameter_properties
 from tfp_selfnorm.utils.names import check_name
-from tfp_selfnorm.utils.options import check_bools, check_dtype
+from tfp_selfnorm.utils.options import check_bools
 from tfp_selfnorm.utils.seeds import stateless_seed
 
 
@@ -53,6 +50,8 @@ class EmergingConv2D(LinearImageMap):
     ICML 2019, section 3.
     """
 
+    _DEFAULT_NAME = "emerging_conv2d"
+
     def __init__(
         self,
         first_kernel,
@@ -78,24 +77,14 @@ class EmergingConv2D(LinearImageMap):
             of `spatial_shape` is unknown.
         """
         parameters = dict(locals())
-        name = name or "emerging_conv2d"
+        name = name or self._DEFAULT_NAME
         check_name(name)
         with tf.name_scope(name):
-            dtype = common_dtype(first_kernel=first_kernel, second_kernel=second_kernel, bias=bias)
-            self._first_kernel = parameter(first_kernel, dtype, "first_kernel")
-            self._second_kernel = parameter(second_kernel, dtype, "second_kernel")
-            check_kernel(self._first_kernel, "first_kernel", ndims=2)
-            check_kernel(self._second_kernel, "second_kernel", ndims=2)
-            check_same_shape(first_kernel=self._first_kernel, second_kernel=self._second_kernel)
-            super().__init__(
-                spatial_shape,
-                self._first_kernel.shape[-1],
-                None if bias is None else parameter(bias, dtype, "bias"),
-                dtype=dtype,
-                parameters=parameters,
-                validate_args=validate_args,
-                name=name,
+            dtype, self._first_kernel, self._second_kernel, bias = as_conv_parameters(
+                2, bias, first_kernel=first_kernel, second_kernel=second_kernel
             )
+            channels = self._first_kernel.shape[-1]
+            super().__init__(spatial_shape, channels, bias, dtype, parameters, validate_args, name)
 
     @classmethod
     def trainable(
@@ -128,10 +117,10 @@ class EmergingConv2D(LinearImageMap):
           TypeError: if an argument is of another type.
           ValueError: if a size is not a positive int, or one of the kernel is even.
         """
-        name = name or "emerging_conv2d"
-        spatial_shape = check_spatial_shape(spatial_shape, ndims=2)
-        sizes = check_kernel_size(kernel_size, ndims=2)
-        channels, dtype = check_positive_int(channels, "channels"), check_dtype(dtype)
+        name = name or cls._DEFAULT_NAME
+        spatial_shape, channels, sizes, dtype = check_conv_sizes(
+            spatial_shape, channels, kernel_size, dtype, ndims=2
+        )
         check_bools(use_bias=use_bias, validate_args=validate_args)
         seeds = tfp.random.split_seed(stateless_seed(seed), n=2, salt="emerging_conv")
         kernels = [
@@ -141,16 +130,12 @@ class EmergingConv2D(LinearImageMap):
             )
             for part, seed in zip(("first", "second"), tf.unstack(seeds), strict=True)
         ]
-        bias = tf.Variable(tf.zeros([channels], dtype), name=f"{name}_bias") if use_bias else None
+        bias = initial_bias(channels, dtype, name, use_bias)
         return cls(*kernels, spatial_shape, bias, validate_args, name)
 
     @classmethod
     def _parameter_properties(cls, dtype):
-        return {
-            "first_kernel": tfp.util.ParameterProperties(event_ndims=4),
-            "second_kernel": tfp.util.ParameterProperties(event_ndims=4),
-            "bias": tfp.util.ParameterProperties(event_ndims=1),
-        }
+        return parameter_properties(first_kernel=4, second_kernel=4, bias=1)
 
     @property
     def first_kernel(self):

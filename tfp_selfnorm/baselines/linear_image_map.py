@@ -5,17 +5,19 @@ import abc
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.parameters import check_bias, check_event_shape, check_spatial_shape, ensure_event
+from tfp_selfnorm.bijectors.conv_parameters import check_spatial_shape
+from tfp_selfnorm.bijectors.parameters import check_event_shape, ensure_event
 from tfp_selfnorm.utils.options import check_bool
 
 
 class LinearImageMap(tfp.bijectors.AutoCompositeTensorBijector):
     """`inverse(y) = A y + bias`, `forward(x) = A^-1 (x - bias)`; both and `log |det A|` are a subclass's."""
 
+    _DEFAULT_NAME: str
+
     def __init__(self, spatial_shape, channels, bias, dtype, parameters, validate_args, name):
         self._spatial_shape = check_spatial_shape(spatial_shape, ndims=2)
         self._event_sizes = (*self._spatial_shape, channels)
-        check_bias(bias, channels)
         check_bool(validate_args, "validate_args")
         self._bias = bias
         super().__init__(

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.parameters import common_dtype, parameter
+from tfp_selfnorm.bijectors.parameters import as_parameters, parameter_properties
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_bool, check_dtype
@@ -52,9 +52,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         check_name(name)
         check_bool(validate_args, "validate_args")
         with tf.name_scope(name):
-            dtype = common_dtype(shift=shift, log_scale=log_scale)
-            self._shift = parameter(shift, dtype, "shift")
-            self._log_scale = parameter(log_scale, dtype, "log_scale")
+            dtype, self._shift, self._log_scale = as_parameters(shift=shift, log_scale=log_scale)
             self._is_adapted = is_adapted
             shapes = self._shift.shape, self._log_scale.shape
             if not shapes[0].rank or shapes[0] != shapes[1]:
@@ -108,11 +106,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
 
     @classmethod
     def _parameter_properties(cls, dtype):
-        return {
-            "shift": tfp.util.ParameterProperties(event_ndims=1),
-            "log_scale": tfp.util.ParameterProperties(event_ndims=1),
-            "is_adapted": tfp.util.ParameterProperties(event_ndims=0),
-        }
+        return parameter_properties(shift=1, log_scale=1, is_adapted=0)
 
     @property
     def shift(self):

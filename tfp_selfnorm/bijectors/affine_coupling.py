@@ -4,20 +4,17 @@ import operator
 
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import auto_composite_tensor
 
-from tfp_selfnorm.bijectors.composite import with_constructor_signature
+from tfp_selfnorm.bijectors.channels import number_of_first_channels
+from tfp_selfnorm.bijectors.composite import OptionalComposite
 from tfp_selfnorm.bijectors.pair_memory import PairMemory
+from tfp_selfnorm.utils.compat import CompositeTensor
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_optional_name
 from tfp_selfnorm.utils.options import check_bool, check_positive
-from tfp_selfnorm.utils.pickling import by_parameters
-
-_VARIABLES = "network_variables"
 
 
-@with_constructor_signature
-class AffineCoupling(tfp.bijectors.Bijector):
+class AffineCoupling(OptionalComposite):
     """Scales and shifts some channels by a network's output for the others, which stay as they are.
 
     With the first `num_conditioning` channels a and the rest b, and `shift, h = network(a)`:
@@ -59,17 +56,7 @@ class AffineCoupling(tfp.bijectors.Bijector):
     that of the code published with Keller et al., "Self Normalizing Flows", ICML 2021.
     """
 
-    __reduce__ = by_parameters
-
-    def __new__(cls, network=None, *args, **kwargs):
-        """Makes a CompositeTensor where the network admits it."""
-        if cls not in (AffineCoupling, _CompositeAffineCoupling) or network is None:
-            return super().__new__(cls)
-        if _can_be_given_variables(network):
-            return super().__new__(_CompositeAffineCoupling)
-        if cls is AffineCoupling:
-            return super().__new__(cls)
-        return AffineCoupling(network, *args, **kwargs)
+    _PART = "network"
 
     def __init__(
         self,
@@ -156,23 +143,10 @@ class AffineCoupling(tfp.bijectors.Bijector):
         return tf.reduce_sum(log_scale, axis=list(range(-self.forward_min_event_ndims, 0)))
 
     def _split(self, value):
-        shape, ndims = value.shape, self.forward_min_event_ndims
-        if shape.rank is None or shape.rank < ndims or shape[-1] is None:
-            raise ValueError(f"`{self.name}` needs a known number of channels; got shape {shape}.")
-        channels, kept = shape[-1], self._num_conditioning
-        if kept is None:
-            if channels % 2:
-                raise ValueError(
-                    f"`{self.name}` halves an even number of channels; got shape {tuple(shape)}. For others "
-                    "say `num_conditioning`."
-                )
-            kept = channels // 2
-        if kept >= channels:
-            raise ValueError(
-                f"`{self.name}` keeps {kept} channels to condition on and needs more; got {tuple(shape)}."
-            )
+        use = "keeps {} channels to condition on"
+        kept = number_of_first_channels(self, value.shape, self._num_conditioning, "num_conditioning", use)
         # One operation, whose gradient is one too.
-        return tf.split(value, [kept, channels - kept], axis=-1)
+        return tf.split(value, [kept, value.shape[-1] - kept], axis=-1)
 
     def _shift_and_log_scale(self, kept, changed, condition):
         if 0 in kept.shape:
@@ -226,38 +200,54 @@ class AffineCoupling(tfp.bijectors.Bijector):
     def _network_call(self, inputs):
         return self._network(inputs)
 
+    @staticmethod
+    def _admits_composite(part):
+        """Whether a call can be given all variables that TFP sees in the network."""
+        if isinstance(part, tf.Module):
+            return isinstance(part, CompositeTensor)
+        return not _keras_weights(part) or hasattr(part, "stateless_call")
+
 
 class _CompositeAffineCoupling(AffineCoupling, tfp.bijectors.AutoCompositeTensorBijector):
-    """One whose network, if it has variables, may be called with others in their place."""
+    """Its Keras network may be called with other variables, or values, than its own.
 
-    # Its variables, as long as no others, or their values, are given in their place.
-    _given = None
+    TFP takes a CompositeTensor apart into the arguments of its constructor, and makes it anew from them. It
+    does not see the variables of a Keras network. So they are an argument here, and they are among the
+    `parameters` if they are not the network's own.
+    """
 
-    def given(self, variables):
-        """Gives it variables, or their values, to call the network with."""
-        if any(one is not own for one, own in zip(variables, self._network_variables, strict=True)):
-            self._given = self._network_variables = variables
-        return self
+    def __init__(
+        self,
+        network,
+        num_conditioning=None,
+        event_ndims=3,
+        bound=2.0,
+        validate_args=False,
+        name="affine_coupling",
+        network_variables=None,
+    ):
+        super().__init__(network, num_conditioning, event_ndims, bound, validate_args, name)
+        given = list(network_variables or ())
+        self._has_other_variables = any(map(operator.is_not, given, self._network_variables))
+        if self._has_other_variables:
+            self._network_variables = self.parameters["network_variables"] = given
+
+    @property
+    def network_variables(self):
+        """The variables, or values, that the network computes with."""
+        return list(self._network_variables)
 
     def copy(self, **override_parameters_kwargs):
-        copied = super().copy(**override_parameters_kwargs)
-        is_same = self._given is not None and copied.network is self._network
-        return copied.given(self._given) if is_same else copied
-
-    def __eq__(self, other):
-        # TFP compares parameters, among which the variables given are not.
-        return super().__eq__(other) and (
-            (self._given is None and other._given is None)
-            or all(map(operator.is_, self._network_variables, other._network_variables))
-        )
-
-    __hash__ = AffineCoupling.__hash__
+        parameters = self.parameters | override_parameters_kwargs
+        if parameters["network"] is not self._network:
+            parameters.pop("network_variables", None)
+        return AffineCoupling(**parameters)
 
     def _network_call(self, inputs):
-        if self._given is None:
+        if not self._has_other_variables:
             return self._network(inputs)
         network, weights = self._network, _keras_weights(self._network)
-        given = dict(zip(map(id, weights), self._given, strict=True))
+        given = dict(zip(map(id, weights), self._network_variables, strict=True))
         parts = network.trainable_variables, network.non_trainable_variables
         values = [[given.get(id(weight), weight) for weight in part] for part in parts]
         output, updated = network.stateless_call(*values, inputs)
@@ -268,32 +258,7 @@ class _CompositeAffineCoupling(AffineCoupling, tfp.bijectors.AutoCompositeTensor
         return output
 
 
-@auto_composite_tensor.type_spec_register("tfp_selfnorm.AffineCouplingSpec")
-class _AffineCouplingSpec(auto_composite_tensor._AutoCompositeTensorTypeSpec):
-    """TFP's type spec, and the variables of a Keras network, which TFP does not see in callables."""
-
-    @property
-    def value_type(self):
-        return _CompositeAffineCoupling
-
-    @classmethod
-    def from_instance(cls, instance, omit_kwargs=(), non_identifying_kwargs=()):
-        spec = super().from_instance(instance, omit_kwargs, non_identifying_kwargs)
-        variables = auto_composite_tensor._extract_type_spec_recursively(list(instance._network_variables))
-        return spec._copy(param_specs={**spec._param_specs, _VARIABLES: variables})
-
-    def _to_components(self, obj):
-        return {**super()._to_components(obj), _VARIABLES: list(obj._network_variables)}
-
-    def _from_components(self, components):
-        variables = components[_VARIABLES]
-        obj = super()._from_components({name: components[name] for name in components if name != _VARIABLES})
-        return obj.given(variables)
-
-
-_CompositeAffineCoupling._type_spec = property(
-    lambda self: _AffineCouplingSpec.from_instance(self, ("parameters",), ("name",))
-)
+AffineCoupling._PLAIN, AffineCoupling._COMPOSITE = AffineCoupling, _CompositeAffineCoupling
 
 
 def _with_one_batch_dimension(value, num_leading):
@@ -313,10 +278,3 @@ def _keras_weights(network):
     weights = getattr(network, "weights", None)
     is_keras = isinstance(weights, list) and all(hasattr(weight, "value") for weight in weights)
     return [weight for weight in weights if isinstance(weight.value, tf.Variable)] if is_keras else []
-
-
-def _can_be_given_variables(network):
-    """Whether TFP can tell all variables of it that anyone sees from it itself; those of Keras, in a call."""
-    if isinstance(network, tf.Module):
-        return isinstance(network, tf.__internal__.CompositeTensor)
-    return not _keras_weights(network) or hasattr(network, "stateless_call")

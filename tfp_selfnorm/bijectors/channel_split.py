@@ -1,20 +1,19 @@
 """`ChannelSplit`: a bijector on some channels, for multi-scale flows and split priors."""
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.composite import with_constructor_signature
+from tfp_selfnorm.bijectors.channels import number_of_first_channels
+from tfp_selfnorm.bijectors.composite import OptionalComposite
+from tfp_selfnorm.utils.compat import CompositeTensor
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_optional_name
 from tfp_selfnorm.utils.options import check_bool
-from tfp_selfnorm.utils.pickling import by_parameters
 
 tfb = tfp.bijectors
 
 
-@with_constructor_signature
-class ChannelSplit(tfb.Bijector):
+class ChannelSplit(OptionalComposite):
     """Applies a bijector to the first channels and leaves the rest as they are.
 
     Nested, it makes multi-scale flows: of what comes from the data the rest meets the base distribution at
@@ -32,17 +31,7 @@ class ChannelSplit(tfb.Bijector):
     "Glow", NeurIPS 2018.
     """
 
-    __reduce__ = by_parameters
-
-    def __new__(cls, bijector=None, *args, **kwargs):
-        """Makes a CompositeTensor of one."""
-        if cls not in (ChannelSplit, _CompositeChannelSplit) or bijector is None:
-            return super().__new__(cls)
-        if isinstance(bijector, tf.__internal__.CompositeTensor):
-            return super().__new__(_CompositeChannelSplit)
-        if cls is ChannelSplit:
-            return super().__new__(cls)
-        return ChannelSplit(bijector, *args, **kwargs)
+    _PART = "bijector"
 
     def __init__(self, bijector, num_channels=None, validate_args=False, name="channel_split"):
         """Makes the bijector.
@@ -116,23 +105,17 @@ class ChannelSplit(tfb.Bijector):
 
     def _parts(self, value):
         """The channels that the bijector gets, and the others; those of a pair are the same at each call."""
-        self._check_channels(value)
+        use = "gives {} channels to its bijector"
+        number_of_first_channels(self, value.shape, self._num_channels, "num_channels", use)
         return self._split.forward(value)
 
-    def _check_channels(self, value):
-        shape, first = value.shape, self._num_channels
-        if shape.rank is None or shape.rank < self.forward_min_event_ndims or shape[-1] is None:
-            raise ValueError(f"`{self.name}` needs a known number of channels; got shape {shape}.")
-        if first is None and shape[-1] % 2:
-            raise ValueError(
-                f"`{self.name}` halves an even number of channels; got shape {tuple(shape)}. For others say "
-                "`num_channels`."
-            )
-        if first is not None and first >= shape[-1]:
-            raise ValueError(
-                f"`{self.name}` gives {first} channels to its bijector and needs more; got {tuple(shape)}."
-            )
+    @staticmethod
+    def _admits_composite(part):
+        return isinstance(part, CompositeTensor)
 
 
 class _CompositeChannelSplit(ChannelSplit, tfb.AutoCompositeTensorBijector):
     """One that functions take as an argument, with the variables of its bijector."""
+
+
+ChannelSplit._PLAIN, ChannelSplit._COMPOSITE = ChannelSplit, _CompositeChannelSplit

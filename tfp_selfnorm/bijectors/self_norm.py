@@ -25,35 +25,24 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
     _GRADIENTS = linear.GRADIENTS
     __reduce__ = by_parameters
 
-    def __init__(
-        self,
-        forward_kernel,
-        inverse_kernel,
-        bias,
-        gradient,
-        mixture,
-        inversion,
-        operations,
-        dtype,
-        parameters,
-        validate_args,
-        name,
-    ):
-        self.check_options(gradient, mixture, inversion, validate_args)
+    def __init__(self, operations, dtype, forward_kernel, inverse_kernel, bias, parameters, name):
+        """`parameters` are the arguments of the subclass: the options of all layers are among them."""
+        options = {key: parameters[key] for key in ("gradient", "mixture", "inversion", "validate_args")}
+        self.check_options(**options)
         self._forward_kernel = forward_kernel
         self._inverse_kernel = inverse_kernel
         self._bias = bias
-        self._gradient = gradient
-        self._mixture = float(mixture)
+        self._gradient = options["gradient"]
+        self._mixture = float(options["mixture"])
         self._operations = operations
-        self._inversion = inversion or ("learned" if gradient == "self_norm" else "exact")
+        self._inversion = options["inversion"] or ("learned" if self._gradient == "self_norm" else "exact")
         self._pairs = PairMemory()
         super().__init__(
             forward_min_event_ndims=operations.event_ndims,
             is_constant_jacobian=True,
             dtype=dtype,
             parameters=parameters,
-            validate_args=validate_args,
+            validate_args=options["validate_args"],
             name=name,
         )
 

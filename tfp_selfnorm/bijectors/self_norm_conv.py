@@ -1,26 +1,25 @@
 """`SelfNormConv2D` and `SelfNormConv1D`, the convolutional self-normalizing layers."""
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.parameters import (
-    check_bias,
-    check_kernel,
-    check_kernel_size,
-    check_same_shape,
+from tfp_selfnorm.bijectors.conv_parameters import (
+    as_conv_parameters,
+    check_conv_sizes,
     check_spatial_shape,
-    common_dtype,
-    ensure_event,
-    kernel_variables,
+    initial_bias,
     noisy_identity_kernel,
-    parameter,
     rotation_kernel,
+)
+from tfp_selfnorm.bijectors.parameters import (
+    ensure_event,
+    is_checked_now,
+    kernel_variables,
+    parameter_properties,
 )
 from tfp_selfnorm.bijectors.self_norm import SelfNorm
 from tfp_selfnorm.math import conv
-from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_name
-from tfp_selfnorm.utils.options import check_bools, check_dtype
+from tfp_selfnorm.utils.options import check_bools
 from tfp_selfnorm.utils.seeds import stateless_seed
 
 
@@ -70,28 +69,12 @@ class SelfNormConv(SelfNorm):
         name = name or self._DEFAULT_NAME
         check_name(name)
         with tf.name_scope(name):
-            dtype = common_dtype(forward_kernel=forward_kernel, inverse_kernel=inverse_kernel, bias=bias)
-            forward_kernel = parameter(forward_kernel, dtype, "forward_kernel")
-            inverse_kernel = parameter(inverse_kernel, dtype, "inverse_kernel")
-            bias = None if bias is None else parameter(bias, dtype, "bias")
-            self._spatial_shape = check_spatial_shape(spatial_shape, self._SPATIAL_NDIMS)
-            check_kernel(forward_kernel, "forward_kernel", self._SPATIAL_NDIMS)
-            check_kernel(inverse_kernel, "inverse_kernel", self._SPATIAL_NDIMS)
-            check_same_shape(forward_kernel=forward_kernel, inverse_kernel=inverse_kernel)
-            check_bias(bias, inverse_kernel.shape[-1])
-            super().__init__(
-                forward_kernel,
-                inverse_kernel,
-                bias,
-                gradient,
-                mixture,
-                inversion,
-                conv.ConvMap(inverse_kernel.shape[:-2], self._spatial_shape, f"inverse_kernel of {name}"),
-                dtype=dtype,
-                parameters=parameters,
-                validate_args=validate_args,
-                name=name,
+            dtype, *kernels, bias = as_conv_parameters(
+                self._SPATIAL_NDIMS, bias, forward_kernel=forward_kernel, inverse_kernel=inverse_kernel
             )
+            self._spatial_shape = check_spatial_shape(spatial_shape, self._SPATIAL_NDIMS)
+            operations = conv.ConvMap(kernels[1].shape[:-2], self._spatial_shape, f"inverse_kernel of {name}")
+            super().__init__(operations, dtype, *kernels, bias, parameters, name)
 
     @classmethod
     def trainable(
@@ -134,26 +117,22 @@ class SelfNormConv(SelfNorm):
             range.
         """
         name = name or cls._DEFAULT_NAME
-        spatial_shape = check_spatial_shape(spatial_shape, cls._SPATIAL_NDIMS)
-        sizes = check_kernel_size(kernel_size, cls._SPATIAL_NDIMS)
-        channels, dtype = check_positive_int(channels, "channels"), check_dtype(dtype)
+        spatial_shape, channels, sizes, dtype = check_conv_sizes(
+            spatial_shape, channels, kernel_size, dtype, cls._SPATIAL_NDIMS
+        )
         cls.check_options(gradient, mixture, inversion, validate_args)
         rotates = all(size == 1 for size in sizes) if rotates is None else rotates
         check_bools(rotates=rotates, use_bias=use_bias)
         initial_kernel = rotation_kernel if rotates else noisy_identity_kernel
         kernel = initial_kernel(sizes, channels, dtype, stateless_seed(seed, salt="self_norm_conv"))
         kernels = kernel_variables(conv.flip(kernel), kernel, name)
-        bias = tf.Variable(tf.zeros([channels], dtype), name=f"{name}_bias") if use_bias else None
+        bias = initial_bias(channels, dtype, name, use_bias)
         return cls(*kernels, spatial_shape, bias, gradient, mixture, inversion, validate_args, name)
 
     @classmethod
     def _parameter_properties(cls, dtype):
-        kernel = tfp.util.ParameterProperties(event_ndims=cls._SPATIAL_NDIMS + 2)
-        return {
-            "forward_kernel": kernel,
-            "inverse_kernel": kernel,
-            "bias": tfp.util.ParameterProperties(event_ndims=1),
-        }
+        kernel_ndims = cls._SPATIAL_NDIMS + 2
+        return parameter_properties(forward_kernel=kernel_ndims, inverse_kernel=kernel_ndims, bias=1)
 
     @property
     def spatial_shape(self) -> tuple:
@@ -173,11 +152,8 @@ class SelfNormConv(SelfNorm):
         return ensure_event(super()._check_event(x, name), self.event_sizes)
 
     def _parameter_control_dependencies(self, is_init):
-        is_mutable = isinstance(self._inverse_kernel, (tf.Variable, tfp.util.DeferredTensor))
-        if not self.validate_args or is_init == is_mutable:
-            return []
         # It reports a singular kernel itself.
-        return [self.exact_log_det()]
+        return [self.exact_log_det()] if is_checked_now(self, self._inverse_kernel, is_init) else []
 
 
 class SelfNormConv2D(SelfNormConv):

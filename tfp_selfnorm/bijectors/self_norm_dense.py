@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.parameters import common_dtype, kernel_variables, parameter
+from tfp_selfnorm.bijectors.parameters import as_parameters, is_checked_now, kernel_variables
 from tfp_selfnorm.bijectors.self_norm import SelfNorm
 from tfp_selfnorm.math import dense
 from tfp_selfnorm.utils.integers import check_positive_int
@@ -81,24 +81,11 @@ class SelfNormDense(SelfNorm):
         parameters = dict(locals())
         check_name(name)
         with tf.name_scope(name):
-            dtype = common_dtype(forward_kernel=forward_kernel, inverse_kernel=inverse_kernel, bias=bias)
-            forward_kernel = parameter(forward_kernel, dtype, "forward_kernel")
-            inverse_kernel = parameter(inverse_kernel, dtype, "inverse_kernel")
-            bias = None if bias is None else parameter(bias, dtype, "bias")
-            _check_shapes(forward_kernel, inverse_kernel, bias)
-            super().__init__(
-                forward_kernel,
-                inverse_kernel,
-                bias,
-                gradient,
-                mixture,
-                inversion,
-                dense.DenseMap(),
-                dtype=dtype,
-                parameters=parameters,
-                validate_args=validate_args,
-                name=name,
+            dtype, *kernels, bias = as_parameters(
+                forward_kernel=forward_kernel, inverse_kernel=inverse_kernel, bias=bias
             )
+            _check_shapes(*kernels, bias)
+            super().__init__(dense.DenseMap(), dtype, *kernels, bias, parameters, name)
 
     @classmethod
     def trainable(
@@ -176,8 +163,7 @@ class SelfNormDense(SelfNorm):
         return (self.event_size,)
 
     def _parameter_control_dependencies(self, is_init):
-        is_mutable = isinstance(self._inverse_kernel, (tf.Variable, tfp.util.DeferredTensor))
-        if not self.validate_args or is_init == is_mutable:
+        if not is_checked_now(self, self._inverse_kernel, is_init):
             return []
         singular_values = tf.linalg.svd(tf.convert_to_tensor(self._inverse_kernel), compute_uv=False)
         smallest = self.event_size * np.finfo(self.dtype.as_numpy_dtype).eps * singular_values[..., :1]

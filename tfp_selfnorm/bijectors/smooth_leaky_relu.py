@@ -2,18 +2,16 @@
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.leaky_relu import slope_assertions, slope_parameter, slope_properties
+from tfp_selfnorm.bijectors.leaky_activation import LeakyActivation
 from tfp_selfnorm.math.linear import sum_to_shape
-from tfp_selfnorm.utils.names import check_name
 
 # Newton from above moves at least one unit a step where the curve is exponential, and the way is at
 # most -log(alpha); 800 covers the smallest float64.
 _MAX_ITERATIONS = 800
 
 
-class SmoothLeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
+class SmoothLeakyReLU(LeakyActivation):
     """`forward(x) = alpha x + (1 - alpha) log(1 + e^x)`, elementwise.
 
     The slope runs from `alpha` on the left to 1 on the right, so the map is a bijection of the reals
@@ -37,42 +35,7 @@ class SmoothLeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
     References: Keller et al., "Self Normalizing Flows", ICML 2021, appendix on experiment details.
     """
 
-    def __init__(self, negative_slope=0.3, validate_args=False, name="smooth_leaky_relu"):
-        """Makes the bijector.
-
-        Args:
-          negative_slope: `alpha`, in (0, 1]; float tensor, `tf.Variable` or `TransformedVariable`.
-          validate_args: whether to check at each call that the slope is in (0, 1].
-          name: name of the ops.
-
-        Raises:
-          TypeError: if the slope is not floating.
-          ValueError: if a slope known now is outside (0, 1]; that of a variable counts under `validate_args`.
-        """
-        parameters = dict(locals())
-        check_name(name)
-        with tf.name_scope(name):
-            self._negative_slope = slope_parameter(negative_slope, validate_args)
-            super().__init__(
-                forward_min_event_ndims=0,
-                dtype=self._negative_slope.dtype,
-                parameters=parameters,
-                validate_args=validate_args,
-                name=name,
-            )
-
-    @classmethod
-    def _parameter_properties(cls, dtype):
-        return {"negative_slope": slope_properties()}
-
-    @classmethod
-    def _is_increasing(cls):
-        return True
-
-    @property
-    def negative_slope(self):
-        """The slope far on the left."""
-        return self._negative_slope
+    _DEFAULT_NAME = "smooth_leaky_relu"
 
     def _forward(self, x):
         return _smooth_leaky_relu(x, tf.convert_to_tensor(self._negative_slope))
@@ -85,9 +48,6 @@ class SmoothLeakyReLU(tfp.bijectors.AutoCompositeTensorBijector):
 
     def _inverse_log_det_jacobian(self, y):
         return -self._forward_log_det_jacobian(self.inverse(y))
-
-    def _parameter_control_dependencies(self, is_init):
-        return slope_assertions(self, is_init)
 
 
 def _smooth_leaky_relu(x, alpha):

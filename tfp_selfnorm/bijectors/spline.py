@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import cache_util
 
+from tfp_selfnorm.utils.compat import BijectorCacheWithGreedyAttrs
 from tfp_selfnorm.utils.integers import as_sizes, check_int
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_dtype, check_positive
@@ -42,7 +42,7 @@ class _Spline(_TfpSpline):
     """
 
     # The log-det is there before it is asked for, as with TFP's own FFJORD; graphs drop it if it never is.
-    _cache = cache_util.BijectorCacheWithGreedyAttrs(
+    _cache = BijectorCacheWithGreedyAttrs(
         forward_name="_augmented_forward", inverse_name="_augmented_inverse"
     )
 

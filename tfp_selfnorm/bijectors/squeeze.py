@@ -55,20 +55,16 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
         return self._block_size
 
     def _forward(self, x):
-        output_shape = self._forward_event_shape(x.shape)
+        output_shape, b = self._forward_event_shape(x.shape), self._block_size
         height, width, channels = _sizes(x)
-        b = self._block_size
-        blocks = tf.reshape(x, [-1, height // b, b, width // b, b, channels])
-        squeezed = tf.transpose(blocks, [0, 1, 3, 2, 4, 5])
+        squeezed = _with_axes_swapped(x, [height // b, b, width // b, b, channels])
         squeezed = tf.reshape(squeezed, self._forward_event_shape_tensor(tf.shape(x)))
         return tf.ensure_shape(squeezed, output_shape)
 
     def _inverse(self, y):
-        output_shape = self._inverse_event_shape(y.shape)
+        output_shape, b = self._inverse_event_shape(y.shape), self._block_size
         height, width, channels = _sizes(y)
-        b = self._block_size
-        pixels = tf.reshape(y, [-1, height, width, b, b, channels // (b * b)])
-        image = tf.transpose(pixels, [0, 1, 3, 2, 4, 5])
+        image = _with_axes_swapped(y, [height, width, b, b, channels // (b * b)])
         image = tf.reshape(image, self._inverse_event_shape_tensor(tf.shape(y)))
         return tf.ensure_shape(image, output_shape)
 
@@ -120,3 +116,9 @@ def _sizes(images):
     """Height, width and channels, as far as they are known as Python ints."""
     dynamic = tf.shape(images)
     return [images.shape[i] or dynamic[i] for i in (-3, -2, -1)]
+
+
+def _with_axes_swapped(images, sizes):
+    """The images as arrays of five sizes, with the second and the third axis swapped."""
+    # TensorFlow's `space_to_depth` has no GPU kernel for float64, and wants blocks of 2 or more.
+    return tf.transpose(tf.reshape(images, [-1, *sizes]), [0, 1, 3, 2, 4, 5])

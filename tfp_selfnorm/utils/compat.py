@@ -2,6 +2,13 @@
 
 import tensorflow as tf
 from tensorflow.python.eager import record
+from tensorflow_probability.python.internal import cache_util
+
+# TensorFlow has no public name for the values of several tensors, such as TFP's bijectors, that go into and
+# out of a `tf.function`.
+CompositeTensor = tf.__internal__.CompositeTensor
+# The cache of a bijector whose passes compute the log-det too, as TFP's `FFJORD` does; TFP keeps it private.
+BijectorCacheWithGreedyAttrs = cache_util.BijectorCacheWithGreedyAttrs
 
 
 def could_record_gradients() -> bool:

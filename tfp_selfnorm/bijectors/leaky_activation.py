@@ -1,0 +1,80 @@
+"""The base class of `LeakyReLU` and `SmoothLeakyReLU`: the rules of their negative slope."""
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.bijectors.parameters import as_parameters, is_checked_now, is_mutable
+from tfp_selfnorm.utils.names import check_name
+from tfp_selfnorm.utils.options import check_bool
+
+
+class LeakyActivation(tfp.bijectors.AutoCompositeTensorBijector):
+    """An increasing elementwise map, whose slope is `alpha` on the left and 1 on the right."""
+
+    _DEFAULT_NAME: str
+
+    def __init__(self, negative_slope=0.3, validate_args=False, name=None):
+        """Makes the bijector.
+
+        Args:
+          negative_slope: `alpha`, in (0, 1]; float tensor, `tf.Variable` or `TransformedVariable`.
+          validate_args: whether to check at each call that the slope is in (0, 1].
+          name: name of the ops.
+
+        Raises:
+          TypeError: if the slope is not floating.
+          ValueError: if a slope known now is outside (0, 1]. The value of a variable counts only under
+            `validate_args`.
+        """
+        name = self._DEFAULT_NAME if name is None else name
+        parameters = dict(locals())
+        check_name(name)
+        with tf.name_scope(name):
+            self._negative_slope = _checked_slope(negative_slope, validate_args)
+            super().__init__(
+                forward_min_event_ndims=0,
+                dtype=self._negative_slope.dtype,
+                parameters=parameters,
+                validate_args=validate_args,
+                name=name,
+            )
+
+    @classmethod
+    def _parameter_properties(cls, dtype):
+        slope = tfp.util.ParameterProperties(default_constraining_bijector_fn=tfp.bijectors.Sigmoid)
+        return {"negative_slope": slope}
+
+    @classmethod
+    def _is_increasing(cls):
+        return True
+
+    @property
+    def negative_slope(self):
+        """The slope on the left."""
+        return self._negative_slope
+
+    def _parameter_control_dependencies(self, is_init):
+        if not is_checked_now(self, self._negative_slope, is_init):
+            return []
+        slope = tf.convert_to_tensor(self._negative_slope)
+        message = f"`negative_slope` of `{self.name}` must be in (0, 1]."
+        return [
+            tf.debugging.assert_positive(slope, message),
+            tf.debugging.assert_less_equal(slope, tf.ones([], slope.dtype), message),
+        ]
+
+
+def _checked_slope(negative_slope, validate_args):
+    """Returns the slope as a tensor, or as it is if it may change; checks a slope known now."""
+    check_bool(validate_args, "validate_args")
+    _, value = as_parameters(negative_slope=negative_slope)
+    is_known = not is_mutable(value) or (validate_args and tf.executing_eagerly())
+    static = tf.get_static_value(tf.convert_to_tensor(value)) if is_known else None
+    if static is None:
+        return value
+    # Processors may round a subnormal slope to 0.
+    is_right = (static >= np.finfo(static.dtype).tiny) & (static <= 1)
+    if not np.size(static) or not np.all(is_right):
+        raise ValueError(f"`negative_slope` must be in (0, 1]; got {negative_slope!r}.")
+    return value
