@@ -44,7 +44,8 @@ class Refresh:
         self._step: int | None = None
         # The weights that R follows, the weights of the held log-dets, and whether R was set since the last
         # training step.
-        self._followed, self._scored = self._weights(), None
+        self._followed: list | None = self._weights()
+        self._scored: list | None = None
         self._is_set_between = False
 
     def read(self) -> dict[TfpObject, tf.Tensor]:
@@ -78,7 +79,7 @@ class Refresh:
             return step % self._learning.refresh_interval(layer) < count
 
         inverses = self._changed(self._followed) if self._is_set_between else set()
-        log_dets = set() if self._scored is None else self._changed(self._scored)
+        log_dets = self._changed(self._scored) if self._scored is not None else set()
         self._followed, self._scored, self._is_set_between = None, None, False
         self._set_inverses([la for la in self._tracked if is_due(la) or la.identity in inverses])
         self._set_inverses([layer for layer in self._untaught if layer.identity in inverses])

@@ -123,7 +123,7 @@ class FlowTrainer(DistributionModel):
         # Keras keeps no difference between "auto" and `False`.
         self._jit_compile_given = jit_compile
         self._guard.begin(max_skipped_updates, fuses=jit_compile is not False)
-        self._optimized_variables = None
+        self._optimized_variables: list[str] | None = None
         self._refresh.forget_step()
 
     def get_compile_config(self) -> dict[str, Any] | None:
