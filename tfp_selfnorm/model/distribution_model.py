@@ -104,7 +104,7 @@ class DistributionModel(keras.Model):
         return_dict: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Returns the figures of events, with exact likelihoods; the log-dets are computed once, at first.
+        """Returns the figures of events, with exact likelihoods; the log-dets are computed once.
 
         The arguments are as in Keras. Takes events and weights, and raises, as `fit` does.
         """

@@ -79,7 +79,7 @@ def config_of(model: keras.Model) -> dict[str, Any]:
 
 
 def compile_from_config(model: keras.Model, config: dict[str, Any]) -> None:
-    """Compiles the model as the saved model, and makes the variables of its optimizer."""
+    """Compiles a model with the arguments of the saved model, and makes the variables of the optimizer."""
     check_bounds(config, "compile_config")
     config = dict(config)
     optimized = config.pop("optimized_variables", None)

@@ -186,7 +186,7 @@ def _decoder_of_classes(find, kind):
 
 
 def _is_constant(value):
-    # Not a variable, and no tensor in a graph: only the present value would be kept.
+    # Not for a variable: only its present value would be kept.
     is_tensor = isinstance(value, tf.Tensor) and hasattr(value, "numpy")
     return (is_tensor or isinstance(value, (np.ndarray, np.floating))) and value.dtype.name in _ARRAY_DTYPES
 

@@ -206,7 +206,7 @@ def _table(positions, line_length, show_trainable):
 
 
 def _in_range(rows, layer_range):
-    """The rows from the first name that matches to the last, with what is nested in them."""
+    """The rows from the first name that matches to the last, with their nested rows."""
     if layer_range is None:
         return rows
     if len(layer_range) != 2 or not all(isinstance(name, str) for name in layer_range):

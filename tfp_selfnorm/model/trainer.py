@@ -177,9 +177,9 @@ class FlowTrainer(DistributionModel):
         for layer in self._self_norm_layers:
             if self._learning.tracks(layer) and scope.learning.regularizer(layer) is not None:
                 raise ValueError(
-                    f"`inverse_learning` of the open `training_scope` must be that of the FlowModel that is "
-                    f"called in it, {self.inverse_learning!r}; got {scope.inverse_learning!r}: no gradient "
-                    f"reaches `forward_kernel` of `{layer.name}`."
+                    f"`inverse_learning` of the open `training_scope` must be as in the FlowModel, "
+                    f"{self.inverse_learning!r}; got {scope.inverse_learning!r}, and no gradient reaches "
+                    f"`forward_kernel` of `{layer.name}`."
                 )
 
     def _add_regularizer(self, scope, step):
