@@ -1,6 +1,7 @@
 """Images as continuous data: dequantisation, the logit transform, bits per dimension."""
 
 import math
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -9,15 +10,16 @@ from tfp_selfnorm.utils.integers import as_sizes, check_int
 from tfp_selfnorm.utils.names import check_optional_name
 from tfp_selfnorm.utils.options import check_dtype, check_number, is_number
 from tfp_selfnorm.utils.seeds import stateless_seed
+from tfp_selfnorm.utils.types import Array, DType, Seed, Shape
 
 
-def dequantize(images, dtype=tf.float32, seed=None):
-    """Adds noise from U[0, 1) to integer pixels, so that they have a continuous density.
+def dequantize(images: Array, dtype: DType = tf.float32, seed: Seed = None) -> tf.Tensor:
+    """Adds noise from U[0, 1) to integer pixels, which then have a continuous density.
 
-    The density of the result bounds the discrete likelihood of the pixels from below.
+    The likelihood of the result is a lower bound of the discrete likelihood of the pixels.
 
     Args:
-      images: integer tensor of grey levels, any shape.
+      images: integer tensor of grey levels, of any shape.
       dtype: float32 or float64, the dtype of the result.
       seed: int or stateless TFP seed; `None` for fresh noise.
 
@@ -25,9 +27,10 @@ def dequantize(images, dtype=tf.float32, seed=None):
       A tensor of `dtype`, in `[0, levels)` for pixels in `{0, ..., levels - 1}`.
 
     Raises:
-      TypeError: if the images are not of an integer dtype, or `dtype` is another.
+      TypeError: if the images have no integer dtype, or `dtype` is another one.
 
-    >>> dequantize(tf.constant([3, 0], tf.uint8)).numpy().astype(int).tolist()
+    >>> import tensorflow as tf, tfp_selfnorm as sn
+    >>> sn.images.dequantize(tf.constant([3, 0], tf.uint8)).numpy().astype(int).tolist()
     [3, 0]
 
     References: Theis et al., "A note on the evaluation of generative models", ICLR 2016, section 3.1;
@@ -39,27 +42,31 @@ def dequantize(images, dtype=tf.float32, seed=None):
     dtype = check_dtype(dtype)
     noise = tf.random.stateless_uniform(tf.shape(images), stateless_seed(seed), dtype=dtype)
     levels = tf.cast(images, dtype)
-    # Rounding may take noise just below 1 up to the next level.
+    # Rounding may raise noise just below 1 to the next level.
     return tf.minimum(levels + noise, tf.math.nextafter(levels + 1.0, tf.zeros([], dtype)))
 
 
-def dequantize_dataset(dataset, dtype=tf.float32, seed=None):
-    """Dequantises a `tf.data.Dataset` afresh in each epoch; reproducible with a seed.
+def dequantize_dataset(
+    dataset: tf.data.Dataset, dtype: DType = tf.float32, seed: int | None = None
+) -> tf.data.Dataset:
+    """Dequantises a `tf.data.Dataset` with new noise in each epoch; reproducible with a seed.
 
-    A plain `dataset.map(dequantize)` repeats its noise in every epoch once a global seed is set.
+    A plain `dataset.map(dequantize)` repeats its noise in every epoch if a global seed is set.
 
     Args:
-      dataset: of integer images, or of tuples that begin with them, batched or not.
+      dataset: data set of integer images, or of tuples that begin with them, batched or not.
       dtype: float32 or float64, the dtype of the result.
       seed: int, or `None`.
 
     Returns:
-      The data set with its images dequantised.
+      The data set with dequantised images.
 
     Raises:
-      TypeError: if an argument is of another type.
+      TypeError: if an argument has another type.
 
-    >>> pixels = dequantize_dataset(tf.data.Dataset.from_tensors(tf.zeros(3, tf.int32)), seed=1)
+    >>> import tensorflow as tf, tfp_selfnorm as sn
+    >>> images = tf.data.Dataset.from_tensors(tf.zeros(3, tf.int32))
+    >>> pixels = sn.images.dequantize_dataset(images, seed=1)
     >>> first, second = next(iter(pixels)), next(iter(pixels))
     >>> bool(tf.reduce_any(first == second))
     False
@@ -80,11 +87,16 @@ def dequantize_dataset(dataset, dtype=tf.float32, seed=None):
     return tf.data.Dataset.zip(dataset, seeds.batch(2, drop_remainder=True)).map(add_noise)
 
 
-def pixel_sigmoid(num_levels=256, alpha=1e-6, dtype=tf.float32, name="pixel_sigmoid"):
-    """The bijector from logits to dequantised pixels in `[0, num_levels]`; inverse: the paper's logit.
+def pixel_sigmoid(
+    num_levels: int = 256,
+    alpha: float = 1e-6,
+    dtype: DType = tf.float32,
+    name: str | None = "pixel_sigmoid",
+) -> tfp.bijectors.Sigmoid:
+    """Returns the bijector from logits to dequantised pixels in `[0, num_levels]`.
 
-    `inverse(x) = logit(alpha + (1 - 2 alpha) x / num_levels)`. Inside a distribution it makes
-    `log_prob` a density of pixels, in nats, and `sample` give pixels (to within `alpha num_levels`).
+    `inverse(x) = logit(alpha + (1 - 2 alpha) x / num_levels)`, the paper's logit. With it the `log_prob` of a
+    distribution is a density of pixels, in nats, and `sample` gives pixels (to within `alpha num_levels`).
 
     Args:
       num_levels: number of grey levels, an int of 2 or more; 256 for 8-bit images.
@@ -96,10 +108,11 @@ def pixel_sigmoid(num_levels=256, alpha=1e-6, dtype=tf.float32, name="pixel_sigm
       A `tfb.Sigmoid` with the range `num_levels [-alpha, 1 - alpha] / (1 - 2 alpha)`.
 
     Raises:
-      TypeError: if `alpha` is no number, or `dtype` not floating.
+      TypeError: if `alpha` is no number, or `dtype` is not floating.
       ValueError: if `num_levels` is no int of 2 or more, or `alpha` is outside (0, 0.5).
 
-    >>> float(pixel_sigmoid(num_levels=16).inverse(tf.constant(8.0)))
+    >>> import tfp_selfnorm as sn
+    >>> float(sn.images.pixel_sigmoid(num_levels=16).inverse(8.0))
     0.0
 
     References: Dinh et al., "Density estimation using Real NVP", ICLR 2017, section 4.1.
@@ -114,21 +127,22 @@ def pixel_sigmoid(num_levels=256, alpha=1e-6, dtype=tf.float32, name="pixel_sigm
     )
 
 
-def bits_per_dim(log_prob, event_shape):
-    """Bits per dimension of densities of pixels: `-log_prob / (dimensions log 2)`.
+def bits_per_dim(log_prob: Array, event_shape: Shape) -> Any:
+    """Returns bits per dimension of densities of pixels: `-log_prob / (dimensions log 2)`.
 
     Args:
-      log_prob: log densities in nats, over pixels of unit width as `dequantize` makes them.
+      log_prob: log densities in nats of pixels with levels of unit width, as `dequantize` makes them.
       event_shape: the shape of one image: int, tuple or `tf.TensorShape`.
 
     Returns:
-      Bits per dimension, of the shape of `log_prob`.
+      Bits per dimension, in the shape of `log_prob`.
 
     Raises:
-      TypeError: if `log_prob` is not of real numbers.
+      TypeError: if `log_prob` has no real numbers.
       ValueError: if `event_shape` is no known shape.
 
-    >>> bits_per_dim(-16.0 * math.log(2.0), (2, 2))
+    >>> import math, tfp_selfnorm as sn
+    >>> sn.images.bits_per_dim(-16.0 * math.log(2.0), (2, 2))
     4.0
     """
     sizes = as_sizes(event_shape)

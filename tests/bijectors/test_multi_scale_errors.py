@@ -138,7 +138,9 @@ def model():
 
 @pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
 def test_a_model_that_is_not_adapted_refuses_before_it_starts(model, method):
-    with pytest.raises(ValueError, match="`ActNorm` without a start: call `adapt` with some training data"):
+    with pytest.raises(
+        ValueError, match="`ActNorm` without initial values: call `adapt` with some training data"
+    ):
         getattr(model, method)(np.zeros([8, 4, 4, 1], np.float32), verbose=0)
 
 

@@ -127,7 +127,7 @@ def test_another_process_reads_a_pickle(tmp_path):
 
 def test_a_network_that_only_a_function_knows_is_not_shared_in_silence():
     model = sn.FlowModel(hidden_networks())
-    with pytest.raises(ValueError, match="cannot be copied: only a function knows `.*kernel.*from_builder"):
+    with pytest.raises(ValueError, match="cannot be copied: only a function holds `.*kernel.*from_builder"):
         copy.deepcopy(model)
     made = sn.FlowModel.from_builder(hidden_networks)
     check_own_variables(

@@ -77,7 +77,11 @@ ARRAYS = {
     "scipy sparse": (Scipy, TypeError, "@ must be dense; got Scipy"),
     "uneven lists": (lambda: [*X.tolist(), [4.0]], ValueError, "@ is no array: .*inhomogeneous"),
     "other shape": (lambda: X[:, :2], ValueError, r"@ has shape \(12, 2\); expected .* shape \(3,\)"),
-    "two arrays": (lambda: [X, X, X, X], ValueError, "@ (is a list of|must consist of events.*) 4"),
+    "two arrays": (
+        lambda: [X, X, X, X],
+        ValueError,
+        "@ must (be one array.*got a list of|consist of events.*) 4",
+    ),
 }
 BATCHES = {
     "one event": (
@@ -314,14 +318,14 @@ def test_weights_beside_a_data_set(model):
             None,
             {0: 1.0},
             ValueError,
-            "not both; the elements of `x` have weights",
+            "must be None with sample weights; the elements of `x` have weights",
         ),
         (
             Batches(X, LABELS, WEIGHTS),
             None,
             {0: 1.0},
             ValueError,
-            "not both; the elements of `x` have weights",
+            "must be None with sample weights; the elements of `x` have weights",
         ),
         (X, LABELS, [1.0, 2.0], TypeError, "`class_weight` must be a dictionary from labels to weights; got"),
         (X, LABELS, {0: np.nan}, ValueError, "`class_weight` must be finite and 0 or more; got nan for 0"),

@@ -106,7 +106,7 @@ def test_the_start_of_act_norm_is_saved_with_the_weights(digits, tmp_path):
     model.save_weights(tmp_path / "model.weights.h5")
     other = sn.FlowModel(glow(), sn.Tracking(), bits_per_dim=True)
     other.compile("sgd")
-    with pytest.raises(ValueError, match="without a start"):
+    with pytest.raises(ValueError, match="without initial values"):
         other.predict(digits, verbose=0)
     other.load_weights(tmp_path / "model.weights.h5")
     np.testing.assert_array_equal(other.log_prob(digits[:9]), model.log_prob(digits[:9]))

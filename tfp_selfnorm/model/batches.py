@@ -1,15 +1,16 @@
-"""The forms that a batch of events may have, in `fit` and the like: arrays, with labels and weights."""
+"""The forms of one batch of events in `fit` and its like: arrays, with labels and weights."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.utils.checks import as_array, check_event_form
+from tfp_selfnorm.utils.checks import as_array, cast_array, check_event_form, check_finite
+from tfp_selfnorm.utils.types import Array
 
 
 class EventForm(NamedTuple):
-    """What events must look like, and the name of the argument that they come in."""
+    """The expected shape and dtype of events, and the name of their argument."""
 
     shape: tf.TensorShape
     dtype: tf.DType
@@ -19,18 +20,18 @@ class EventForm(NamedTuple):
 class FitData(NamedTuple):
     """Arguments of Keras: events, labels, sample weights."""
 
-    x: object
-    y: object = None
-    sample_weight: object = None
+    x: Any
+    y: Any = None
+    sample_weight: Any = None
 
 
-def batch_of_events(x, form: EventForm):
-    """Returns `x` as an array or tensor, if it is a batch of events; see `prepare`."""
+def batch_of_events(x: Array, form: EventForm) -> Array:
+    """Returns a batch of events as an array or a tensor; raises as `prepare` does."""
     if isinstance(x, (tuple, list)) and x and len(getattr(x[0], "shape", ())) > form.shape.rank:
         if len(x) > 1:
             kind = f"{type(x).__name__} of {len(x)} arrays"
             raise ValueError(
-                f"`{form.name}` is a {kind}; a FlowModel takes one array, and labels apart from it."
+                f"`{form.name}` must be one array, with labels as an argument of their own; got a {kind}."
             )
         x = x[0]
     is_series = hasattr(x, "to_numpy") and not hasattr(x, "columns")
@@ -43,13 +44,20 @@ def batch_of_events(x, form: EventForm):
     return tf.convert_to_tensor(x) if isinstance(x, tf.Variable) else x
 
 
-def parts_of(data, form) -> FitData:
-    """Events, labels and weights in arrays; a list of single events is events alone."""
-    if isinstance(data, (tuple, list)) and data and _shape(data[0]) is not None:
-        is_long = len(data) > 3 and len(_shape(data[0])) <= form.shape.rank
+def finite_events(x: Array, form: EventForm) -> Array:
+    """Does the same, and raises ValueError if a value is not finite in the dtype of the flow."""
+    x = batch_of_events(x, form)
+    check_finite(cast_array(x, form.dtype), form.name)
+    return x
+
+
+def parts_of(data: Any, form: EventForm) -> FitData:
+    """Returns the events, labels and weights in arrays; a list of single events is events alone."""
+    if isinstance(data, (tuple, list)) and data and (shape := _shape(data[0])) is not None:
+        is_long = len(data) > 3 and len(shape) <= form.shape.rank
         if is_long or all(_shape(part) == tuple(form.shape) for part in data):
             return FitData(data)
-    return FitData(*split_element(data, form.name))
+    return split_element(data, form.name)
 
 
 def _shape(value):
@@ -61,21 +69,22 @@ def _shape(value):
         return None
 
 
-def split_element(element, name) -> tuple:
-    """Events, labels and weights, `None` where there are none."""
+def split_element(element: Any, name: str) -> FitData:
+    """Returns the events, labels and weights of an element of a data set."""
     parts = element if isinstance(element, (tuple, list)) else (element,)
     if not 1 <= len(parts) <= 3:
         raise ValueError(
             f"`{name}` must consist of events, (events, labels) or (events, labels, sample weights); got a "
             f"{type(element).__name__} of {len(parts)}."
         )
-    return (*parts, None, None)[:3]
+    return FitData(*parts)
 
 
-def check_labels(labels, weights, name):
+def check_labels(labels: Any, weights: Any, name: str) -> None:
+    """Raises ValueError if an element of a data set does not fit `class_weight`."""
     if labels is None:
         raise ValueError(f"`class_weight` needs labels; the elements of `{name}` have none.")
     if weights is not None:
         raise ValueError(
-            f"`class_weight` or sample weights, not both; the elements of `{name}` have weights."
+            f"`class_weight` must be None with sample weights; the elements of `{name}` have weights."
         )

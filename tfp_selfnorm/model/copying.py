@@ -1,18 +1,22 @@
 """Pickles and deep copies of a `FlowModel` that was made from a distribution."""
 
 import copy
+from typing import Any
+
+import keras
+import numpy as np
 
 from tfp_selfnorm.model.saving import own_variables
 
 
-def reduce_model(model):
-    """What `__reduce__` returns for a `FlowModel` of a distribution: parts, state, compilation."""
+def reduce_model(model: keras.Model) -> tuple:
+    """Returns the result of `__reduce__` for a `FlowModel` of a distribution: parts, state, compilation."""
     options = {
         "inverse_learning": model.inverse_learning,
         "bits_per_dim": model.reports_bits_per_dim,
         "name": model.name,
     }
-    values = {}
+    values: dict[str, np.ndarray] = {}
     model.save_own_variables(values)
     trainable = model._named.trainable_names
     state = [] if model.optimizer is None else [variable.numpy() for variable in model.optimizer.variables]
@@ -20,11 +24,11 @@ def reduce_model(model):
     return _model_anew, (type(model), model.distribution, options, trainable, values, compiled, state)
 
 
-def deep_copy_model(model, memo):
-    """A copy of a `FlowModel` that shares no variable with it.
+def deep_copy_model(model: keras.Model, memo: dict[int, Any]) -> Any:
+    """Returns a copy of a `FlowModel` that shares no variable with it.
 
     Raises:
-      ValueError: if a variable is out of reach of a copy, because only a function knows it.
+      ValueError: if only a Python function holds a variable, which then cannot be copied.
     """
     function, arguments = model.__reduce__()
     copied = function(*copy.deepcopy(arguments, memo))
@@ -32,9 +36,9 @@ def deep_copy_model(model, memo):
     shared = [name for name, variable in copied._flow_variables.items() if id(variable.value) in own]
     if shared:
         raise ValueError(
-            f"The model cannot be copied: only a function knows {', '.join(f'`{name}`' for name in shared)}, "
-            "and Python copies no functions. Make the model with `FlowModel.from_builder`, or make the "
-            "distribution a second time and give its model the weights by `get_weights` and `set_weights`."
+            f"The model cannot be copied: only a function holds {', '.join(f'`{name}`' for name in shared)}, "
+            "and Python copies no functions. Make the model with `FlowModel.from_builder`. Or make the "
+            "distribution again, and give its model the weights by `get_weights` and `set_weights`."
         )
     memo[id(model)] = copied
     return copied

@@ -2,34 +2,43 @@
 
 import numbers
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.model.batches import EventForm, FitData, batch_of_events, parts_of
+from tfp_selfnorm.model.batches import EventForm, FitData, batch_of_events, finite_events, parts_of
 from tfp_selfnorm.model.streams import checked_stream, is_stream
-from tfp_selfnorm.utils.checks import as_array, cast_array, check_finite, check_weights
+from tfp_selfnorm.utils.checks import as_array, check_weights
+from tfp_selfnorm.utils.types import Array, TfpObject
 
 
-def prepare(x, distribution, y=None, sample_weight=None, class_weight=None, name="x") -> FitData:
-    """Brings events and weights of any form into one that Keras takes, and that keeps the weights.
+def prepare(
+    x: Any,
+    distribution: TfpObject,
+    y: Array | None = None,
+    sample_weight: Array | None = None,
+    class_weight: Mapping[Any, float] | None = None,
+    name: str = "x",
+) -> FitData:
+    """Brings events and weights of any form into one that Keras takes with its weights.
 
-    Arrays become numpy arrays or tensors, and are checked at once. Data sets, generators and the like are
-    checked by their first elements, and batch by batch as they are read. Labels go on only if
-    `class_weight` needs them.
+    Arrays become numpy arrays or tensors, and are checked at once. Streams, such as data sets and generators,
+    are checked by their first elements, and then batch by batch. Labels are kept only for `class_weight`.
 
     Args:
-      x: events, or what Keras takes batches of them from.
-      distribution: the TFP distribution that they are events of.
+      x: events, or a stream of batches of them.
+      distribution: the TFP distribution of the events.
       y: labels, or `None`.
-      sample_weight, class_weight: one weight an example; a dictionary from labels to weights.
+      sample_weight: one weight an example, or `None`.
+      class_weight: a dictionary from labels to weights, or `None`.
       name: name of the argument.
 
     Raises:
       TypeError: if `x` is of no form that has events, or not floating.
-      ValueError: if `x` has no events, events of another shape or without a batch dimension, or values that
-        are not finite; if weights are negative, not finite, or not one an example.
+      ValueError: if `x` has no events, has events of another shape or without a batch dimension, or has
+        values that are not finite; if weights are negative, not finite, or not one an example.
     """
     form = EventForm(distribution.event_shape, distribution.dtype, name)
     _check_class_weight(class_weight, y, x)
@@ -38,42 +47,52 @@ def prepare(x, distribution, y=None, sample_weight=None, class_weight=None, name
             raise ValueError(
                 f"`{name}` gives batches; these must hold the weights: (events, labels, weights)."
             )
-        return FitData(checked_stream(x, form, class_weight is not None), y, sample_weight)
-    x = batch_of_events(x, form)
-    check_finite(cast_array(x, form.dtype), name)
-    if sample_weight is not None:
-        weights_name = "sample_weight" if name == "x" else name
-        sample_weight = check_weights(sample_weight, len(x), weights_name)
-        if not sample_weight.any():
-            raise ValueError(f"`{weights_name}` has weights that are all zero.")
-    if class_weight is not None:
-        y = np.asarray(as_array(y, "y"))
-    else:
-        # Without labels Keras drops the weights.
-        y = None if sample_weight is None else np.zeros(len(x), np.float32)
-    return FitData(_as_bits(x, form.dtype), y, sample_weight)
+        return FitData(checked_stream(x, form, class_weight is not None), y)
+    x = finite_events(x, form)
+    data = _with_weights(x, y, sample_weight, class_weight, name)
+    if data.sample_weight is not None:
+        if not data.sample_weight.any():
+            raise ValueError(f"`{_weights_name(name)}` has weights that are all zero.")
+        if data.y is None:
+            # Without labels Keras drops the weights.
+            data = data._replace(y=np.zeros(len(x), np.float32))
+    return data._replace(x=_as_bits(x, form.dtype))
 
 
-def prepare_batch(x, distribution, y=None, sample_weight=None, class_weight=None) -> FitData:
-    """Does the same for a single batch; values that are not finite are left to the step."""
+def prepare_batch(
+    x: Array,
+    distribution: TfpObject,
+    y: Array | None = None,
+    sample_weight: Array | None = None,
+    class_weight: Mapping[Any, float] | None = None,
+) -> FitData:
+    """Does the same for a single batch. The training step finds values that are not finite."""
     _check_class_weight(class_weight, y, x)
     x = batch_of_events(x, EventForm(distribution.event_shape, distribution.dtype))
-    if sample_weight is not None:
-        sample_weight = check_weights(sample_weight, len(x))
-    return FitData(x, None if class_weight is None else np.asarray(as_array(y, "y")), sample_weight)
+    return _with_weights(x, y, sample_weight, class_weight)
 
 
-def prepare_validation(data, distribution):
+def prepare_validation(data: Any, distribution: TfpObject) -> tuple[Any, Any, Any]:
     """Does the same for the `validation_data` of Keras: events, or a tuple or list that begins with them."""
     form = EventForm(distribution.event_shape, distribution.dtype, "validation_data")
     parts = parts_of(data, form)
     return tuple(prepare(parts.x, distribution, None, parts.sample_weight, name=form.name))
 
 
-def unpack(data) -> FitData:
-    """The events, labels and weights of a batch that Keras hands to a step."""
+def unpack(data: Any) -> FitData:
+    """Returns the events, labels and weights of the batch that Keras gives to a step."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     return FitData(_from_bits(x), y, sample_weight)
+
+
+def _with_weights(x, y, sample_weight, class_weight, name="x"):
+    if sample_weight is not None:
+        sample_weight = check_weights(sample_weight, len(x), _weights_name(name))
+    return FitData(x, None if class_weight is None else np.asarray(as_array(y, "y")), sample_weight)
+
+
+def _weights_name(name):
+    return "sample_weight" if name == "x" else name
 
 
 def _check_class_weight(class_weight, y, x):
@@ -82,7 +101,7 @@ def _check_class_weight(class_weight, y, x):
     if not isinstance(class_weight, Mapping):
         raise TypeError(f"`class_weight` must be a dictionary from labels to weights; got {class_weight!r}.")
     for label, weight in class_weight.items():
-        if not (isinstance(weight, numbers.Real) and 0 <= weight < np.inf):
+        if not (isinstance(weight, numbers.Real) and 0.0 <= float(weight) < np.inf):
             raise ValueError(f"`class_weight` must be finite and 0 or more; got {weight!r} for {label!r}.")
     if y is None and not is_stream(x):
         raise ValueError("`class_weight` needs labels: give them as `y`, or use `sample_weight`.")

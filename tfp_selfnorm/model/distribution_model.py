@@ -1,8 +1,13 @@
-"""`DistributionModel`, a Keras model that owns what a distribution holds, and takes data of its events."""
+"""`DistributionModel`, a Keras model that owns the variables of a distribution and checks its data."""
 
 import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from tfp_selfnorm.initialization import check_adapted
 from tfp_selfnorm.model.batches import FitData
@@ -10,23 +15,25 @@ from tfp_selfnorm.model.data import prepare, prepare_batch, prepare_validation
 from tfp_selfnorm.model.named_variables import NamedVariables
 from tfp_selfnorm.model.streams import raising_named_batches
 from tfp_selfnorm.model.summary import print_summary
+from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.structure.names import name_variables
 from tfp_selfnorm.structure.variables import NetworkHolder, wrap_variables
 from tfp_selfnorm.utils.checks import check_distribution
 from tfp_selfnorm.utils.integers import check_counts
 from tfp_selfnorm.utils.names import check_keras_name
+from tfp_selfnorm.utils.types import Array, TfpObject
 
 
 class DistributionModel(keras.Model):
     """A Keras model of a distribution: base of `FlowTrainer`.
 
-    It owns the variables and networks of the distribution. `fit`, `evaluate`, `predict` and the methods of
-    one batch have Keras's parameters, take data of any form, and name what is wrong with them before any
-    work. `_is_evaluating` says whether an evaluation runs, and `_evaluation_begins` that none of its batches
-    was seen yet.
+    It owns the variables and networks of the distribution. `fit`, `evaluate`, `predict` and the methods for
+    one batch have Keras's parameters. They take data of any form, and check them before any work.
+    `_is_evaluating` says that an evaluation runs. `_evaluation_begins` says that none of its batches was
+    computed yet.
     """
 
-    def __init__(self, distribution, name):
+    def __init__(self, distribution: TfpObject, name: str | None) -> None:
         check_distribution(distribution)
         check_keras_name(name)
         super().__init__(name=name, dtype=distribution.dtype.name, autocast=False)
@@ -35,40 +42,43 @@ class DistributionModel(keras.Model):
 
     def fit(
         self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        validation_split=0.0,
-        validation_data=None,
-        shuffle=True,
-        class_weight=None,
-        sample_weight=None,
-        initial_epoch=0,
-        steps_per_epoch=None,
-        validation_steps=None,
-        validation_batch_size=None,
-        validation_freq=1,
-    ):
-        """Keras's `fit`, without targets; the arguments that are not named here are Keras's.
+        x: Any = None,
+        y: Array | None = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: int | str = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: Mapping[Any, float] | None = None,
+        sample_weight: Array | None = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int | Sequence[int] = 1,
+    ) -> keras.callbacks.History:
+        """Trains the model on events, without targets. Other arguments are as in Keras.
 
         Args:
-          x: events: an array of any library, a `tf.data.Dataset` of batches, or another form of Keras's.
-          y: labels; they are ignored, but for `class_weight`.
-          validation_data: events, in a form that `x` may have, or a tuple or list that begins with them:
+          x: events: an array of any library, a `tf.data.Dataset` of batches, or another form of Keras.
+          y: labels, used for `class_weight` only.
+          validation_data: events in a form that `x` may have, or a tuple or list that begins with them:
             `(x,)`, `(x, y)` or `(x, y, sample_weight)`; `y` may be `None`.
           class_weight: weights of the labels, instead of `sample_weight`.
-          sample_weight: one weight an example, 0 or more; weighs the likelihoods, not the regularizer. As
-            with Keras's losses the weighted sum is divided by the number of examples; `nll` is the weighted
-            mean. Data sets hold them: `(x, y, sample_weight)`.
+          sample_weight: one weight an example, 0 or more, for the likelihoods, not for the regularizer. The
+            loss is the weighted sum divided by the number of examples, as in Keras. `nll` is the weighted
+            mean. Data sets hold their weights: `(x, y, sample_weight)`.
+
+        Returns:
+          Keras's `History`.
 
         Raises:
           TypeError: if `x` or `validation_data` is of no form that has events, or not floating.
-          ValueError: if they are no batches of events; if an array or a batch has values or weights that are
-            not finite, saying where; if a kernel becomes singular, naming the layer; if too many updates in
-            a row were not finite.
+          ValueError: if they are no batches of events; if values or weights are not finite, with their
+            place; if a kernel becomes singular, with the name of the layer; if too many steps in a row were
+            skipped.
         """
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         counts = ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size")
@@ -84,84 +94,106 @@ class DistributionModel(keras.Model):
 
     def evaluate(
         self,
-        x=None,
-        y=None,
-        batch_size=None,
-        verbose="auto",
-        sample_weight=None,
-        steps=None,
-        callbacks=None,
-        return_dict=False,
-        **kwargs,
-    ):
-        """Keras's `evaluate`, with exact likelihoods: the log-dets are computed once, when it begins.
+        x: Any = None,
+        y: Array | None = None,
+        batch_size: int | None = None,
+        verbose: int | str = "auto",
+        sample_weight: Array | None = None,
+        steps: int | None = None,
+        callbacks: Any = None,
+        return_dict: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Returns the figures of events, with exact likelihoods; the log-dets are computed once.
 
-        Takes events and weights, and raises, as `fit` does.
+        The arguments are as in Keras. Takes events and weights, and raises, as `fit` does.
         """
         check_counts(batch_size=batch_size, steps=steps)
         data = FitData(x, y, sample_weight)
-        # Within `fit` Keras has made its iterator of the validation data, which are checked.
+        # Inside `fit` Keras has an iterator of the validation data, which are checked already.
         if not kwargs.get("_use_cached_eval_dataset", False):
             data = prepare(x, self.distribution, y, sample_weight)
         options = {"verbose": verbose, "steps": steps, "callbacks": callbacks, "return_dict": return_dict}
         with self._checks(evaluates=True):
             return super().evaluate(**data._asdict(), batch_size=batch_size, **options, **kwargs)
 
-    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
-        """Keras's `train_on_batch`; takes events and weights as `fit` does."""
+    def train_on_batch(
+        self,
+        x: Array,
+        y: Array | None = None,
+        sample_weight: Array | None = None,
+        class_weight: Mapping[Any, float] | None = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Does one training step; takes events and weights as `fit` does."""
         data = prepare_batch(x, self.distribution, y, sample_weight, class_weight)
         with self._checks():
             return super().train_on_batch(*data, class_weight, return_dict)
 
-    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
-        """Keras's `test_on_batch`, with exact likelihoods; takes events and weights as `fit` does."""
+    def test_on_batch(
+        self,
+        x: Array,
+        y: Array | None = None,
+        sample_weight: Array | None = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Returns the figures of a batch, with exact likelihoods; takes events and weights as `fit` does."""
         data = prepare_batch(x, self.distribution, y, sample_weight)
         with self._checks(evaluates=True):
             return super().test_on_batch(*data, return_dict)
 
-    def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
-        """The exact log density of each event, batch by batch; the log-dets are computed once.
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: int | str = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+    ) -> np.ndarray:
+        """Returns the exact log density of each event, batch by batch; the log-dets are computed once.
 
-        Takes events, and raises, as `fit` does.
+        The arguments are as in Keras. Takes events, and raises, as `fit` does.
         """
         check_counts(batch_size=batch_size, steps=steps)
         data = prepare(x, self.distribution)
         with self._checks(evaluates=True):
             return super().predict(data.x, batch_size, verbose, steps, callbacks)
 
-    def predict_on_batch(self, x):
-        """The exact log density of each event of one batch."""
+    def predict_on_batch(self, x: Array) -> np.ndarray:
+        """Returns the exact log density of each event of one batch."""
         data = prepare_batch(x, self.distribution)
         with self._checks(evaluates=True):
             return super().predict_on_batch(data.x)
 
     def summary(
         self,
-        line_length=None,
-        positions=None,
-        print_fn=None,
-        expand_nested=False,
-        show_trainable=False,
-        layer_range=None,
-    ):
-        """Prints a row for each bijector, from data to latent, and the base distribution, with the totals.
+        line_length: int | None = None,
+        positions: Sequence[float] | None = None,
+        print_fn: Callable[[str], Any] | None = None,
+        expand_nested: bool = False,
+        show_trainable: bool = False,
+        layer_range: Sequence[str] | None = None,
+    ) -> None:
+        """Prints a row for each bijector, from data to latent, a row for the base distribution, and totals.
 
-        A row has the event shape on the side of the data and of the latent, and the numbers of parameters
-        that Keras trains and does not. Chains are taken apart, and what is inside a `ChannelSplit` is
-        indented below it. The totals count shared parameters once.
+        A row has the event shapes on the sides of the data and of the latent, and the numbers of trainable
+        and other parameters. Each bijector of a chain has its own row. The bijectors inside a `ChannelSplit`
+        are indented below it. The totals count shared parameters once.
 
         Args:
           line_length: length of the lines.
-          positions: where the columns end, as parts of a line.
-          print_fn: function that gets the text; `print` by default.
-          expand_nested: whether other bijectors' parts, such as networks, have rows too.
-          show_trainable: whether to add a column: whether anything in the row trains.
+          positions: the ends of the columns, as parts of a line.
+          print_fn: function that takes the text; `print` by default.
+          expand_nested: whether the parts of other bijectors, such as networks, have rows too.
+          show_trainable: whether to add a column that says whether a variable of the row trains.
           layer_range: names of the first and the last row, or regular expressions.
 
         Raises:
           ValueError: if `positions` do not fit the columns, or `layer_range` matches nothing.
 
-        >>> FlowModel(dense_flow(2, num_layers=1, seed=1), name="flow").summary(line_length=72)
+        >>> import tfp_selfnorm as sn
+        >>> flow = sn.dense_flow(2, num_layers=1, seed=1)
+        >>> sn.FlowModel(flow, name="flow").summary(line_length=72)
         Model: "flow"
         ┏━━━━━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━┓
         ┃ Layer (type)             ┃ Event shape       ┃ Trainable ┃     Fixed ┃
@@ -180,7 +212,7 @@ class DistributionModel(keras.Model):
 
     @contextlib.contextmanager
     def _checks(self, evaluates=False):
-        """Around each method of Keras: looks at the flow before it, and explains failures of data sets."""
+        """Around each method of Keras: checks the flow before it, and explains failures of data sets."""
         check_adapted(self.distribution)
         self._is_evaluating = self._evaluation_begins = evaluates
         try:
@@ -199,17 +231,26 @@ class DistributionModel(keras.Model):
         """Makes the model own the variables and networks that were found, for Keras to train and to save.
 
         Args:
-          found: from `find_layers_and_variables`.
-          untrained: variables that no gradient is to reach.
+          found: result of `find_layers_and_variables`.
+          untrained: variables that get no gradient.
         """
         is_keras = {id(network): isinstance(network, keras.Layer) for network in found.networks}
         self._holders = tuple(NetworkHolder(n) for n in found.networks if is_keras[id(n)])
         self._tf_keras_networks = tuple(n for n in found.networks if not is_keras[id(n)])
         names = name_variables(found.variables, self.distribution, found.keras_variables)
         self._flow_variables = wrap_variables(names, found.keras_variables, found.networks, untrained)
-        # Such as the moving statistics of batch normalisation.
+        # For example the moving statistics of batch normalisation.
         self._moving_variables = [v for v in self._flow_variables.values() if not v.value.trainable]
         self._named = NamedVariables(self._flow_variables, self.add_weight)
+
+    @functools.cached_property
+    def inference_distribution(self) -> TfpObject:
+        """The distribution that the model scores and samples outside of training.
+
+        It is `distribution` with the moving statistics of each `tfb.BatchNormalization`.
+        """
+        with tf.init_scope():
+            return at_inference(self.distribution)
 
     def _get_own_losses(self):
         # Keras asks each layer of a model for the losses of its last call.
@@ -217,7 +258,7 @@ class DistributionModel(keras.Model):
         return losses + [loss for network in self._tf_keras_networks for loss in network.losses]
 
     def _trackable_children(self, save_type="checkpoint", **kwargs):
-        # What `tf.train.Checkpoint(model=model)` saves: TensorFlow finds no variables in closures and lists.
+        # For `tf.train.Checkpoint(model=model)`: TensorFlow finds no variables in closures and lists.
         children = super()._trackable_children(save_type, **kwargs)
         if save_type == "checkpoint":
             variables = {f"named_variables.{name}": v.value for name, v in self._named.all.items()}
@@ -225,10 +266,11 @@ class DistributionModel(keras.Model):
         return children
 
     @property
-    def named_variables(self) -> dict:
-        """The variables of the distribution and of its training, by the names that files and messages use.
+    def named_variables(self) -> dict[str, keras.Variable]:
+        """The variables of the distribution and of its training, by their names in files and messages.
 
-        >>> model = FlowModel(dense_flow(event_shape=2, num_layers=1))
+        >>> import tfp_selfnorm as sn
+        >>> model = sn.FlowModel(sn.dense_flow(event_shape=2, num_layers=1))
         >>> list(model.named_variables)[:3]
         ['dense_0_bias', 'dense_0_forward_kernel', 'dense_0_inverse_kernel']
         """

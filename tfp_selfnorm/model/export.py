@@ -1,5 +1,6 @@
 """Writes a flow as a SavedModel that needs neither this package nor TFP."""
 
+import os
 import pathlib
 
 import keras
@@ -13,8 +14,8 @@ from tfp_selfnorm.utils.files import atomic_path
 from tfp_selfnorm.utils.names import check_keras_name, check_optional_name
 
 
-def export_flow(model, filepath) -> None:
-    """See `FlowModel.export`."""
+def export_flow(model: keras.Model, filepath: str | os.PathLike) -> None:
+    """Exports a `FlowModel`; see `FlowModel.export`."""
     folder = pathlib.Path(filepath)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`filepath` must be an empty or absent folder; {str(folder)!r} is neither.")
@@ -31,7 +32,7 @@ def export_flow(model, filepath) -> None:
 
 
 def _check_names(model):
-    """Raises ValueError if TFP objects or variables have names that no graph takes."""
+    """Raises ValueError if TFP objects or variables have names that a graph cannot have."""
     objects = [model.distribution, *bijectors_of(tfp.bijectors.Bijector, model.distribution)]
     for value in objects:
         name, kind = (value.parameters or {}).get("name"), type(value).__name__.lstrip("_")
@@ -41,7 +42,7 @@ def _check_names(model):
 
 
 def _endpoints(model):
-    """Functions and what they take, by name; the first is the default of TensorFlow Serving."""
+    """Functions and their signatures, by name; the first is the default of TensorFlow Serving."""
     distribution = model.distribution
     events = tf.TensorSpec([None, *distribution.event_shape], distribution.dtype, "x")
     count, seed = tf.TensorSpec([], tf.int32, "n"), tf.TensorSpec([2], tf.int32, "seed")
@@ -60,7 +61,7 @@ def _endpoints(model):
 
 
 def _sampler(model, exact):
-    # `FlowModel.sample` checks its `n`, which is not known yet.
+    # `FlowModel.sample` checks `n`, which has no value yet.
     return lambda n, seed: model._flow(exact).sample(n, seed=seed)
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import os
+from collections.abc import Callable, MutableMapping
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -20,35 +22,42 @@ from tfp_selfnorm.utils.checks import check_events, check_latent
 from tfp_selfnorm.utils.files import check_suffix, is_local
 from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.seeds import stateless_seed
+from tfp_selfnorm.utils.types import Array, Seed, Shape, TfpObject
 
 
 @keras.saving.register_keras_serializable("tfp_selfnorm")
 class FlowModel(FlowTrainer):
-    """Trains a distribution by maximum likelihood with Keras `fit`, and scores, samples and exports it.
+    """Trains a distribution with Keras `fit`, by maximum likelihood; then scores, samples and exports it.
 
-    Takes a TFP distribution of floats with a known event shape. `fit(x)` minimises the mean negative
-    log-likelihood, in nats, plus what `inverse_learning` adds and the losses of networks. The progress bar
-    shows `nll`; with self-normalizing layers `reconstruction` (the mean of `||x - R W x||^2`, summed over the
-    layers; in training, where no loss needs it, over the first 8 examples of a batch) and, under tracking,
-    `inverse_error` (the relative error of the learned inverses on random probes).
+    The loss of `fit(x)` is the mean negative log-likelihood in nats, plus the regularizer of
+    `inverse_learning` and the losses of Keras networks in the flow.
 
-    A training step costs a few products with each kernel; with `gradient="exact"` also an O(D^3) inverse or,
-    for a convolution, a block elimination a layer. Each layer's log-det is held in a variable, and refreshed
-    outside the compiled step: every `refresh_interval` of the layer, by so many steps `nll` in training lags,
-    and at the start of `evaluate` and `predict`, so `val_nll` is exact.
+    The progress bar shows:
 
-    A step whose loss, gradients or learning rate are not finite is skipped, and counted by `skipped_updates`.
+    - `nll`: the mean negative log-likelihood.
+    - `reconstruction`, with self-normalizing layers: the mean of `||x - R W x||^2`, summed over them. In
+      training the first 8 examples of a batch give it, unless the loss needs it for all.
+    - `inverse_error`, under `Tracking`: the relative error of R on random probes.
+    - `skipped_updates`: the number of skipped steps. A step is skipped if its loss, its gradients or its
+      learning rate are not finite.
 
-    It is a layer of bigger models too: `model(x)` is the log density of each event, with exact values and
-    gradients, at O(D^3) for each self-normalizing layer and call, and with its regularizers added by
-    `add_loss`. In O(D^2) that takes a `training_scope` in the bigger model's own `train_step`. Learned
-    inverses that no regularizer teaches are brought up to date where they are used: by samples, files and
-    exports.
+    A training step costs a few products with each kernel. With `gradient="exact"` it also costs an O(D^3)
+    inverse for each dense layer, or a block elimination for each convolution. The log-det of each layer is
+    held in a variable. It is refreshed between the compiled steps: at every `refresh_interval` steps of the
+    layer, and when `evaluate` and `predict` begin. So `nll` in training may be this many steps old, and
+    `val_nll` is exact.
 
-    Events go in as `(batch, *event_shape)`, in a floating dtype; they are cast to the distribution's.
+    The model can be a layer of a bigger model. `model(x)` is the log density of each event, with exact values
+    and gradients, at O(D^3) for each self-normalizing layer. It adds its regularizer by `add_loss`. For steps
+    of O(D^2), open a `training_scope` in the `train_step` of the bigger model. If no regularizer trains R, R
+    is refreshed when samples, files and exports need it.
 
-    >>> flow = dense_flow(event_shape=2, seed=1)
-    >>> model = FlowModel(flow)
+    Events have the shape `(batch, *event_shape)` and a floating dtype. They are cast to the dtype of the
+    distribution.
+
+    >>> import keras, numpy as np, tfp_selfnorm as sn
+    >>> flow = sn.dense_flow(event_shape=2, seed=1)
+    >>> model = sn.FlowModel(flow)
     >>> model.compile(keras.optimizers.Adam(1e-2))
     >>> x = np.random.default_rng(1).normal(size=[256, 2])
     >>> history = model.fit(x, epochs=2, verbose=0)
@@ -59,83 +68,94 @@ class FlowModel(FlowTrainer):
     """
 
     # The config of a model from `from_builder`, in terms of JSON.
-    _recipe = None
+    _recipe: dict[str, Any] | None = None
     _skips_mismatch = False
 
     def __init__(
         self,
-        distribution,
+        distribution: TfpObject,
         inverse_learning: InverseLearning | None = Tracking(),  # noqa: B008
         bits_per_dim: bool = False,
         name: str | None = None,
-    ):
-        """Makes the model; it adopts the variables that the distribution holds, and each variable that its
-        `log_prob` reads, as those of a network in a closure. The Keras networks among them become its layers.
+    ) -> None:
+        """Makes the model of a distribution, with all of its variables and Keras networks.
+
+        The model trains and saves each variable that the distribution holds or its `log_prob` reads, also
+        inside Python functions. Keras networks become layers of the model.
 
         Args:
           distribution: a TFP distribution with a floating dtype and a fully defined event shape.
-          inverse_learning: how the learned inverses follow the kernels: `Tracking(...)`,
-            `Reconstruction(...)` or `None`; it has no effect without self-normalizing layers.
-          bits_per_dim: whether to report bits per dimension too; for densities of pixels.
+          inverse_learning: how R follows W: `Tracking(...)`, `Reconstruction(...)` or `None`. Without
+            self-normalizing layers it has no effect.
+          bits_per_dim: whether to show bits per dimension too; for densities of pixels.
           name: name of the model.
 
         Raises:
-          TypeError: if `distribution` is no TFP distribution, or of no floating dtype.
-          ValueError: if its event shape is unknown, it was made under another strategy, or a layer in it
+          TypeError: if `distribution` is no TFP distribution, or has no floating dtype.
+          ValueError: if its event shape is unknown, if it was made under another strategy, or if a layer
             maps data to latent by its learned inverse.
         """
         super().__init__(distribution, inverse_learning, bits_per_dim, name)
 
     @classmethod
-    def from_builder(cls, builder, inverse_learning=Tracking(), bits_per_dim=False, **arguments):  # noqa: B008
-        """Makes the model of the flow `builder(**arguments)`, so that it can be saved whole.
+    def from_builder(
+        cls,
+        builder: Callable[..., TfpObject],
+        inverse_learning: InverseLearning | None = Tracking(),  # noqa: B008
+        bits_per_dim: bool = False,
+        **arguments: Any,
+    ) -> Self:
+        """Makes the model of the flow `builder(**arguments)`, which can be saved whole.
 
-        `model.save("flow.keras")` then keeps how it was built and compiled, its weights, and the state of its
-        training; `keras.models.load_model("flow.keras")` gives a model that scores and trains on as this one,
-        in a process that has imported `tfp_selfnorm`. What a builder draws at random, it must keep in
-        variables.
+        `model.save("flow.keras")` keeps the builder and its arguments, the arguments of `compile`, the
+        weights, and the state of the training. `keras.models.load_model("flow.keras")` gives a model with the
+        same densities, which continues the training. The process that loads must import `tfp_selfnorm`
+        first. The builder must keep its random numbers in variables.
 
         Args:
-          builder: a builder of this package, or a function of yours that returns a TFP distribution and is
+          builder: a builder of this package. Or your own function that returns a TFP distribution and is
             registered with `keras.saving.register_keras_serializable()`.
-          inverse_learning: see `FlowModel`.
-          bits_per_dim: see `FlowModel`.
-          **arguments: for the builder, `name` included: numbers, strings, None; lists, tuples and dicts of
-            such; dtypes, shapes, constant arrays and tensors; registered functions; and TFP's elementary
-            bijectors and chains of them with constant parameters, such as `images.pixel_sigmoid()`.
+          inverse_learning, bits_per_dim: see `FlowModel`.
+          **arguments: arguments of the builder, with `name`. They may be numbers, strings and None; dtypes,
+            shapes, constant arrays and tensors; registered functions; TFP's elementary bijectors with
+            constant parameters, such as `images.pixel_sigmoid()`, and chains of them; and lists, tuples and
+            dicts of all these.
 
         Raises:
           TypeError: if the builder is not registered, or an argument is of another kind.
 
-        >>> model = FlowModel.from_builder(dense_flow, event_shape=2, num_layers=3, seed=1)
+        >>> import tfp_selfnorm as sn
+        >>> model = sn.FlowModel.from_builder(sn.dense_flow, event_shape=2, num_layers=3, seed=1)
         >>> model.get_config()["builder"]
         {'function': 'tfp_selfnorm>dense_flow'}
         """
         return cls.from_config(saving.recipe_of(builder, arguments, inverse_learning, bits_per_dim))
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
-        """Builds the model anew from the result of `get_config`; raises ValueError if it is not such."""
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
+        """Makes a model from a result of `get_config`; raises ValueError for other configs."""
         return saving.model_from_config(cls, config, custom_objects)
 
-    def get_config(self):
-        """How the model was built, in terms of JSON.
+    def get_config(self) -> dict[str, Any]:
+        """Returns the builder and its arguments, in terms of JSON.
 
         Raises:
-          ValueError: if it was made from a distribution, which has no config.
+          ValueError: if the model was made from a distribution, which has no config.
         """
         return saving.config_of(self)
 
-    def compile_from_config(self, config):
-        """Keras's `compile_from_config`."""
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Does the same as Keras's method, for a result of `get_compile_config`."""
         saving.compile_from_config(self, config)
 
-    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
-        """Keras's `save`, for models from `from_builder`; an earlier file stays until the new one is whole.
+    def save(
+        self, filepath: str | os.PathLike, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any
+    ) -> None:
+        """Saves a model that `from_builder` made; an earlier file stays until the new one is complete.
 
         Args:
-          filepath: a path that ends in `.keras`; with `zipped=False` that of a folder.
-          overwrite, zipped, **kwargs: as Keras's.
+          filepath: a path that ends in `.keras`; with `zipped=False` the path of a folder.
+          overwrite, zipped, **kwargs: as in Keras.
 
         Raises:
           OSError: if the folder does not exist, or the disk is full.
@@ -151,12 +171,12 @@ class FlowModel(FlowTrainer):
         with saving.written_whole(self, filepath, ".keras") as partial:
             return super().save(partial, zipped=zipped, **kwargs)
 
-    def save_weights(self, filepath, overwrite=True, **kwargs):
-        """Keras's `save_weights`, by name; an earlier file stays until the new one is whole.
+    def save_weights(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
+        """Saves the weights by name; an earlier file stays until the new one is complete.
 
         Args:
           filepath: a path that ends in `.weights.h5`; with `max_shard_size` in `.weights.json`.
-          overwrite, **kwargs: as Keras's.
+          overwrite, **kwargs: as in Keras.
 
         Raises:
           OSError: if the folder does not exist, or the disk is full.
@@ -170,21 +190,21 @@ class FlowModel(FlowTrainer):
         with saving.written_whole(self, filepath, ".weights.h5") as partial:
             return super().save_weights(partial)
 
-    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
-        """Keras's `load_weights`, by name; either all fits, or nothing is changed.
+    def load_weights(self, filepath: str | os.PathLike, skip_mismatch: bool = False, **kwargs: Any) -> None:
+        """Loads weights by name; changes nothing if one does not fit.
 
         Args:
           filepath: a `.weights.h5` or a `.keras` file.
-          skip_mismatch: whether to load the variables that fit, and to warn of the others, by name. The
-            optimizer then keeps its own state, if there are others.
-          **kwargs: as Keras's.
+          skip_mismatch: whether to load the variables that fit, and to warn of the others by name. If there
+            are others, the optimizer keeps its state.
+          **kwargs: as in Keras.
 
         Raises:
-          ValueError: if a variable is missing in the file, or surplus, of another shape or kind, or has
+          ValueError: if a variable is missing in the file or surplus; if it has another shape or kind, or
             values that are not finite or out of range; or if `filepath` has another suffix.
 
         Warns:
-          UserWarning: if floats are rounded, such as those of a float64 file in a float32 flow.
+          UserWarning: if floats are rounded, for example from a float64 file to a float32 flow.
         """
         if not os.path.isdir(filepath):
             check_suffix(filepath, (".weights.h5", ".keras", ".weights.json"))
@@ -196,40 +216,40 @@ class FlowModel(FlowTrainer):
         finally:
             self._skips_mismatch = False
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Puts each variable into the store under its name."""
         saving.save_variables(self, store)
 
-    def load_own_variables(self, store):
-        """Takes each variable from the store, by its name; raises and warns as `load_weights` does."""
+    def load_own_variables(self, store: MutableMapping[str, Any]) -> None:
+        """Takes each variable from the store by its name; raises and warns as `load_weights` does."""
         saving.load_variables(self, store, self._skips_mismatch)
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return copying.reduce_model(self) if self._recipe is None else super().__reduce__()
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return copying.deep_copy_model(self, memo)
 
-    def adapt(self, data, num_examples=512):
-        """Gives each `ActNorm` of the flow its start from data, once, before `fit`; see `tfp_selfnorm.adapt`.
+    def adapt(self, data: Any, num_examples: int = 512) -> None:
+        """Sets the initial values of each `ActNorm` from data, once, before `fit`; see `tfp_selfnorm.adapt`.
 
         Args:
-          data: events in any form that `fit` takes, such as an array or a batched `tf.data.Dataset`; labels
+          data: events in any form that `fit` takes, such as an array or a batched `tf.data.Dataset`. Labels
             are ignored.
-          num_examples: how many events to take, from the beginning; they pass the flow at once.
+          num_examples: the number of events to use, from the beginning; they pass the flow in one batch.
 
         Raises:
           TypeError: if the events are not floating.
-          ValueError: if the flow is adapted already, `data` does not consist of events, or a channel does not
-            vary.
+          ValueError: if the flow is adapted already, if `data` does not consist of events, or if a channel
+            does not vary.
         """
         adapt(self.distribution, first_events(data, num_examples, self.distribution))
 
-    def log_prob(self, x):
-        """The exact log density of each event, in nats; O(D^3) for each self-normalizing layer.
+    def log_prob(self, x: Array) -> tf.Tensor:
+        """Returns the exact log density of each event in nats, at O(D^3) for each self-normalizing layer.
 
         Args:
-          x: events `(..., *event_shape)`, floating; cast to the distribution's dtype.
+          x: events `(..., *event_shape)`, floating; cast to the dtype of the distribution.
 
         Raises:
           TypeError: if `x` is not floating.
@@ -237,16 +257,18 @@ class FlowModel(FlowTrainer):
         """
         return self.inference_distribution.log_prob(tf.identity(check_events(x, self.distribution)))
 
-    def sample(self, n, seed=None, exact=False):
-        """Samples `n` events.
+    def sample(self, n: Shape, seed: Seed = None, exact: bool = False) -> tf.Tensor:
+        """Draws samples.
 
         Args:
           n: number of samples, or a shape.
-          seed: int or stateless TFP seed; the same seed gives the same latents for both inverses.
-          exact: whether to invert what `log_prob` scores, at O(D^3), in place of the learned inverse.
+          seed: int or stateless TFP seed. The same seed gives the same latents for both values of `exact`.
+          exact: whether to map latent to data by the exact inverse of W, at O(D^3), instead of R. The samples
+            then have the density that `log_prob` gives.
 
         Raises:
-          ValueError: if `n` is negative or no integer, or for `exact` a kernel is singular, naming the layer.
+          ValueError: if `n` is negative or no integer; with `exact`, if a kernel is singular, with the name
+            of the layer.
         """
         shape = np.atleast_1d(np.asarray(n, dtype=int if np.size(n) == 0 else None))
         if shape.dtype.kind not in "iu" or (shape < 0).any():
@@ -254,41 +276,43 @@ class FlowModel(FlowTrainer):
         with self._naming_singular_layers():
             return self._flow(exact).sample(n, seed=stateless_seed(seed))
 
-    def encode(self, x):
-        """Maps data to latent, by `distribution.bijector.inverse`; raises as `log_prob` does, and
-        TypeError if the distribution has no latent.
-        """
+    def encode(self, x: Array) -> tf.Tensor:
+        """Maps data to latent; raises as `log_prob` does, and TypeError if the distribution has no latent."""
         check_latent(self.distribution)
         x = check_events(x, self.distribution)
         return self.inference_distribution.bijector.inverse(tf.identity(x))
 
-    def decode(self, z, exact=False):
-        """Maps latent to data, by the learned inverse or the exact one; raises as `encode` does."""
+    def decode(self, z: Array, exact: bool = False) -> tf.Tensor:
+        """Maps latent to data, by R or by the exact inverse of W; raises as `encode` does."""
         check_latent(self.distribution)
         z = check_events(z, self.distribution.distribution, name="z")
         with self._naming_singular_layers():
             return self._flow(exact).bijector.forward(tf.identity(z))
 
-    def reconstruct(self, x, exact=False):
-        """Maps data to latent and back: equal to `x` as far as the learned inverse is one."""
+    def reconstruct(self, x: Array, exact: bool = False) -> tf.Tensor:
+        """Maps data to latent and back. By default the difference from `x` is the error of R."""
         return self.decode(self.encode(x), exact)
 
-    def export(self, filepath):
-        """Writes a SavedModel that loads where neither this package nor TFP is installed.
+    def export(self, filepath: str | os.PathLike) -> None:
+        """Writes a SavedModel that loads without this package and without TFP.
 
-        Endpoints: `log_prob(x)`, for batches of any size; `sample(n, seed)` with a scalar int32 `n` and an
-        int32 `seed` of shape [2]; for a transformed distribution `encode(x)` and `decode(z)`; and, where a
-        layer has a learned inverse, by which `sample` and `decode` go, `sample_exact` and `decode_exact`.
-        Each keeps its gradients, and is a signature for TensorFlow Serving; `log_prob` is the default one.
+        Its endpoints take batches of any size:
+
+        - `log_prob(x)`.
+        - `sample(n, seed)`, with a scalar int32 `n` and an int32 `seed` of shape [2].
+        - `encode(x)` and `decode(z)`, for a transformed distribution.
+        - `sample_exact` and `decode_exact`, if a layer has a learned inverse; `sample` and `decode` use R.
+
+        Each endpoint has gradients, and is a signature for TensorFlow Serving; `log_prob` is the default.
 
             flow = tf.saved_model.load(filepath)
             flow.log_prob(x), flow.sample(100, [0, 1]), flow.signatures["encode"](x=x)
 
         Args:
-          filepath: folder to write to; it must be empty or absent, and appears once all is written.
+          filepath: folder to write to. It must be empty or absent, and appears when all is written.
 
         Raises:
-          ValueError: if the folder is not empty, or an `ActNorm` has no start.
+          ValueError: if the folder is not empty, or an `ActNorm` has no initial values.
         """
         export_flow(self, filepath)
 
@@ -297,7 +321,7 @@ class FlowModel(FlowTrainer):
         try:
             yield
         except tf.errors.InvalidArgumentError:
-            # That fails for a singular kernel, and names it.
+            # For a singular kernel this raises an error with its name.
             self.refresh_log_dets()
             raise
 
@@ -305,20 +329,20 @@ class FlowModel(FlowTrainer):
         if check_bool(exact, "exact"):
             return self._exact_distribution
         if tf.executing_eagerly():
-            # Another optimizer, or a callback, may have changed the kernels.
+            # Another optimizer or a callback may have changed the kernels.
             self._refresh.before_use()
         return self.inference_distribution
 
     @functools.cached_property
     def _exact_distribution(self):
-        # The first call may come from inside a graph, which must not own the constants of its parts.
+        # The first call may be inside a graph, which must not own the constants of the parts.
         with tf.init_scope():
             return exact(self.inference_distribution)
 
-    def refresh_log_dets(self):
+    def refresh_log_dets(self) -> None:
         """Sets the held log-det of each layer to its exact value.
 
         Raises:
-          ValueError: if one is not finite, naming the layer.
+          ValueError: if a value is not finite, with the name of the layer.
         """
         self._refresh.before_evaluation()

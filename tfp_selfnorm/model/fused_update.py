@@ -1,23 +1,31 @@
-"""The optimizer's update as one compiled loop over each variable."""
+"""The update by the optimizer as one compiled loop over each variable."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-# Below it the passes over memory that fusing saves take less time than compiling.
+# For smaller variables compiling takes longer than the passes over memory that it saves.
 _LARGE_VARIABLE = 2**16
 
 
-def apply(optimizer, gradients, variables, fuses=True) -> tf.Tensor:
-    """`optimizer.apply(gradients, variables)`, where that pays compiled by XLA.
+def apply(
+    optimizer: keras.optimizers.Optimizer,
+    gradients: Sequence[Any],
+    variables: Sequence[keras.Variable],
+    fuses: bool = True,
+) -> tf.Tensor:
+    """Calls `optimizer.apply(gradients, variables)`, compiled by XLA if that is faster.
 
-    TensorFlow's graph reads and writes memory for each operation of the update: on the CPU Adam takes as long
-    as the products of a step, and fused a third of that. It pays for large variables. Optimizers that are not
-    Keras's own may do what XLA cannot, and are left alone, as are replicas and GPUs, where Keras compiles the
-    whole step.
+    In a graph of TensorFlow each operation of the update reads and writes memory. On the CPU Adam takes as
+    long as the matrix products of a step; compiled it takes a third of that. It is faster for large variables
+    only. Optimizers of other packages may have operations that XLA lacks, and are not compiled. With replicas
+    or a GPU nothing is compiled here; on GPUs Keras compiles the whole step.
 
     Args:
       optimizer: a Keras optimizer, built.
-      gradients: one for each variable, `None` where there is none.
+      gradients: one for each variable, or `None`.
       variables: Keras variables.
       fuses: whether the update may be compiled.
 
@@ -27,7 +35,7 @@ def apply(optimizer, gradients, variables, fuses=True) -> tf.Tensor:
 
     def update():
         optimizer.apply(gradients, variables)
-        # One pass without a copy. A sum overflows for no weights that are of use.
+        # One pass without a copy. The sum of useful weights does not overflow.
         return tf.stack([tf.math.is_finite(tf.cast(tf.reduce_sum(v.value), tf.float64)) for v in variables])
 
     if fuses and _pays(optimizer, gradients, variables):

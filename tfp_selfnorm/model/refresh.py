@@ -1,25 +1,29 @@
-"""What costs O(D^3) and is computed between the compiled steps: exact log-dets and exact inverses."""
+"""The refreshes between the compiled steps, O(D^3): exact log-dets and exact inverses."""
 
 import warnings
+from collections.abc import Callable, Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.inverse_learning.base import InverseLearning
 from tfp_selfnorm.inverse_learning.tracking import refresh_inverse
 from tfp_selfnorm.structure.names import unused_name
+from tfp_selfnorm.utils.types import TfpObject
 
 
 class Refresh:
-    """Holds each layer's `log |det W|`, in nats, and brings learned inverses after W, on the host.
+    """Holds the `log |det W|` of each layer, in nats, and sets R to the inverse of W, on the host.
 
-    What is held is of certain weights. Callbacks, optimizers of other models and users change weights too:
-    the averages of an optimizer take the place of the weights before an evaluation, and leave it afterwards.
-    So each use looks whether W is still the one that the value is of. The tensors to compare with share the
-    memory of the variables until these change, and are let go while a compiled step runs.
+    A held log-det belongs to certain weights. Other code changes the weights too: callbacks, other
+    optimizers, users. For example, Keras swaps the averages of an optimizer in for an evaluation. So each
+    use compares W with the weights of the held log-det. The tensors to compare share the memory of the
+    variables until these change. They are released while a compiled step runs.
 
-    An R that only the likelihood inside the training scope teaches is set, like a tracked one, where W has
-    changed outside of training steps.
+    If W changes outside of training steps, two kinds of R are set: a tracked R, and an R that only the
+    likelihood trains.
 
     Args:
       layers: self-normalizing layers.
@@ -27,38 +31,45 @@ class Refresh:
       add_weight: function that makes a Keras variable, such as the method of a `keras.Model`.
     """
 
-    def __init__(self, layers, learning, add_weight):
+    def __init__(
+        self,
+        layers: Sequence[TfpObject],
+        learning: InverseLearning,
+        add_weight: Callable[..., keras.Variable],
+    ) -> None:
         self._learning, self._layers = learning, tuple(layers)
         self._tracked = [layer for layer in layers if learning.tracks(layer)]
-        self._untaught = [layer for layer in layers if _needs_teaching(layer, learning)]
+        self._untaught = [layer for layer in layers if _is_untaught(layer, learning)]
         self._held = _held_log_dets(layers, add_weight)
-        self._step = None
-        # The weights that the inverses follow, those that all log-dets are of, and whether R was set in
-        # between.
-        self._followed, self._scored, self._is_set_between = self._weights(), None, False
+        self._step: int | None = None
+        # The weights that R follows, the weights of the held log-dets, and whether R was set since the last
+        # training step.
+        self._followed: list | None = self._weights()
+        self._scored: list | None = None
+        self._is_set_between = False
 
-    def read(self) -> dict:
-        """What a `training_scope` takes for `log_dets`."""
+    def read(self) -> dict[TfpObject, tf.Tensor]:
+        """Returns the held log-dets, for `log_dets` of a `training_scope`."""
         return {layer: tf.convert_to_tensor(held.value) for layer, held in self._held}
 
     def forget_step(self) -> None:
-        """Has the next step looked up in its variable: `fit` begins, or other steps came between."""
+        """Lets the next step read its number from the variable: `fit` begins, or other steps were done."""
         self._step = None
 
-    def before_steps(self, step_variable, count: int) -> int:
-        """Sets the values that are due before training steps, and those of other weights than theirs.
+    def before_steps(self, step_variable: keras.Variable, count: int) -> int:
+        """Sets the values that are due before training steps, and the values of changed weights.
 
         Args:
-          step_variable: the number of steps there were.
-          count: the number of steps that come at once.
+          step_variable: the number of steps up to now.
+          count: the number of steps in one execution.
 
         Returns:
-          The number of the first of them.
+          The number of the first step.
 
         Raises:
-          ValueError: if a kernel is singular or not finite, naming the layer.
+          ValueError: if a kernel is singular or not finite, with the name of the layer.
         """
-        # An execution of several steps may have ended with the data; one of a single step has not.
+        # The data may have ended before the last of several steps; a single step was always done.
         if self._step is None or count > 1:
             self._step = int(step_variable.numpy())
         step = self._step
@@ -68,7 +79,7 @@ class Refresh:
             return step % self._learning.refresh_interval(layer) < count
 
         inverses = self._changed(self._followed) if self._is_set_between else set()
-        log_dets = set() if self._scored is None else self._changed(self._scored)
+        log_dets = self._changed(self._scored) if self._scored is not None else set()
         self._followed, self._scored, self._is_set_between = None, None, False
         self._set_inverses([la for la in self._tracked if is_due(la) or la.identity in inverses])
         self._set_inverses([layer for layer in self._untaught if layer.identity in inverses])
@@ -76,17 +87,17 @@ class Refresh:
         return step
 
     def after_steps(self) -> None:
-        """Remembers the weights that the learned inverses follow from now on."""
+        """Remembers the weights that R now follows."""
         self._followed = self._weights()
 
     def before_evaluation(self) -> None:
-        """Sets each log-det that is not of the present weights; raises as `before_steps` does."""
+        """Sets each log-det that belongs to other weights; raises as `before_steps` does."""
         changed = self._changed(self._scored)
         self._set_log_dets(lambda layer: layer.identity in changed)
         self._scored = self._weights()
 
     def before_use(self) -> None:
-        """Sets each learned inverse and log-det whose W has changed without it; raises as `before_steps`."""
+        """Sets R and the log-det of each layer with a changed W; raises as `before_steps` does."""
         changed = self._changed(self._followed)
         if changed:
             self._set_inverses([la for la in (*self._tracked, *self._untaught) if la.identity in changed])
@@ -95,14 +106,14 @@ class Refresh:
             self._scored = None
 
     def before_files(self) -> None:
-        """The same, and a warning in place of an error: weights that have no inverse may be saved too."""
+        """Does the same, with a warning instead of an error: weights without an inverse may be saved too."""
         try:
             self.before_use()
         except ValueError as error:
             warnings.warn(f"{error} The learned inverse is saved as it is.", stacklevel=3)
 
     def set_inverses(self) -> None:
-        """Sets the tracked inverses, whether or not W has changed; warns of kernels that have none."""
+        """Sets each tracked R, whether or not W has changed; warns if a kernel has no inverse."""
         try:
             self._set_inverses(self._tracked)
         except ValueError as error:
@@ -111,7 +122,7 @@ class Refresh:
             self._followed = self._weights()
 
     def take_weights(self) -> None:
-        """Takes the present weights for those that the present inverses follow, as after a file was read."""
+        """Takes the present R for the inverse of the present W, for example after a file was read."""
         self._followed, self._scored, self._is_set_between = self._weights(), None, False
 
     def _set_inverses(self, layers):
@@ -131,11 +142,11 @@ class Refresh:
             held.assign(log_det)
 
     def _weights(self):
-        """The values that each kernel W depends on, without a copy."""
+        """The values of the variables of each W, without a copy."""
         return [[tf.convert_to_tensor(v) for v in _variables(layer)] for layer, _ in self._held]
 
     def _changed(self, weights):
-        """The keys of the layers whose weights are others; of all of them if none are known."""
+        """The identities of the layers with changed weights; of all layers if no weights are known."""
         if weights is None:
             return {layer.identity for layer, _ in self._held}
         return {
@@ -145,8 +156,8 @@ class Refresh:
         }
 
 
-def _needs_teaching(layer, learning):
-    """Whether the layer needs a learned inverse that can be set, and that the learning does not teach."""
+def _is_untaught(layer, learning):
+    """Whether the layer needs an R that can be set, and only the likelihood trains it."""
     can_be_set = layer.has_matrix_kernels and isinstance(layer.forward_kernel, tf.Variable)
     return layer.needs_inverse and can_be_set and not learning.teaches_inverse(layer)
 
@@ -159,8 +170,8 @@ def _variables(layer):
 
 
 def _held_log_dets(layers, add_weight):
-    """Pairs of a layer and the variable that holds its log-det."""
-    names = {}
+    """Pairs of a layer and the variable of its held log-det."""
+    names: dict[str, TfpObject] = {}
     for layer in layers:
         names[unused_name(f"held_log_det_{layer.name}", names)] = layer
     return [

@@ -1,27 +1,38 @@
 """Saving and loading of a `FlowModel`: as a `.keras` file, if a builder made it, and by named weights.
 
-Files take the place of earlier ones only once they are written whole.
+A new file replaces an earlier one only when it is complete.
 """
 
 import math
+import os
+import pathlib
 import warnings
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfp_selfnorm.inverse_learning.base import InverseLearning
 from tfp_selfnorm.model import weights_file
 from tfp_selfnorm.model.serialization import check_bounds, decode, encode
 from tfp_selfnorm.utils.files import atomic_path
 from tfp_selfnorm.utils.names import check_keras_name, check_optional_name, usable_name
+from tfp_selfnorm.utils.types import TfpObject
 
 _RECIPE = ("builder", "arguments", "inverse_learning", "bits_per_dim", "dtype_policy")
 _RANDOM_STATE = "seed_generator_state"
 _STATE = ("name", "trainable_variables")
 
 
-def recipe_of(builder, arguments, inverse_learning, bits_per_dim) -> dict:
-    """The config of a model that `builder(**arguments)` makes the flow of."""
+def recipe_of(
+    builder: Callable[..., TfpObject],
+    arguments: dict[str, Any],
+    inverse_learning: InverseLearning | None,
+    bits_per_dim: bool,
+) -> dict[str, Any]:
+    """Returns the config of a model of the flow `builder(**arguments)`."""
     if "name" in arguments and _is_own(builder):
         check_optional_name(arguments["name"])
     return {
@@ -33,11 +44,11 @@ def recipe_of(builder, arguments, inverse_learning, bits_per_dim) -> dict:
     }
 
 
-def model_from_config(cls, config, custom_objects=None):
-    """Builds a model of the class; see `FlowModel.from_config`."""
+def model_from_config(cls: type, config: dict[str, Any], custom_objects: dict[str, Any] | None) -> Any:
+    """Makes a model of the class; see `FlowModel.from_config`."""
     check_bounds(config, "config")
     _check_config(config)
-    # An empty scope would hide the one that `load_model` has opened.
+    # An empty scope would hide the scope of `load_model`.
     scope = keras.saving.custom_object_scope(custom_objects) if custom_objects else nullcontext()
     with scope:
         builder = decode(config["builder"], "builder")
@@ -56,8 +67,8 @@ def model_from_config(cls, config, custom_objects=None):
     return model
 
 
-def config_of(model) -> dict:
-    """See `FlowModel.get_config`."""
+def config_of(model: keras.Model) -> dict[str, Any]:
+    """Returns the config of a `FlowModel`; see `FlowModel.get_config`."""
     if model._recipe is None:
         raise ValueError(
             "A FlowModel made from a distribution cannot be saved or cloned whole: make it with "
@@ -67,8 +78,8 @@ def config_of(model) -> dict:
     return {**model._recipe, "name": model.name, "trainable_variables": model._named.trainable_names}
 
 
-def compile_from_config(model, config) -> None:
-    """Compiles the model as it was when it was saved, and makes the variables that its optimizer had."""
+def compile_from_config(model: keras.Model, config: dict[str, Any]) -> None:
+    """Compiles a model with the arguments of the saved model, and makes the variables of the optimizer."""
     check_bounds(config, "compile_config")
     config = dict(config)
     optimized = config.pop("optimized_variables", None)
@@ -80,33 +91,33 @@ def compile_from_config(model, config) -> None:
 
 
 @contextmanager
-def written_whole(model, filepath, suffix):
-    """Gives a path to write to, whose file then takes the place of an earlier one at `filepath`."""
+def written_whole(model: keras.Model, filepath: str | os.PathLike, suffix: str) -> Iterator[pathlib.Path]:
+    """Gives a path to write to; the complete file then replaces an earlier one at `filepath`."""
     with atomic_path(filepath, suffix, _file_size(model)) as partial:
         yield partial
 
 
-def save_variables(model, store) -> None:
+def save_variables(model: keras.Model, store: MutableMapping[str, Any]) -> None:
     """Puts each variable into the store under its name."""
     model._refresh.before_files()
     for name, variable in own_variables(model).items():
         store[name] = variable.numpy()
 
 
-def load_variables(model, store, skips_mismatch) -> None:
-    """Takes each variable from the store, by its name; raises and warns as `FlowModel.load_weights` does."""
+def load_variables(model: keras.Model, store: MutableMapping[str, Any], skips_mismatch: bool) -> None:
+    """Takes each variable from the store by its name; raises and warns as `FlowModel.load_weights` does."""
     own = own_variables(model)
     values, problems = weights_file.read_named(store, own)
     # Files of version 0.1.0 lack the states of random numbers.
     problems = {n: p for n, p in problems.items() if n in store or not n.endswith(_RANDOM_STATE)}
-    # As a layer of another model this one has a part of the file.
+    # The weights of a layer of another model are only a part of a file.
     file = None if getattr(store, "_h5_entry_path", "") else getattr(store, "h5_file", None)
     if file is not None and not problems:
         problems = weights_file.optimizer_problems(file, model.optimizer)
         problems |= weights_file.size_problems(file, model.variables)
     if problems:
         if file is not None:
-            # Keras would go on to the state of the optimizer.
+            # Else Keras would read the state of the optimizer next.
             file.close()
         _report_mismatch(problems, skips_mismatch)
     rounded = [f"`{name}`" for name in values if weights_file.loses_digits(values[name], own[name])]
@@ -121,28 +132,28 @@ def load_variables(model, store, skips_mismatch) -> None:
     model._refresh.take_weights()
 
 
-def own_variables(model) -> dict:
-    """The variables that a file keeps, by the names in it."""
+def own_variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """Returns the variables that a file keeps, by their names in it."""
     return model._named.without(model._guard.transient_state)
 
 
 def _report_mismatch(problems, skips_mismatch):
     message = "; ".join(f"`{name}` {problem}" for name, problem in problems.items())
     if not skips_mismatch:
-        raise ValueError(f"The weights do not fit this model, which stays as it was: {message}.")
+        raise ValueError(f"The weights do not fit this model, which was not changed: {message}.")
     warnings.warn(f"Some weights were skipped, and the optimizer keeps its state: {message}.", stacklevel=4)
 
 
 def _file_size(model):
-    """More bytes than the weights and the state of the optimizer take in a file."""
+    """An upper bound of the bytes of the weights and of the state of the optimizer in a file."""
     variables = [*model.variables, *(model.optimizer.variables if model.optimizer is not None else [])]
     sizes = [math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in variables]
-    # Names and the tables of the file take some more.
+    # Names and the tables of the file need some more.
     return 2**16 + 2**12 * len(variables) + sum(sizes)
 
 
 def _check_config(config):
-    """Raises ValueError unless it has the entries of a config, each of its kind."""
+    """Raises ValueError if the entries of a config are not complete, or not of their kinds."""
     unknown = set(config) - {*_RECIPE, *_STATE}
     missing = set(_RECIPE) - set(config)
     if unknown or missing or not isinstance(config["arguments"], dict):
@@ -166,13 +177,13 @@ def _is_own(builder):
 
 
 def _usable(name):
-    """The name from a file, which may be of a version that did not check names."""
+    """A usable form of the name from a file: earlier versions did not check names."""
     try:
         check_keras_name(name)
     except ValueError:
         usable = usable_name(name)
         warnings.warn(
-            f"TensorFlow takes no name such as {name!r}; it is changed to {usable!r}.", stacklevel=4
+            f"TensorFlow does not take the name {name!r}; it is changed to {usable!r}.", stacklevel=4
         )
         return usable
     return name

@@ -1,6 +1,7 @@
-"""The arguments of builders as JSON and back; what a file names is looked up and never imported."""
+"""The arguments of builders as JSON and back. Names in a file are looked up; nothing is imported."""
 
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight
 from tfp_selfnorm.inverse_learning.tracking import Tracking
 
-# Bijectors whose parameters say all about them.
+# Bijectors that their parameters define completely.
 _TFP_BIJECTORS = (
     "Chain",
     "Cumsum",
@@ -46,29 +47,27 @@ _TFP_BIJECTORS = (
 )
 _BIJECTORS = {name: getattr(tfp.bijectors, name) for name in _TFP_BIJECTORS}
 _BIJECTORS |= {kind.__name__: kind for kind in (LeakyReLU, SmoothLeakyReLU, Squeeze)}
-_ARRAY_DTYPES = ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64")
-_ARRAY_DTYPES += ("uint8", "uint16", "uint32", "uint64")
+_ARRAY_DTYPES = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+_ARRAY_DTYPES += ["bool", "float16", "float32", "float64"]
 # TensorFlow ends the process when it makes a tensor of lists nested 255 deep.
 _MAX_DEPTH = 100
 _MAX_ITEMS = 10**7
 _OPTIONS = {kind.__name__: kind for kind in (AdaptiveWeight, Reconstruction, Tracking)}
 
 
-def encode(value, name):
-    """The value in terms of JSON.
-
-    Numbers, strings, None; lists, tuples and dicts of such; dtypes, shapes, arrays, constant tensors;
-    functions registered with Keras; Keras's schedules; the options of this package; and the bijectors of a
-    list, of TFP and of this package, whose parameters are of these kinds.
+def encode(value: Any, name: str) -> Any:
+    """Returns a value in terms of JSON.
 
     Args:
-      value: the value.
-      name: what errors call it.
+      value: numbers, strings, None; dtypes, shapes, arrays, constant tensors; functions registered with
+        Keras; schedules of Keras; options of this package; listed bijectors of TFP and of this package; and
+        lists, tuples and dicts of all these.
+      name: its name in errors.
 
     Raises:
-      TypeError: if the value, or a part of it, is of no such kind.
+      TypeError: if the value, or a part of it, is of another kind.
     """
-    # A float64 of numpy is a float, and more.
+    # A float64 of numpy is an instance of float too.
     if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, np.floating)):
         return value
     if isinstance(value, (np.integer, np.bool_)):
@@ -98,13 +97,13 @@ def encode(value, name):
         return {"function": keras.saving.get_registered_name(value)}
     raise TypeError(
         f"`{name}` is a {type(value).__name__} that cannot be saved as an argument of a builder. Register a "
-        "function with `keras.saving.register_keras_serializable`; make what holds variables inside the "
-        "builder; or build the flow yourself, give it to `FlowModel`, and save its weights."
+        "function with `keras.saving.register_keras_serializable`. Make objects with variables inside the "
+        "builder. Or build the flow yourself, give it to `FlowModel`, and save its weights."
     )
 
 
-def check_bounds(value, name) -> None:
-    """Raises ValueError if lists and dicts are nested too deep, or hold too much, for an argument."""
+def check_bounds(value: Any, name: str) -> None:
+    """Raises ValueError if lists and dicts are nested too deep, or have too many values, for an argument."""
     level, depth, count = [value], 0, 0
     while level:
         depth, count = depth + 1, count + len(level)
@@ -120,11 +119,11 @@ def check_bounds(value, name) -> None:
         ]
 
 
-def decode(value, name):
-    """The inverse of `encode`.
+def decode(value: Any, name: str) -> Any:
+    """Returns the value from a result of `encode`.
 
     Raises:
-      ValueError: if the value is not what `encode` makes, or names something unknown here.
+      ValueError: if `encode` does not make such a value, or a name in it is unknown here.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -187,7 +186,7 @@ def _decoder_of_classes(find, kind):
 
 
 def _is_constant(value):
-    # Of a variable, or what is computed from one, only the present value would be kept.
+    # Not for a variable: only its present value would be kept.
     is_tensor = isinstance(value, tf.Tensor) and hasattr(value, "numpy")
     return (is_tensor or isinstance(value, (np.ndarray, np.floating))) and value.dtype.name in _ARRAY_DTYPES
 

@@ -1,15 +1,23 @@
-"""Data that come batch by batch, from data sets and generators: each batch is checked as it is read."""
+"""Data that come batch by batch, such as data sets and generators: each batch is checked when it is read."""
 
 import contextlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.model.batches import EventForm, batch_of_events, check_labels, parts_of, split_element
+from tfp_selfnorm.model.batches import (
+    EventForm,
+    batch_of_events,
+    check_labels,
+    finite_events,
+    parts_of,
+    split_element,
+)
 from tfp_selfnorm.utils.checks import (
     BAD_WEIGHTS,
     as_array,
@@ -19,27 +27,29 @@ from tfp_selfnorm.utils.checks import (
     check_weights,
 )
 from tfp_selfnorm.utils.integers import check_positive_int
+from tfp_selfnorm.utils.types import TfpObject
 
 _BAD_BATCH = "tfp_selfnorm: bad batch"
 _NO_STREAMS = (Mapping, list, tuple, set, str, bytes, keras.KerasTensor, tf.Tensor, tf.RaggedTensor)
 
 
-def is_stream(x):
-    """Whether it gives batches one by one, and is no array; Keras says which of these it does not take."""
+def is_stream(x: Any) -> bool:
+    """Whether `x` gives batches one by one and is no array; Keras refuses the kinds that it does not take."""
     if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset, Iterator)):
         return True
     return isinstance(x, Iterable) and not (hasattr(x, "__array__") or isinstance(x, _NO_STREAMS))
 
 
-def checked_stream(stream, form, keeps_labels):
+def checked_stream(stream: Any, form: EventForm, keeps_labels: bool) -> Any:
+    """Returns a stream whose batches are checked when they are read; its first one is checked at once."""
     if isinstance(stream, tf.data.Dataset):
         return _checked_data_set(stream, form, keeps_labels)
     if isinstance(stream, keras.utils.PyDataset):
         if stream.num_batches == 0:
             raise ValueError(f"`{form.name}` is an empty data set.")
-        checked = _CheckedPyDataset(stream, form, keeps_labels)
-        _ = checked[0]
-        return checked
+        py_dataset = _CheckedPyDataset(stream, form, keeps_labels)
+        _ = py_dataset[0]
+        return py_dataset
     if isinstance(stream, Iterator):
         checked = (_checked_element(element, i, form, keeps_labels) for i, element in enumerate(stream))
         if (first := next(checked, None)) is None:
@@ -49,39 +59,31 @@ def checked_stream(stream, form, keeps_labels):
     return stream
 
 
-def event_batches(data, distribution, number: int, name="x") -> Iterator:
-    """The batches of events in data of any form that `fit` takes; of an array its first `number`."""
-    form = EventForm(distribution.event_shape, distribution.dtype, name)
+def first_events(data: Any, num_examples: int, distribution: TfpObject) -> tf.Tensor:
+    """Returns the first events of data of any form that `fit` takes, as one tensor."""
+    check_positive_int(num_examples, "num_examples")
+    form = EventForm(distribution.event_shape, distribution.dtype, "data")
     if not is_stream(data):
-        x = parts_of(data, form).x
-        yield check_finite(cast_array(batch_of_events(x, form)[:number], form.dtype), name)
-        return
+        x = batch_of_events(parts_of(data, form).x, form)[:num_examples]
+        return tf.convert_to_tensor(check_finite(cast_array(x, form.dtype), form.name))
     stream = checked_stream(data, form, keeps_labels=False)
     if isinstance(stream, keras.utils.PyDataset):
-        numbers = itertools.count() if stream.num_batches is None else range(stream.num_batches)
-        stream = map(stream.__getitem__, numbers)
+        # In earlier versions of Keras it has no `__iter__`, and Python asks for batches without end.
+        stream = itertools.islice(stream, stream.num_batches)
+    batches: list[tf.Tensor] = []
     with raising_named_batches():
         for element in stream:
-            yield split_element(element, name)[0]
-
-
-def first_events(data, num_examples: int, distribution):
-    """The first examples of arrays or batches of any form that `fit` takes, without labels, as one array."""
-    check_positive_int(num_examples, "num_examples")
-    batches, count = [], 0
-    for batch in event_batches(data, distribution, num_examples, "data"):
-        batches.append(tf.cast(batch, distribution.dtype))
-        count += len(batch)
-        if count >= num_examples:
-            break
+            batches.append(tf.cast(split_element(element, form.name).x, form.dtype))
+            if sum(map(len, batches)) >= num_examples:
+                break
     if not batches:
         raise ValueError("`data` has no batch to adapt to.")
     return tf.concat(batches, axis=0)[:num_examples]
 
 
 @contextlib.contextmanager
-def raising_named_batches():
-    """Turns the failure of a stream from `prepare` into an error that names the argument and the batch."""
+def raising_named_batches() -> Iterator[None]:
+    """Turns the failure of a checked stream into an error that names the argument and the batch."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
@@ -97,7 +99,7 @@ def raising_named_batches():
 
 
 class _CheckedPyDataset(keras.utils.PyDataset):
-    """A `keras.utils.PyDataset` whose batches are checked."""
+    """A `keras.utils.PyDataset` with checked batches."""
 
     def __init__(self, data, form, keeps_labels):
         options = ("workers", "use_multiprocessing", "max_queue_size")
@@ -119,7 +121,7 @@ class _CheckedPyDataset(keras.utils.PyDataset):
 
 
 def _checked_data_set(data, form, keeps_labels):
-    """The data set with each batch checked as it is read."""
+    """The data set, with a check of each batch when it is read."""
     x, labels, weights = split_element(data.element_spec, form.name)
     _check_spec(x, weights, form)
     if keeps_labels:
@@ -167,8 +169,8 @@ def _check_spec(x, weights, form):
     if not isinstance(x, tf.TensorSpec):
         parts = f"a dict with the keys {list(x)}" if isinstance(x, dict) else f"{x}"
         raise TypeError(
-            f"The events in `{form.name}` must be one dense tensor; the data set has {parts} in their place. "
-            "Make one tensor of it by `.map(...)`."
+            f"The events in `{form.name}` must be one dense tensor; got {parts}. Make one tensor of it by "
+            "`.map(...)`."
         )
     if x.shape.rank == form.shape.rank and x.shape.is_compatible_with(form.shape):
         raise ValueError(
@@ -192,8 +194,7 @@ def _checked_element(element, index, form, keeps_labels):
     """An element of a generator or a `PyDataset`, as a tuple of arrays."""
     parts = parts_of(element, form)
     try:
-        x = batch_of_events(parts.x, form)
-        check_finite(cast_array(x, form.dtype), form.name)
+        x = finite_events(parts.x, form)
         if (weights := parts.sample_weight) is not None:
             weights = check_weights(weights, len(x), form.name)
     except (TypeError, ValueError) as error:

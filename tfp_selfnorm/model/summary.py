@@ -2,7 +2,8 @@
 
 import re
 import shutil
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import rich.console
@@ -18,7 +19,7 @@ tfd = tfp.distributions
 
 
 class Row(NamedTuple):
-    """A bijector, or another part of a flow: the variables are those of its parts, too."""
+    """A bijector or another part of a flow, with all variables in it."""
 
     name: str
     kind: str
@@ -28,13 +29,13 @@ class Row(NamedTuple):
 
 
 def print_summary(
-    model,
-    line_length=None,
-    positions=None,
-    print_fn=None,
-    expand_nested=False,
-    show_trainable=False,
-    layer_range=None,
+    model: keras.Model,
+    line_length: int | None,
+    positions: Sequence[float] | None,
+    print_fn: Callable[[str], Any] | None,
+    expand_nested: bool,
+    show_trainable: bool,
+    layer_range: Sequence[str] | None,
 ) -> None:
     """Prints the table and the totals; see `FlowModel.summary`."""
     wrapped = {variable.value.ref(): variable for variable in model.weights}
@@ -42,7 +43,7 @@ def print_summary(
     rows = _all_rows(model.distribution, expand_nested, of_flow)
 
     def counts(variables):
-        """The numbers of parameters that train and that do not."""
+        """The numbers of parameters that train, and of others."""
         references = {variable.ref() for variable in variables}
         trains = {ref: wrapped.get(ref, ref.deref()).trainable for ref in references}
         return [_size(ref.deref() for ref in references if trains[ref] == flag) for flag in (True, False)]
@@ -68,11 +69,11 @@ def print_summary(
 
 
 def _all_rows(distribution, expand_nested, of_flow):
-    """The rows of a distribution, in which each variable of a flow is found."""
-    rows = flow_rows(distribution, expand_nested)
+    """The rows of a distribution, with each variable of a flow."""
+    rows = _flow_rows(distribution, expand_nested, frozenset())
     if of_flow - _references(rows):
-        # A Python function holds some, which come to light when it is called.
-        rows = flow_rows(distribution, expand_nested, of_flow)
+        # A Python function holds some of them. A call of it finds them.
+        rows = _flow_rows(distribution, expand_nested, of_flow)
     if hidden := of_flow - _references(rows):
         rows.append(Row("others", "held by functions", "", [ref.deref() for ref in hidden]))
     return rows
@@ -82,18 +83,18 @@ def _size(variables):
     return sum(variable.shape.num_elements() for variable in variables)
 
 
-def flow_rows(distribution, expand_nested=False, hidden=frozenset()) -> list[Row]:
+def _flow_rows(distribution, expand_nested, hidden):
     """The bijectors of a distribution, from data to latent, and its base distribution.
 
     Args:
       distribution: a TFP distribution.
-      expand_nested: whether what is inside of a bijector, or of a base distribution, has rows too.
-      hidden: references of variables to look for by calling each bijector.
+      expand_nested: whether the parts of a bijector, or of a base distribution, have rows too.
+      hidden: references of variables to find by a call of each bijector.
     """
     with act_norm_mode("ignore"):
         value = distribution.sample(1, seed=0) if hidden else None
         rows, shape = [], distribution.event_shape
-        # Not its subclasses, such as tfd.MultivariateNormalDiag: they are bases.
+        # Subclasses, such as tfd.MultivariateNormalDiag, are bases.
         while _class_name(distribution) == "TransformedDistribution":
             walk = _Walk(shape, value, hidden, expand_nested)
             walk.pass_through(distribution.bijector)
@@ -104,7 +105,7 @@ def flow_rows(distribution, expand_nested=False, hidden=frozenset()) -> list[Row
 
 
 class _Walk:
-    """Goes from data to latent, with the event shape and, to find hidden variables, an event."""
+    """Makes rows from data to latent; carries the event shape and, to find hidden variables, an event."""
 
     def __init__(self, shape, value, hidden, expand_nested, level=0):
         self.shape, self.value, self.rows = shape, value, []
@@ -147,7 +148,7 @@ class _Walk:
 
 
 def _nested_rows(owner, level):
-    """Rows, without shapes, of the bijectors, distributions and Keras layers that something holds."""
+    """Rows, without shapes, of the bijectors, distributions and Keras layers that an owner holds."""
     rows = []
     parts = owner.layers if isinstance(owner, keras.Model) else tf.nest.flatten(owner.parameters)
     for part in parts:
@@ -164,12 +165,12 @@ def _nested_rows(owner, level):
 
 
 def _class_name(part):
-    """Some classes, of TFP and of this package, have a private twin that is a CompositeTensor, or is none."""
+    """The public name: some classes have a private twin, which is a CompositeTensor or is none."""
     return type(part).__name__.removeprefix("_Composite").removeprefix("_")
 
 
 def _kind(part):
-    """The class; of `tfd.Sample` and the like the class within, too."""
+    """The class; for wrappers such as `tfd.Sample` also the class of the inner distribution."""
     inner = getattr(part, "distribution", None) if isinstance(part, (tfd.Sample, tfd.Independent)) else None
     return _class_name(part) + (f" of {_kind(inner)}" if inner is not None else "")
 
@@ -193,10 +194,10 @@ def _table(positions, line_length, show_trainable):
         raise ValueError(f"`positions` must be {len(header)} numbers, one a column; got {positions!r}.")
     ends = [int(position * line_length) for position in positions]
     # Without the border and a space on each side.
-    widths = [end - start - 3 for start, end in zip([0, *ends], ends, strict=False)]
+    widths = [end - begin - 3 for begin, end in zip([0, *ends], ends, strict=False)]
     if min(widths) < 1:
         raise ValueError(f"`line_length` {line_length} is too small for the positions {positions}.")
-    align = ["left", "left", "right", "right", "center"]
+    align: Any = ["left", "left", "right", "right", "center"]
     columns = [
         rich.table.Column(name, justify=justify, width=width)
         for name, justify, width in zip(header, align, widths, strict=False)
@@ -205,7 +206,7 @@ def _table(positions, line_length, show_trainable):
 
 
 def _in_range(rows, layer_range):
-    """The rows from the first name that matches to the last, with what is nested in them."""
+    """The rows from the first name that matches to the last, with their nested rows."""
     if layer_range is None:
         return rows
     if len(layer_range) != 2 or not all(isinstance(name, str) for name in layer_range):
@@ -217,8 +218,8 @@ def _in_range(rows, layer_range):
         raise ValueError(
             f"`layer_range` {layer_range!r} matches no bijector; there are {[row.name for row in rows]}."
         )
-    start, end = sorted([min(found[0]), max(found[1])])
-    level = rows[end].level
-    while end + 1 < len(rows) and rows[end + 1].level > level:
-        end += 1
-    return rows[start : end + 1]
+    first, last = sorted([min(found[0]), max(found[1])])
+    level = rows[last].level
+    while last + 1 < len(rows) and rows[last + 1].level > level:
+        last += 1
+    return rows[first : last + 1]

@@ -1,13 +1,14 @@
 """`FlowTrainer`, the training of a distribution by Keras."""
 
-import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfp_selfnorm.bijectors.pair_memory import keeping_values
 from tfp_selfnorm.flows.networks import computes_in_float16
-from tfp_selfnorm.inverse_learning.base import as_inverse_learning
+from tfp_selfnorm.inverse_learning.base import InverseLearning, as_inverse_learning
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.inverse_learning.reconstruction_weight import ReconstructionWeights
 from tfp_selfnorm.inverse_learning.scope import current_scope, recording_scope, training_scope
@@ -15,23 +16,32 @@ from tfp_selfnorm.model.data import unpack
 from tfp_selfnorm.model.distribution_model import DistributionModel
 from tfp_selfnorm.model.figures import Figures, example_weights
 from tfp_selfnorm.model.refresh import Refresh
-from tfp_selfnorm.model.update_guard import UpdateGuard
-from tfp_selfnorm.structure.layers import at_inference
+from tfp_selfnorm.model.update_guard import UpdateGuard, step_tensors
 from tfp_selfnorm.structure.variables import find_layers_and_variables
 from tfp_selfnorm.utils.checks import check_events
 from tfp_selfnorm.utils.compat import could_record_gradients, is_step_of_many_workers
 from tfp_selfnorm.utils.graphs import is_within_reach
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.options import check_bool
+from tfp_selfnorm.utils.types import Array, TfpObject
 
 
 class FlowTrainer(DistributionModel):
-    """Keras's training of a distribution; base of `FlowModel`, whose docstring says how both behave."""
+    """The training of a distribution by Keras; base of `FlowModel`, which has the documentation."""
 
-    # Until `compile`.
-    optimizer = None
+    # `None` until `compile`.
+    optimizer: Any = None
+    train_function: Callable | None
+    test_function: Callable | None
+    predict_function: Callable | None
 
-    def __init__(self, distribution, inverse_learning, bits_per_dim, name):
+    def __init__(
+        self,
+        distribution: TfpObject,
+        inverse_learning: InverseLearning | None,
+        bits_per_dim: bool,
+        name: str | None,
+    ) -> None:
         learning = as_inverse_learning(inverse_learning)
         check_bool(bits_per_dim, "bits_per_dim")
         super().__init__(distribution, name)
@@ -62,29 +72,32 @@ class FlowTrainer(DistributionModel):
 
     def compile(
         self,
-        optimizer="adam",
-        loss=None,
-        loss_weights=None,
-        metrics=None,
-        weighted_metrics=None,
-        run_eagerly=False,
-        steps_per_execution=1,
-        jit_compile="auto",
-        auto_scale_loss=True,
+        optimizer: keras.optimizers.Optimizer | str = "adam",
+        loss: None = None,
+        loss_weights: None = None,
+        metrics: None = None,
+        weighted_metrics: None = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool | str = "auto",
+        auto_scale_loss: bool = True,
         *,
-        max_skipped_updates=10,
-    ):
-        """Keras's `compile`, without a loss or metrics: the model has its own.
+        max_skipped_updates: int = 10,
+    ) -> None:
+        """Sets the optimizer. The loss and the metrics are the model's own.
 
         Args:
           optimizer: a Keras optimizer, or its name.
-          loss: must be `None`, as `loss_weights`, `metrics` and `weighted_metrics` must.
-          run_eagerly: as Keras's, and so is `steps_per_execution`.
-          jit_compile: as Keras's. "auto" on the CPU leaves to XLA the update of large variables alone, by an
-            optimizer of Keras; `False` leaves it nothing.
-          auto_scale_loss: whether to scale the loss where a coupling network computes in float16.
-          max_skipped_updates: training stops with a ValueError after so many steps in a row whose loss or
-            gradients are not finite; single ones are skipped and counted.
+          loss, loss_weights, metrics, weighted_metrics: must be `None`.
+          run_eagerly, steps_per_execution: as in Keras.
+          jit_compile: as in Keras. On the CPU "auto" compiles only the update of large variables by XLA, for
+            optimizers of Keras; `False` compiles nothing by XLA.
+          auto_scale_loss: whether to scale the loss if a coupling network computes in float16.
+          max_skipped_updates: training stops with a ValueError after this number of skipped steps in a row. A
+            step is skipped if its loss, its gradients or its learning rate are not finite.
+
+        Raises:
+          ValueError: if an argument has another value.
         """
         given = {"loss": loss, "loss_weights": loss_weights, "metrics": metrics}
         for argument, value in {**given, "weighted_metrics": weighted_metrics}.items():
@@ -93,7 +106,7 @@ class FlowTrainer(DistributionModel):
         check_positive_int(max_skipped_updates, "max_skipped_updates")
         check_positive_int(steps_per_execution, "steps_per_execution")
         if optimizer is None:
-            raise ValueError("`optimizer` must be a Keras optimizer, or the name of one; got None.")
+            raise ValueError("`optimizer` must be a Keras optimizer, or its name; got None.")
         optimizer = keras.optimizers.get(optimizer)
         is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         if auto_scale_loss and self._scales_loss and not is_scaled:
@@ -105,16 +118,16 @@ class FlowTrainer(DistributionModel):
             jit_compile=jit_compile,
             auto_scale_loss=auto_scale_loss,
         )
-        # Keras's own shows 0 where no step was measured; the loss is one of our figures.
+        # The tracker of Keras shows 0 if no step was measured; `Figures` has a loss.
         self._loss_tracker = None
         # Keras keeps no difference between "auto" and `False`.
         self._jit_compile_given = jit_compile
         self._guard.begin(max_skipped_updates, fuses=jit_compile is not False)
-        self._optimized_variables = None
+        self._optimized_variables: list[str] | None = None
         self._refresh.forget_step()
 
-    def get_compile_config(self):
-        """What `compile` was given, and the names of the variables that the optimizer has a state for."""
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """Returns the arguments of `compile`, and the names of the variables that the optimizer updates."""
         config = super().get_compile_config()
         if config:
             config["max_skipped_updates"] = self._guard.max_skipped
@@ -124,13 +137,13 @@ class FlowTrainer(DistributionModel):
                 config["optimized_variables"] = list(names)
         return config
 
-    def call(self, x, training=None):
-        """The log density of each event: exact, or the surrogate of the training scope that is open.
+    def call(self, x: Array, training: bool | None = None) -> tf.Tensor:
+        """Returns the log density of each event: exact, or the surrogate of the open training scope.
 
-        Called by a bigger model its gradient is exact too, at O(D^3) for each layer and call, and the
-        regularizer is added by `add_loss`, as Keras adds those of weights, in training and in evaluation. A
-        weight that adapts or is scheduled goes on at each call in training; where a bigger model does not
-        pass `training` on, that is where a gradient tape is open.
+        In a bigger model, outside a scope, value and gradient are exact, at O(D^3) for each layer and call.
+        The regularizer is added by `add_loss`, in training and in evaluation, as Keras adds regularizers of
+        weights. Each call in training advances a weight that adapts or has a schedule. If the bigger model
+        does not pass `training` on, a call under an open gradient tape is in training.
         """
         x = tf.identity(check_events(x, self.distribution))
         distribution = self.distribution if training else self.inference_distribution
@@ -160,13 +173,13 @@ class FlowTrainer(DistributionModel):
         return log_prob
 
     def _check_scope(self, scope):
-        """A regularizer would teach nothing where the model tracks R, and so keeps it from gradients."""
+        """Raises ValueError if a regularizer has no effect, because the model tracks R without gradients."""
         for layer in self._self_norm_layers:
             if self._learning.tracks(layer) and scope.learning.regularizer(layer) is not None:
                 raise ValueError(
-                    f"The open `training_scope` has inverse_learning {scope.inverse_learning!r}, and the "
-                    f"FlowModel that is called in it {self.inverse_learning!r}: no gradient reaches "
-                    f"`forward_kernel` of `{layer.name}`. Give both the same."
+                    f"`inverse_learning` of the open `training_scope` must be as in the FlowModel, "
+                    f"{self.inverse_learning!r}; got {scope.inverse_learning!r}, and no gradient reaches "
+                    f"`forward_kernel` of `{layer.name}`."
                 )
 
     def _add_regularizer(self, scope, step):
@@ -175,12 +188,18 @@ class FlowTrainer(DistributionModel):
             weight = self._regularizer_weights.read(tf.convert_to_tensor(step))
             self.add_loss(scope.reconstruction_loss(weight, layers))
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The mean of the weighted negative log-likelihoods over the batch, plus the added losses.
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        """Returns the mean of the weighted negative log-likelihoods of a batch, plus the added losses.
 
-        As Keras has it, the weighted sum is divided by the number of examples: so the weights of a batch
-        count against those of other batches, and the optimum does not depend on how the data fall into
-        batches.
+        The weighted sum is divided by the number of examples, as in Keras. So the optimum does not depend on
+        the division of the data into batches.
         """
         count = tf.cast(tf.size(y_pred), y_pred.dtype)
         weighted = example_weights(y_pred, sample_weight) * y_pred
@@ -188,19 +207,16 @@ class FlowTrainer(DistributionModel):
         losses = self.losses
         if any(tf.is_symbolic_tensor(loss) and not is_within_reach(loss) for loss in losses):
             raise ValueError(
-                "A network of the flow adds a loss inside a `tf.function`, such as an activity regularizer, "
-                "which is out of reach outside of it. Call the network without `tf.function`: `fit` compiles "
-                "all of the step."
+                "A network of the flow adds a loss inside a `tf.function`, such as an activity regularizer. "
+                "The loss is out of reach outside of it. Call the network without `tf.function`: `fit` "
+                "compiles the whole step."
             )
         loss = tf.add_n([nll, *(tf.cast(loss, nll.dtype) for loss in losses)])
-        # Keras adds the gradients of the replicas up.
+        # Keras adds the gradients of the replicas.
         return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
-    def train_step(self, data):
-        """One step of the optimizer, and of the learned inverses.
-
-        A step whose loss or gradients are not finite changes no weight; it counts for `skipped_updates` only.
-        """
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Does one step of the optimizer and of the learned inverses, and returns the figures."""
         x, y, sample_weight = unpack(data)
         restored = [(variable.value, tf.identity(variable.value)) for variable in self._moving_variables]
         variables = self.trainable_variables
@@ -212,8 +228,8 @@ class FlowTrainer(DistributionModel):
         self._figures.update_weight(self._regularizer_weights, self._iterations())
         gradients = tape.gradient(scaled_loss, variables)
         named = dict(zip(self._named.names_of(variables), variables, strict=True))
-        candidates = _candidates(x, log_prob, scope)
-        is_applied = self._guard.apply(self.optimizer, gradients, named, loss, candidates, restored)
+        tensors = step_tensors(x, log_prob, scope)
+        is_applied = self._guard.apply(self.optimizer, gradients, named, loss, tensors, restored)
         self._figures.update(log_prob, sample_weight, loss, scope, True, is_applied)
         if self._regularizer_weights.is_adaptive:
             self._regularizer_weights.update(scope.reconstruction_errors(), is_applied)
@@ -222,8 +238,8 @@ class FlowTrainer(DistributionModel):
         self._figures.update_inverse_errors(errors)
         return self._results()
 
-    def test_step(self, data):
-        """The figures of one batch, from the held log-dets."""
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Returns the figures of one batch, by the held log-dets."""
         x, y, sample_weight = unpack(data)
         with self._open_scope() as scope:
             log_prob = self(x, training=False)
@@ -232,18 +248,18 @@ class FlowTrainer(DistributionModel):
         self._figures.update_inverse_errors(self._learning.measure(self._self_norm_layers))
         return self._results()
 
-    def predict_step(self, data):
-        """The log densities of one batch, from the held log-dets."""
+    def predict_step(self, data: Any) -> tf.Tensor:
+        """Returns the log densities of one batch, by the held log-dets."""
         with self._open_scope():
             return super().predict_step((unpack(data).x,))
 
-    def make_train_function(self, force=False):
-        """Keras's, with what must not be compiled before and after each call."""
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes Keras's function, with the work between compiled steps added before and after each call."""
         if self.train_function is not None and not force:
             return
         self._build_optimizer()
         super().make_train_function(force=force)
-        compiled_steps = self.train_function
+        compiled_steps: Any = self.train_function
 
         def steps(iterator):
             step = self._refresh.before_steps(self._guard.steps, self.steps_per_execution)
@@ -257,14 +273,14 @@ class FlowTrainer(DistributionModel):
 
         self.train_function = steps
 
-    def make_test_function(self, force=False):
-        """Keras's, with exact log-dets at the start of an evaluation, after its callbacks have begun."""
+    def make_test_function(self, force: bool = False) -> None:
+        """Makes Keras's function; the first call in an evaluation, after the callbacks, sets the log-dets."""
         if self.test_function is None or force:
             super().make_test_function(force=force)
             self.test_function = self._with_exact_log_dets(self.test_function)
 
-    def make_predict_function(self, force=False):
-        """Keras's, with exact log-dets at the start of a prediction, after its callbacks have begun."""
+    def make_predict_function(self, force: bool = False) -> None:
+        """Makes Keras's function; the first call in a prediction, after the callbacks, sets the log-dets."""
         if self.predict_function is None or force:
             super().make_predict_function(force=force)
             self.predict_function = self._with_exact_log_dets(self.predict_function)
@@ -278,15 +294,15 @@ class FlowTrainer(DistributionModel):
 
         return steps
 
-    def get_metrics_result(self):
-        """Keras's, without the figures that only training has."""
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Returns the figures; an evaluation leaves out the figures of training."""
         results = super().get_metrics_result()
         return self._figures.without_training(results) if self._is_evaluating else results
 
     def _results(self):
         results = self.get_metrics_result()
         if is_step_of_many_workers(tf.distribute.get_strategy()):
-            # Keras takes the mean over the first dimension, too, and scalars have none.
+            # Keras takes the mean over the first dimension too, and scalars have none.
             results = {name: tf.reshape(result, [1]) for name, result in results.items()}
         return results
 
@@ -299,8 +315,8 @@ class FlowTrainer(DistributionModel):
         return 0 if self.optimizer is None else tf.convert_to_tensor(self.optimizer.iterations)
 
     def _build_optimizer(self, names=None):
-        """Makes the optimizer's variables, for the trainable variables or those of the names."""
-        # Variables made inside the compiled step would have Keras trace it twice.
+        """Makes the optimizer's variables, for the trainable variables or for the variables of the names."""
+        # If the compiled step made them, Keras would trace it twice.
         if self.optimizer.built:
             return
         variables = self.trainable_variables
@@ -318,32 +334,15 @@ class FlowTrainer(DistributionModel):
 
     def _end_training(self):
         self._check_guard()
-        # Keras may have put the averages of the kernels in their place.
+        # Keras may have replaced the kernels by their averages.
         self._refresh.set_inverses()
 
-    def set_weights(self, weights):
-        """Keras's `set_weights`."""
+    def set_weights(self, weights: list[Array]) -> None:
+        """Sets the weights to arrays, in the order of `weights`."""
         super().set_weights(weights)
         self._refresh.take_weights()
 
-    @functools.cached_property
-    def inference_distribution(self):
-        """The distribution that the model scores and samples outside of training.
-
-        That is `distribution`, but with moving statistics in each `tfb.BatchNormalization`, whatever its
-        `training` says.
-        """
-        with tf.init_scope():
-            return at_inference(self.distribution)
-
     @property
-    def metrics(self):
-        """The figures of the progress bar; none before `compile`: a bigger model is to show none."""
+    def metrics(self) -> list[keras.Metric]:
+        """The figures of the progress bar. There are none before `compile`: a bigger model shows none."""
         return [*self._figures.metrics, *super().metrics] if self.compiled else []
-
-
-def _candidates(x, log_prob, scope):
-    """The tensors that a step computes, in this order, for `UpdateGuard`."""
-    passes = scope.passes if scope.sees_passes else []
-    outputs = [(f"the output of `{p.layer.name}`", p.output) for p in passes]
-    return [("the data", x), *outputs, ("the log-likelihood", log_prob)]

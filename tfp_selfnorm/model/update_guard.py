@@ -1,70 +1,80 @@
-"""Keeps updates that are not finite out of a model, counts them, and says where they came from."""
+"""Skips updates that are not finite, counts them, and names their cause."""
 
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfp_selfnorm.inverse_learning.scope import TrainingScope
 from tfp_selfnorm.model import fused_update
 
 
 class UpdateGuard:
-    """Applies the gradients of a step if they, the loss and the learning rate are finite; skips others.
+    """Applies the gradients of a step if they, the loss and the learning rate are finite; else skips it.
 
-    Gradients whose sum of squares overflows count as not finite: optimizers square them. A skipped step
-    leaves the weights as they were. The weights that an update has written are looked at: one that overflowed
-    stops the training at once, with an error of its own, since the weights before it are gone.
+    If the sum of the squares of the gradients overflows, they count as not finite, because optimizers square
+    them. A skipped step leaves the weights as they were. An update may overflow and write weights that are
+    not finite. It stops the training at once, with another error, because the earlier weights are lost.
 
-    After `max_skipped` in a row nothing is applied any more until `check` has raised: so the host may look
-    now and then, and need not wait for the device at every step.
+    After `max_skipped` skipped steps in a row every step is skipped, until `check` raises. So the host may
+    check now and then, and does not wait for the device at every step.
 
     Args:
       add_state: function of an initial value, a name and a dtype that makes a scalar variable.
 
     Attributes:
       max_skipped: the longest run of skipped steps.
-      fuses: whether the update of large variables may be compiled by XLA.
+      fuses: whether XLA may compile the update of large variables.
     """
 
     max_skipped = 1
     fuses = True
 
-    def __init__(self, add_state):
+    def __init__(self, add_state: Callable[..., keras.Variable]) -> None:
         self._run = add_state(0, "skipped_in_a_row", "int32")
         self._first = add_state(0, "first_not_finite", "int32")
         self._steps = add_state(0, "training_steps", "int32")
-        self._names, self._variable_names = [], []
+        self._names: list[str] = []
+        self._variable_names: list[str] = []
 
     @property
-    def steps(self):
-        """How many steps there were, skipped ones included: a Keras variable."""
+    def steps(self) -> keras.Variable:
+        """The number of all steps, skipped ones included."""
         return self._steps
 
     @property
-    def transient_state(self) -> tuple:
-        """The variables that no file is to keep: a run of skipped steps ends with the process."""
+    def transient_state(self) -> tuple[keras.Variable, keras.Variable]:
+        """The variables that files do not keep: a run of skipped steps ends with the process."""
         return self._run, self._first
 
-    def apply(self, optimizer, gradients, variables, loss, candidates, restored=()) -> tf.Tensor:
-        """Applies the gradients, or not.
+    def apply(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        gradients: Sequence[Any],
+        variables: dict[str, keras.Variable],
+        loss: tf.Tensor,
+        tensors: Sequence[tuple[str, tf.Tensor]],
+        restored: Sequence[tuple[tf.Variable, tf.Tensor]] = (),
+    ) -> tf.Tensor:
+        """Applies the gradients, or skips the step.
 
         Args:
           optimizer: a Keras optimizer, built.
-          gradients: one for each variable, `None` where there is none.
+          gradients: one for each variable, or `None`.
           variables: mapping from names to Keras variables.
           loss: scalar.
-          candidates: pairs of a name and a tensor in the order in which the step computed them: the first
-            that is not finite is to blame. Before them come the variables; after them the loss, the
-            gradients, their squares, and the learning rate.
-          restored: pairs of a `tf.Variable` and its value before the step, which a skipped step puts back.
+          tensors: names and tensors of the step, see `step_tensors`. The error names the first of all that is
+            not finite: the variables come before them; the loss, the gradients, their squares and the
+            learning rate come after them.
+          restored: pairs of a `tf.Variable` and its value before the step; a skipped step restores it.
 
         Returns:
-          Whether the step was right, a scalar of bool.
+          Whether the step was finite, a scalar of bool.
         """
         if not variables:
-            warnings.warn(
-                "The model has no trainable weights: it is measured, and not trained.", stacklevel=2
-            )
+            warnings.warn("The model has no trainable weights: it is measured, not trained.", stacklevel=2)
             return tf.constant(True)
         named = [(n, g) for n, g in zip(variables, gradients, strict=True) if g is not None]
         scale, rate = _loss_scale(optimizer), tf.convert_to_tensor(getattr(optimizer, "learning_rate", 1.0))
@@ -72,7 +82,7 @@ class UpdateGuard:
         total = tf.add_n(squares)
         candidates = [
             *((f"`{name}`", variable) for name, variable in variables.items()),
-            *candidates,
+            *tensors,
             ("the loss", loss),
             *((f"the gradient of `{name}`", gradient) for name, gradient in named),
             *((f"the square of the gradient of `{n}`", s) for (n, _), s in zip(named, squares, strict=True)),
@@ -85,24 +95,24 @@ class UpdateGuard:
         is_computable = _on_all_replicas(tf.math.is_finite(loss) & tf.math.is_finite(rate))
         is_finite = is_applied = is_computable & _on_all_replicas(tf.math.is_finite(total))
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            # It has a guard of its own, against overflow of the scaled gradients, and needs to see them.
+            # It has its own guard against overflow of the scaled gradients, and must get them.
             overflows = ~_on_all_replicas(_all_finite([g for _, g in named])) & (scale > 1.0)
             is_applied = is_finite | (is_computable & overflows)
         values, is_applied = [value for _, value in candidates], is_applied & may_continue
         arguments = optimizer, gradients, list(variables.values()), is_applied, values, restored
-        # The branches may only be entered by all replicas at once.
+        # All replicas must enter the same branch together.
         tf.distribute.get_replica_context().merge_call(self._apply_or_skip, args=arguments)
         return is_finite & may_continue
 
-    def begin(self, max_skipped, fuses) -> None:
-        """Takes the attributes of these names, and forgets the run of skipped steps."""
+    def begin(self, max_skipped: int, fuses: bool) -> None:
+        """Sets the attributes, and ends the run of skipped steps."""
         self.max_skipped, self.fuses = max_skipped, fuses
         self._run.assign(0)
 
-    def check(self, step) -> None:
-        """Raises ValueError if so many steps in a row were skipped, or an update broke a weight.
+    def check(self, step: int) -> None:
+        """Raises ValueError after `max_skipped` skipped steps in a row, or if an update overflowed.
 
-        Then the next run begins.
+        An error ends the run of skipped steps.
         """
         if int(self._run.numpy()) < self.max_skipped:
             return
@@ -112,11 +122,11 @@ class UpdateGuard:
             raise ValueError(
                 f"The update of step {step - 1} made `{self._variable_names[first - len(self._names)]}` not "
                 "finite, although the loss, the gradients and the learning rate were finite: the update "
-                "overflowed. Training stopped there; load earlier weights, and take a smaller learning rate."
+                "overflowed. Load earlier weights, and use a smaller learning rate."
             )
         raise ValueError(
             f"{self.max_skipped} updates in a row were not finite and so skipped, from step {step} on; "
-            f"first to be not finite was {self._names[first]}. The weights are those of step {step}. See "
+            f"first to be not finite was {self._names[first]}. The weights are as before step {step}. See "
             "`max_skipped_updates` of `compile`; a smaller learning rate or `clipnorm` may help."
         )
 
@@ -144,6 +154,13 @@ class UpdateGuard:
         tf.cond(strategy.experimental_local_results(is_applied)[0], apply, skip)
 
 
+def step_tensors(x: tf.Tensor, log_prob: tf.Tensor, scope: TrainingScope) -> list[tuple[str, tf.Tensor]]:
+    """Returns names and tensors of a training step, in the order of their computation."""
+    passes = scope.passes if scope.sees_passes else []
+    outputs = [(f"the output of `{p.layer.name}`", p.output) for p in passes]
+    return [("the data", x), *outputs, ("the log-likelihood", log_prob)]
+
+
 def _loss_scale(optimizer):
     is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     return tf.convert_to_tensor(optimizer.dynamic_scale) if is_scaled else tf.ones([])
@@ -154,7 +171,7 @@ def _all_finite(tensors):
 
 
 def _first_not_finite(values):
-    """The index of the first that is not, on any replica."""
+    """The index of the first value that is not finite on some replica."""
     bad = tf.stack([tf.cast(~_all_finite([value]), tf.float32) for value in values])
     return tf.argmax(tf.cast(_sum_over_replicas(bad) > 0.0, tf.int32), output_type=tf.int32)
 
@@ -171,5 +188,5 @@ def _sum_over_replicas(value):
 
 
 def _dense(gradient):
-    """What matters of an `IndexedSlices`."""
+    """The values of a gradient, which may be an `IndexedSlices`."""
     return gradient.values if isinstance(gradient, tf.IndexedSlices) else tf.convert_to_tensor(gradient)

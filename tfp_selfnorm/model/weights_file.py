@@ -1,28 +1,36 @@
-"""Looks at what a file of weights declares before it is read, and at the values before they are used."""
+"""Checks the declarations of a file of weights before it is read, and the values before they are used."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import h5py
+import keras
 import numpy as np
 import tensorflow as tf
 
-# What a file holds besides weights, such as the states of metrics, is smaller than this or than a variable.
+# Other data of a file, such as the states of metrics, have fewer elements than this or than a variable.
 _SMALL = 2**20
 
 
-def read_named(store, variables: dict) -> tuple[dict, dict]:
-    """The values of variables from a store of Keras, or a dict, by name, and the problems of those without.
+def read_named(
+    store: Mapping[str, Any], variables: dict[str, keras.Variable]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads the values of variables.
 
     Args:
-      store: what Keras gives to `load_own_variables`.
+      store: the argument of Keras for `load_own_variables`, or a dict.
       variables: Keras variables by name.
+
+    Returns:
+      The values by name, and the problems of the other variables by name.
     """
     saved = list(store.keys())
     problems = {name: "is missing in the file" for name in variables if name not in saved}
     problems |= {name: "is surplus in the file" for name in saved if name not in variables}
     values = {}
     for name in [name for name in variables if name not in problems]:
-        # What Keras's store returns, it has read. Of several files it has one open.
+        # The store of Keras reads a whole value at once. If it has several files, one of them is open.
         group = getattr(store, "_h5_entry_group", store)
         values[name], problem = _read(group if name in group else store, name, variables[name])
         if problem is not None:
@@ -30,17 +38,18 @@ def read_named(store, variables: dict) -> tuple[dict, dict]:
     return {name: values[name] for name in variables if name not in problems}, problems
 
 
-def loses_digits(value, variable) -> bool:
-    """Whether the variable is of floats of fewer bytes than the value from a file."""
+def loses_digits(value: np.ndarray, variable: keras.Variable) -> bool:
+    """Whether the floats of a variable have fewer bytes than the floats of a value from a file."""
     return _kind(_dtype(value)) == "floating" and _dtype(value).size > _dtype(variable).size
 
 
-def optimizer_problems(file, optimizer) -> dict:
-    """Problems of the state that an optimizer would read from an HDF5 file, by names of its variables."""
-    problems, path = {}, "optimizer"
+def optimizer_problems(file: h5py.File, optimizer: keras.optimizers.Optimizer | None) -> dict[str, str]:
+    """Returns problems of the state of an optimizer in an HDF5 file, by the names of its variables."""
+    problems: dict[str, str] = {}
+    path = "optimizer"
     while optimizer is not None:
         group, variables = file.get(f"{path}/vars", {}), optimizer.variables
-        # Keras leaves out a state of another number of variables, with a warning.
+        # Keras skips a state with another number of variables, with a warning.
         for i, variable in enumerate(variables if len(group) == len(variables) else ()):
             _, problem = _read(group, str(i), variable)
             if problem is not None:
@@ -49,9 +58,10 @@ def optimizer_problems(file, optimizer) -> dict:
     return problems
 
 
-def size_problems(file, variables) -> dict:
-    """Datasets, beside weights and the state of an optimizer, that are larger than any of the variables."""
-    limit, problems = max([_SMALL, *(math.prod(variable.shape) for variable in variables)]), {}
+def size_problems(file: h5py.File, variables: Sequence[keras.Variable]) -> dict[str, str]:
+    """Returns problems of other datasets that are larger than each variable, by name."""
+    limit = max([_SMALL, *(math.prod(variable.shape) for variable in variables)])
+    problems: dict[str, str] = {}
 
     def visit(name, item):
         if isinstance(item, h5py.Dataset) and not name.startswith(("vars/", "optimizer/")):
@@ -64,7 +74,7 @@ def size_problems(file, variables) -> dict:
 
 
 def _read(group, name, variable):
-    """The value of the name, and why it is none of the variable or `None`."""
+    """The value of the name, and its problem as a value of the variable, or `None`."""
     if isinstance(group, h5py.Group):
         # A link may lead to another file.
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
@@ -84,7 +94,7 @@ def _read(group, name, variable):
 
 
 def _declared_problem(dataset, variable):
-    """Why a dataset, or an array, is no value of a variable, by its shape and its dtype alone."""
+    """The problem of a dataset or array as a value of a variable, by its shape and dtype alone; or `None`."""
     shape, expected = dataset.shape, tuple(variable.shape)
     if shape != expected:
         return f"has shape {shape} in the file and {expected} here"
@@ -98,7 +108,7 @@ def _declared_problem(dataset, variable):
 
 
 def _value_problem(value, variable):
-    """Why an array of the right kind and shape is no value of a variable."""
+    """The problem of an array of the right kind and shape as a value of a variable; or `None`."""
     dtype = _dtype(variable).as_numpy_dtype
     with np.errstate(over="ignore", invalid="ignore"):
         cast = value.astype(dtype, copy=False)
@@ -107,7 +117,7 @@ def _value_problem(value, variable):
     else:
         bad = ~np.isfinite(cast)
         if bad.any():
-            # Such as the mask of a distribution, which is so from its start.
+            # For example the mask of a distribution, which is not finite from the beginning.
             bad &= cast != variable.numpy()
     if not bad.any():
         return None
@@ -118,8 +128,8 @@ def _value_problem(value, variable):
 
 
 def _dtype(value):
-    """A TensorFlow dtype; that of bytes and objects is a string."""
-    # Keras marks what HDF5 has no dtype for.
+    """A dtype of TensorFlow; for bytes and objects it is string."""
+    # Keras marks the dtypes that HDF5 does not have.
     marked = getattr(value, "attrs", {}).get("dtype")
     try:
         return tf.as_dtype("bfloat16" if isinstance(marked, str) and marked == "bfloat16" else value.dtype)
