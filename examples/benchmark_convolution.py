@@ -153,7 +153,13 @@ def trained_flow(layers_per_block, steps):
 
     images = datasets.load_digits().images.astype(np.uint8).repeat(3, axis=1).repeat(3, axis=2)
     images = np.pad(images, [(0, 0), (2, 2), (2, 2)])[..., np.newaxis]
-    flow = sn.conv_flow((28, 28, 1), 3, layers_per_block, preprocessing=sn.images.pixel_sigmoid(17), seed=1)
+    flow = sn.conv_flow(
+        (28, 28, 1),
+        num_blocks=3,
+        layers_per_block=layers_per_block,
+        preprocessing=sn.images.pixel_sigmoid(17),
+        seed=1,
+    )
     model = sn.FlowModel(flow, sn.Reconstruction("data", weight=1.0))
     model.compile(keras.optimizers.Adam(1e-3))
     data = tf.data.Dataset.from_tensor_slices(images[_COUNT:]).shuffle(2000, seed=0).repeat().batch(100)

@@ -52,15 +52,16 @@ def batches(images, batch_size, seed=0, training=False):
 def make_model(method, image_shape, num_levels, arguments):
     """The flow that was asked for, in a FlowModel that learns its inverses in the way that is named."""
     gradient = "exact" if method == "exact gradient" else "self_norm"
-    options = {"preprocessing": sn.images.pixel_sigmoid(num_levels), "seed": arguments.seed}
+    pixels = sn.images.pixel_sigmoid(num_levels)
+    options = {"gradient": gradient, "preprocessing": pixels, "seed": arguments.seed}
     if arguments.model == "dense":
-        flow = sn.dense_flow(image_shape, num_layers=arguments.layers, gradient=gradient, **options)
+        flow = sn.dense_flow(image_shape, num_layers=arguments.layers, **options)
     elif arguments.model == "conv":
         options["layers_per_block"] = arguments.layers
-        flow = sn.conv_flow(image_shape, gradient=gradient, **options)
+        flow = sn.conv_flow(image_shape, **options)
     else:
         options["steps_per_block"] = arguments.layers
-        flow = sn.glow_flow(image_shape, width=32, mixing=gradient, **options)
+        flow = sn.glow_flow(image_shape, width=32, **options)
     inverse_learning = {
         "self_norm, paper": sn.Reconstruction("data", WEIGHTS[arguments.model]),
         "self_norm, tracked": sn.Tracking(),

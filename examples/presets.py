@@ -137,7 +137,7 @@ def _presets():
         {"num_blocks": 2, "steps_per_block": 16, "width": 512},
         sn.Reconstruction("data", 100.0),
     )
-    lu = {"mixing": "lu"}
+    lu = {"layer": "lu"}
     conv1x1_glow = _change(selfnorm_glow, flow=lu, inverse_learning=None)
     selfnorm_glow_cifar = _change(
         selfnorm_glow,

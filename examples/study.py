@@ -106,8 +106,11 @@ STUDIES = {
             "selfnorm_glow_mnist",
             {**_SMALL_GLOW, "flow.kernel_size": 5, "inverse_learning.weight": 1.0},
         ),
-        "1x1, exact": ("selfnorm_glow_mnist", {**_SMALL_GLOW, "flow.mixing": "exact"}),
-        "5x5, exact": ("selfnorm_glow_mnist", {**_SMALL_GLOW, "flow.kernel_size": 5, "flow.mixing": "exact"}),
+        "1x1, exact": ("selfnorm_glow_mnist", {**_SMALL_GLOW, "flow.gradient": "exact"}),
+        "5x5, exact": (
+            "selfnorm_glow_mnist",
+            {**_SMALL_GLOW, "flow.kernel_size": 5, "flow.gradient": "exact"},
+        ),
         "1x1, lu": ("conv1x1_glow_mnist", _SMALL_GLOW),
     },
 }

@@ -150,7 +150,7 @@ def train(
         if len(data.event_shape) == 3:
             grid = output / "samples" / "{epoch:05d}.png"
             every = max(1, preset.epochs // _GRIDS)
-            callbacks.append(sn.callbacks.SampleGrid(grid, data.num_levels, every=every))
+            callbacks.append(sn.callbacks.SampleGrid(grid, data.num_levels, every_epochs=every))
         model.fit(
             batches(data.train, preset.batch_size, seed, epochs, training=True, augment=preset.augment),
             epochs=preset.epochs,

@@ -108,7 +108,7 @@ def test_without_a_start_xla_gives_nan(rng):
 
 def test_a_start_under_a_distribution_strategy(rng):
     with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
-        flow = sn.glow_flow((4, 4, 1), 1, 1, width=2, dtype=tf.float64, seed=1)
+        flow = sn.glow_flow((4, 4, 1), num_blocks=1, steps_per_block=1, width=2, dtype=tf.float64, seed=1)
         assert not sn.is_adapted(flow)
         sn.adapt(flow, images(rng, 50, 4, 4, 1))
         assert sn.is_adapted(flow)

@@ -33,7 +33,7 @@ def scaled(kept):
 
 
 def glow():
-    flow = sn.glow_flow((4, 4, 1), 2, 1, width=2, seed=1)
+    flow = sn.glow_flow((4, 4, 1), num_blocks=2, steps_per_block=1, width=2, seed=1)
     sn.adapt(flow, np.random.default_rng(1).normal(size=[10, 4, 4, 1]))
     for variable in flow.trainable_variables:
         variable.assign_add(tf.random.stateless_normal(variable.shape, [1, 2], stddev=0.1))

@@ -185,10 +185,14 @@ def test_the_parts_of_a_glow():
     assert count(sn.AffineCoupling, flow) == 6 + 2  # of the steps, and of the split priors
     # Squeezes of the three blocks, and the way back of the two inner ones.
     assert count(sn.Squeeze, flow) == 3 + 2
-    plain = sn.glow_flow((8, 8, 1), 3, 2, width=2, act_norm=False, split_prior=False, mixing="lu")
+    plain = sn.glow_flow(
+        (8, 8, 1), num_blocks=3, steps_per_block=2, width=2, act_norm=False, split_prior=False, layer="lu"
+    )
     kinds = (sn.ActNorm, sn.SelfNormConv2D, sn.AffineCoupling, tfb.ScaleMatvecLU)
     assert [count(kind, plain) for kind in kinds] == [0, 0, 6, 6]
-    exact = sn.glow_flow((8, 8, 1), 1, 1, kernel_size=(3, 5), width=2, mixing="exact")
+    exact = sn.glow_flow(
+        (8, 8, 1), num_blocks=1, steps_per_block=1, kernel_size=(3, 5), width=2, gradient="exact"
+    )
     (layer,) = sn.self_norm_layers(exact)
     assert (layer.gradient, layer.inversion, layer.inverse_kernel.shape) == ("exact", "exact", (3, 5, 4, 4))
     # The channels are mixed from the start.
@@ -238,8 +242,8 @@ def levels_of(flow):
     "options",
     [
         {},
-        {"mixing": "lu"},
-        {"mixing": "exact", "kernel_size": 3},
+        {"layer": "lu"},
+        {"gradient": "exact", "kernel_size": 3},
         {"split_prior": False, "act_norm": False},
         {"num_blocks": 1},
     ],

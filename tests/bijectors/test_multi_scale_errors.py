@@ -120,8 +120,12 @@ def test_wrong_image_shapes(build, shape, message):
         (sn.conv_flow, {"gradient": "relative"}, "`gradient` must be one of"),
         (sn.glow_flow, {"steps_per_block": 0}, "`steps_per_block` must be a positive int; got 0"),
         (sn.glow_flow, {"width": -1}, "`width` must be a positive int; got -1"),
-        (sn.glow_flow, {"mixing": "qr"}, r"`mixing` must be one of \('self_norm', 'exact', 'lu'\); got 'qr'"),
-        (sn.glow_flow, {"mixing": "lu", "kernel_size": 3}, "`mixing` 'lu' needs `kernel_size` 1; got 3"),
+        (
+            sn.glow_flow,
+            {"layer": "qr"},
+            r"`layer` must be one of \('self_norm', 'lu', 'emerging', 'exponential'\); got 'qr'",
+        ),
+        (sn.glow_flow, {"layer": "lu", "kernel_size": 3}, "`layer` 'lu' needs `kernel_size` 1; got 3"),
     ],
 )
 def test_wrong_builder_arguments(build, arguments, message):

@@ -21,7 +21,7 @@ def test_training_is_the_same_to_the_bit_and_the_figures_reach_keras(events, tmp
         history = model.fit(events, batch_size=4, epochs=2, verbose=0, callbacks=callbacks).history
         return model, history
 
-    likelihood = ExactLikelihood(events[:7], every=4, batch_size=3)
+    likelihood = ExactLikelihood(events[:7], every_steps=4, batch_size=3)
     quality = InverseQuality()
     table = tmp_path / "log.csv"
     watched, history = run(
@@ -56,9 +56,9 @@ def test_training_is_the_same_to_the_bit_and_the_figures_reach_keras(events, tmp
 
 def test_numbers_out_of_range(events):
     for make, names in (
-        (lambda **options: SampleGrid("grid.png", **options), ["num_levels", "num_samples", "every"]),
-        (InverseQuality, ["num_probes", "every"]),
-        (lambda **options: ExactLikelihood(events, **options), ["every", "batch_size"]),
+        (lambda **options: SampleGrid("grid.png", **options), ["num_levels", "num_samples", "every_epochs"]),
+        (InverseQuality, ["num_probes", "every_epochs"]),
+        (lambda **options: ExactLikelihood(events, **options), ["every_steps", "batch_size"]),
     ):
         for name in names:
             for value in (0, -1, 2.0, True, None):

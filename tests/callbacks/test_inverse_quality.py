@@ -76,7 +76,7 @@ def test_nan_is_the_worst_inverse(three_layers):
 
 def test_epochs_between_estimates_repeat_the_last(three_layers):
     layers, model = three_layers
-    quality = InverseQuality(every=3)
+    quality = InverseQuality(every_epochs=3)
     for expected in ([0.5, 0.5, 1 / 8, 1 / 8, 1 / 8, 1 / 64], [0.5, 0.5, 1 / 8]):
         # Each call of `fit` begins with an estimate of its own.
         begin(quality, model)

@@ -18,7 +18,7 @@ tfd = tfp.distributions
 def test_the_grid_shows_the_samples(tmp_path, event_shape, columns):
     model = compiled(pixel_noise(event_shape))
     grid = begin(
-        SampleGrid(tmp_path / "new" / "{epoch:03d}.png", LEVELS, num_samples=7, every=2, seed=5), model
+        SampleGrid(tmp_path / "new" / "{epoch:03d}.png", LEVELS, num_samples=7, every_epochs=2, seed=5), model
     )
     for epoch in range(5):
         if epoch == 4:

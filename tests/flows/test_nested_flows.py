@@ -42,7 +42,7 @@ def nested(depth):
 
 
 def glow(num_blocks):
-    flow = sn.glow_flow((64, 64, 1), num_blocks, steps_per_block=1, width=2, seed=1)
+    flow = sn.glow_flow((64, 64, 1), num_blocks=num_blocks, steps_per_block=1, width=2, seed=1)
     sn.adapt(flow, np.random.default_rng(1).normal(size=[4, 64, 64, 1]))
     return flow
 

@@ -30,7 +30,7 @@ BUILDERS = {
     "glow_flow": (sn.glow_flow, {"image_shape": (4, 4, 1), "steps_per_block": 1, "width": 4}),
     "glow_flow, lu": (
         sn.glow_flow,
-        {"image_shape": (4, 4, 1), "steps_per_block": 1, "width": 4, "mixing": "lu"},
+        {"image_shape": (4, 4, 1), "steps_per_block": 1, "width": 4, "layer": "lu"},
     ),
 }
 BATCH, EPOCHS = 10, 3

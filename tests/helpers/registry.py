@@ -220,7 +220,7 @@ REGISTRY = {
     ),
     "glow_flow": Case(_perturbed(_glow), event_shape=(4, 4, 1), latent_shape=(2, 2, 4), unused=2),
     "glow_flow, lu": Case(
-        _perturbed(lambda dtype: _glow(dtype, mixing="lu", split_prior=False)),
+        _perturbed(lambda dtype: _glow(dtype, layer="lu", split_prior=False)),
         event_shape=(4, 4, 1),
         latent_shape=(2, 2, 4),
     ),

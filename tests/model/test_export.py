@@ -52,11 +52,15 @@ def dense_flow_of_images():
 
 def conv_flow_of_images():
     pixels = sn.images.pixel_sigmoid(4)
-    return sn.conv_flow((4, 4, 1), 2, 1, preprocessing=pixels, activation="spline", seed=1)
+    return sn.conv_flow(
+        (4, 4, 1), num_blocks=2, layers_per_block=1, preprocessing=pixels, activation="spline", seed=1
+    )
 
 
 def glow_flow_of_images():
-    return sn.glow_flow((4, 4, 1), 2, 1, width=4, preprocessing=sn.images.pixel_sigmoid(4), seed=1)
+    return sn.glow_flow(
+        (4, 4, 1), num_blocks=2, steps_per_block=1, width=4, preprocessing=sn.images.pixel_sigmoid(4), seed=1
+    )
 
 
 def plain_distribution():
@@ -142,6 +146,8 @@ def test_a_failure_leaves_no_folder(tmp_path, monkeypatch):
 
 def test_an_exact_sample_may_first_be_asked_for_inside_a_graph():
     """Its parts are made on that occasion, and must outlive the graph."""
-    model = sn.FlowModel(sn.glow_flow((4, 4, 1), 2, 1, width=4, act_norm=False, seed=1))
+    model = sn.FlowModel(
+        sn.glow_flow((4, 4, 1), num_blocks=2, steps_per_block=1, width=4, act_norm=False, seed=1)
+    )
     sample = tf.function(lambda: model.sample(3, seed=1, exact=True))()
     np.testing.assert_allclose(model.sample(3, seed=1, exact=True), sample, atol=1e-5)

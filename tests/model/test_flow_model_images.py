@@ -20,12 +20,16 @@ def digits():
 def conv(layers_per_block=1, event_shape=(8, 8, 1), **options):
     """Of one layer a block: the time is that of tracing each layer, and of compiling it."""
     pixels = sn.images.pixel_sigmoid(17)
-    return sn.conv_flow(event_shape, 2, layers_per_block, preprocessing=pixels, seed=1, **options)
+    return sn.conv_flow(
+        event_shape, num_blocks=2, layers_per_block=layers_per_block, preprocessing=pixels, seed=1, **options
+    )
 
 
 def glow(event_shape=(8, 8, 1), **options):
     pixels = sn.images.pixel_sigmoid(17)
-    return sn.glow_flow(event_shape, 2, 1, width=4, preprocessing=pixels, seed=1, **options)
+    return sn.glow_flow(
+        event_shape, num_blocks=2, steps_per_block=1, width=4, preprocessing=pixels, seed=1, **options
+    )
 
 
 WAYS = {
@@ -37,8 +41,8 @@ WAYS = {
     "glow, paper": (glow, {}, sn.Reconstruction(weight=100.0)),
     "glow, default": (glow, {}, sn.Tracking()),
     "glow, 5x5": (glow, {"kernel_size": 5}, sn.Tracking()),
-    "glow, exact": (glow, {"mixing": "exact"}, None),
-    "glow, lu": (glow, {"mixing": "lu"}, None),
+    "glow, exact": (glow, {"gradient": "exact"}, None),
+    "glow, lu": (glow, {"layer": "lu"}, None),
     "glow, plain": (glow, {"act_norm": False, "split_prior": False}, sn.Tracking()),
 }
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from make_saved_files import FOLDER, NAMES, events, make_model
 
+import tfp_selfnorm as sn
+
 
 def check_file(model, file):
     """Each variable, and the state of the optimizer, is that of the file, read apart from Keras."""
@@ -45,3 +47,56 @@ def test_earlier_weights_load(name):
     model.load_weights(FOLDER / f"{name}.weights.h5")
     check_file(model, FOLDER / f"{name}.weights.h5")
     check_log_prob(model, name)
+
+
+def config_of(builder, **arguments):
+    """A config such as version 0.1.0 wrote."""
+    return {
+        "builder": {"function": f"tfp_selfnorm>{builder}"},
+        "arguments": {"image_shape": {"tuple": [4, 4, 1]}, "num_blocks": 1, "seed": 1, **arguments},
+        "inverse_learning": None,
+        "bits_per_dim": False,
+        "dtype_policy": "float32",
+        "name": "flow_model",
+    }
+
+
+GLOW = {"steps_per_block": 1, "width": 2, "act_norm": False}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "present"),
+    [
+        ({"mixing": "self_norm", "mixture": 0.25}, {"layer": "self_norm", "mixture": 0.25}),
+        ({"mixing": "exact", "inversion": None}, {"gradient": "exact", "inversion": None}),
+        ({"mixing": "lu", "mixture": 0.25, "inversion": "exact"}, {"layer": "lu"}),
+    ],
+    ids=["self_norm", "exact", "lu"],
+)
+def test_the_mixing_of_earlier_configs_is_the_layer(earlier, present):
+    model = sn.FlowModel.from_config(config_of("glow_flow", **GLOW, **earlier))
+    expected = sn.glow_flow((4, 4, 1), num_blocks=1, seed=1, **GLOW, **present)
+    # What is saved next has today's words.
+    arguments = model.get_config()["arguments"]
+    assert arguments == config_of("glow_flow", **GLOW, **present)["arguments"]
+    layers, expected_layers = sn.self_norm_layers(model.distribution), sn.self_norm_layers(expected)
+    assert len(layers) == len(expected_layers) == (present.get("layer") != "lu")
+    for layer, other in zip(layers, expected_layers, strict=True):
+        for option in ("gradient", "mixture", "inversion"):
+            assert getattr(layer, option) == getattr(other, option)
+    x = np.random.default_rng(0).normal(size=[3, 4, 4, 1]).astype(np.float32)
+    np.testing.assert_array_equal(model.log_prob(x), expected.log_prob(x))
+
+
+def test_options_that_had_no_effect_in_earlier_configs():
+    options = {"gradient": "self_norm", "mixture": 0.5, "inversion": None, "layer": "emerging"}
+    model = sn.FlowModel.from_config(config_of("conv_flow", **options))
+    expected = sn.conv_flow((4, 4, 1), num_blocks=1, layer="emerging", seed=1)
+    x = np.random.default_rng(0).normal(size=[3, 4, 4, 1]).astype(np.float32)
+    np.testing.assert_array_equal(model.log_prob(x), expected.log_prob(x))
+
+
+@pytest.mark.parametrize("mixing", ["qr", None, ["lu"]])
+def test_a_wrong_mixing_in_a_config(mixing):
+    with pytest.raises(ValueError, match="`layer` must be one of"):
+        sn.FlowModel.from_config(config_of("glow_flow", **GLOW, mixing=mixing))

@@ -164,7 +164,7 @@ def test_builders_give_each_variable_a_name_of_its_own():
         sn.dense_flow(2, num_layers=3, activation="spline"),
         sn.conv_flow((4, 4, 1), num_blocks=2, layers_per_block=2, activation="spline"),
         sn.glow_flow((4, 4, 1), steps_per_block=2, width=4),
-        sn.glow_flow((4, 4, 1), steps_per_block=2, width=4, mixing="lu"),
+        sn.glow_flow((4, 4, 1), steps_per_block=2, width=4, layer="lu"),
     ]
     for flow in flows:
         names = [variable.name for variable in flow.variables]

@@ -1,5 +1,7 @@
 """Arguments of the public functions: unusual ones have their right effect, bad ones are refused by name."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
@@ -194,7 +196,7 @@ def test_integers_as_seeds():
 @pytest.mark.parametrize("dtype", ["float64", np.float64, np.dtype("float64"), tf.float64], ids=str)
 def test_names_of_dtypes(dtype):
     assert sn.dense_flow(2, activation="spline", dtype=dtype).dtype == tf.float64
-    assert sn.glow_flow((2, 2, 1), 1, 1, width=2, dtype=dtype).dtype == tf.float64
+    assert sn.glow_flow((2, 2, 1), num_blocks=1, steps_per_block=1, width=2, dtype=dtype).dtype == tf.float64
     assert sn.ActNorm.trainable(2, dtype).dtype == tf.float64
     assert sn.baselines.EmergingConv2D.trainable((2, 2), 1, dtype=dtype).dtype == tf.float64
     assert sn.images.pixel_sigmoid(dtype=dtype).low.dtype == tf.float64
@@ -250,6 +252,10 @@ def test_the_slope_of_a_variable_counts_when_arguments_are_validated():
         )
 
 
+def dense(**options):
+    return sn.dense_flow(2, **options)
+
+
 # Each as the issue reports it, or of its kind.
 REFUSED = [
     (sn.Tracking, [2.5], ValueError, "`num_probes` must be a positive int; got 2.5"),
@@ -272,16 +278,16 @@ REFUSED = [
     (sn.LeakyReLU, [tf.Variable(2.0), True], ValueError, "`negative_slope` must be in .*; got <tf.Var"),
     (sn.SmoothLeakyReLU, [tf.Variable([0.5, 0.0]), True], ValueError, "`negative_slope` must be in .*; got"),
     (sn.LeakyReLU, [[]], ValueError, r"`negative_slope` must be in \(0, 1\]; got \[\]"),
-    (sn.dense_flow, [2, 2, None, 3], TypeError, "`preprocessing` must be a TFP bijector or None; got 3"),
-    (sn.dense_flow, [2, 2, None, tfb.Exp], TypeError, "`preprocessing` must be a TFP bijector or None"),
+    (partial(dense, preprocessing=3), [], TypeError, "`preprocessing` must be .* bijector or None; got 3"),
+    (partial(dense, preprocessing=tfb.Exp), [], TypeError, "`preprocessing` must be a TFP bijector or None"),
     (sn.dense_flow, [-1], ValueError, "`event_shape` must be .* of positive sizes.*; got -1"),
     (sn.dense_flow, [2.5], ValueError, "`event_shape` must be .*; got 2.5"),
     (sn.dense_flow, [True], ValueError, "`event_shape` must be .*; got True"),
     (sn.dense_flow, [(2, 0)], ValueError, r"`event_shape` must be .*; got \(2, 0\)"),
-    (sn.dense_flow, [2, 2, tf.nn.relu], TypeError, "`activation` must return a TFP bijector"),
-    (sn.dense_flow, [2, 2, tfb.Exp()], ValueError, "`activation` must be .* a function that makes a"),
+    (partial(dense, activation=tf.nn.relu), [], TypeError, "`activation` must return a TFP bijector"),
+    (partial(dense, activation=tfb.Exp()), [], ValueError, "`activation` must be .* a function that makes"),
     (sn.conv_flow, [(4, 4.0, 1)], ValueError, r"`image_shape` must be .*; got \(4, 4.0, 1\)"),
-    (sn.glow_flow, [(4, 4, 1), 1, 1, 2], ValueError, "`kernel_size` must be an odd positive int"),
+    (partial(sn.glow_flow, kernel_size=2), [(4, 4, 1)], ValueError, "`kernel_size` must be an odd"),
     (sn.ActNorm, [EYE[0], EYE[0], tf.Variable(1)], TypeError, "`is_adapted` must be True, or a tf.Variable"),
     (sn.SelfNormDense, [object(), EYE], TypeError, "`forward_kernel` must be a tensor of numbers"),
     (sn.SelfNormDense, [EYE, EYE, []], ValueError, "sizes of the parameters differ: .*`bias` 0"),

@@ -125,7 +125,6 @@ WRONG = {
     "event_ndims": NO_COUNT,
     "event_shape": [*NO_SHAPE, (2, None), tf.TensorShape(None)],
     "event_size": NO_COUNT,
-    "every": NO_COUNT,
     "exact": NO_BOOL,
     "filepath": NO_PATH,
     "gradient": NO_NAME,
@@ -145,7 +144,6 @@ WRONG = {
     "log_dir": NO_PATH,
     "log_prob": [*STRANGE, "a", True, np.array([1]), tf.constant([1j])],
     "max_norm": [*NO_NUMBER, 0.0, -1, 5.5, np.inf],
-    "mixing": NO_NAME,
     "mixture": [*NO_NUMBER, -0.1, 1.1, np.inf, tf.Variable(3)],
     "momentum": [*NO_NUMBER, -0.1, 1.0, np.inf],
     "negative_slope": [*NO_NUMBER, 0.0, -1.0, 2.5, np.inf, tf.Variable(3)],
@@ -165,6 +163,7 @@ WRONG = {
 }
 WRONG |= dict.fromkeys(["num_blocks", "num_channels", "num_conditioning", "num_examples"], NO_COUNT)
 WRONG |= dict.fromkeys(["num_layers", "num_outputs", "num_probes", "num_samples", "refresh_every"], NO_COUNT)
+WRONG |= dict.fromkeys(["every_epochs", "every_steps"], NO_COUNT)
 WRONG |= dict.fromkeys(["layers_per_block", "steps_per_block", "width"], NO_COUNT)
 WRONG |= dict.fromkeys(
     ["act_norm", "per_layer", "rotates", "split_prior", "use_bias", "validate_args"], NO_BOOL
@@ -174,6 +173,8 @@ WRONG |= dict.fromkeys(["first_kernel", "second_kernel"], NO_ARRAY)
 # Arguments of one name that are of another kind here.
 WRONG |= {
     "conv_flow.layer": NO_NAME,
+    "dense_flow.layer": NO_NAME,
+    "glow_flow.layer": NO_NAME,
     "coupling_network.dtype": WRONG["network_dtype"],
     "coupling_network.kernel_size": [*NO_SHAPE, (3, None), (3, 3, 3)],
     "coupling_network.seed": NO_INT,
@@ -277,9 +278,22 @@ PUBLIC = {
 MAKES_VARIABLES = ("trainable", "_flow", "coupling_network", "trainable_spline")
 
 
-def wrong_values(name, parameter):
-    values = WRONG.get(f"{name}.{parameter.name}", WRONG[parameter.name])
-    return [value for value in values if value is not None or parameter.default is not None]
+# What builders pass on, with the values that are taken without them.
+LAYER_OPTIONS = {"gradient": "self_norm", "mixture": 0.5, "inversion": None}
+
+
+def arguments_of(function):
+    """The names of the arguments with their defaults, those of `**layer_options` too."""
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name == "layer_options":
+            yield from LAYER_OPTIONS.items()
+        else:
+            yield parameter.name, parameter.default
+
+
+def wrong_values(name, argument, default):
+    values = WRONG.get(f"{name}.{argument}", WRONG[argument])
+    return [value for value in values if value is not None or default is not None]
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -291,23 +305,23 @@ def test_every_argument_of_every_public_function_is_checked(name):
         made.append(options.get("name"))
         return make(**options)
 
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.name in NOT_HERE:
+    for argument, default in arguments_of(function):
+        if argument in NOT_HERE:
             continue
-        for value in wrong_values(name, parameter):
-            call = arguments() | {parameter.name: value}
+        for value in wrong_values(name, argument, default):
+            call = arguments() | {argument: value}
             made.clear()
             try:
                 with tf.variable_creator_scope(record):
                     function(**call)
             except (TypeError, ValueError) as error:
-                if f"`{parameter.name}`" in str(error) and not (made and name.endswith(MAKES_VARIABLES)):
+                if f"`{argument}`" in str(error) and not (made and name.endswith(MAKES_VARIABLES)):
                     continue
-                silent.append((parameter.name, value, made[:1], str(error)[:100]))
+                silent.append((argument, value, made[:1], str(error)[:100]))
             except Exception as error:
-                silent.append((parameter.name, value, type(error).__name__, str(error)[:100]))
+                silent.append((argument, value, type(error).__name__, str(error)[:100]))
             else:
-                silent.append((parameter.name, value, "accepted"))
+                silent.append((argument, value, "accepted"))
     assert not silent
 
 

@@ -2,7 +2,7 @@
 self-normalizing convolution, for `conv_flow(layer=...)` or any other flow.
 
 Two more of them are elsewhere: the relative gradient is `SelfNormDense(gradient="relative")`, and Glow's
-1x1 convolution by LU factors is `tfb.ScaleMatvecLU`, in `glow_flow(mixing="lu")`.
+1x1 convolution by LU factors is `tfb.ScaleMatvecLU`, in `glow_flow(layer="lu")`.
 """
 
 from tfp_selfnorm.baselines.convolution_exponential import ConvolutionExponential2D

@@ -1,22 +1,22 @@
 """`ExactLikelihood`, the likelihood of given events between epochs."""
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.callbacks.shared import check_verbose, distribution_of, summary_writer
+from tfp_selfnorm.callbacks.shared import FlowCallback
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.structure.layers import self_norm_layers
 from tfp_selfnorm.utils.checks import check_events, check_finite
 from tfp_selfnorm.utils.integers import check_positive_int
 
 
-class ExactLikelihood(keras.callbacks.Callback):
+class ExactLikelihood(FlowCallback):
     """Computes the exact mean negative log-likelihood of given events while the model trains, in nats.
 
-    That is every `every` steps of the optimizer, and at the end of training; with `steps_per_execution`, at
-    the end of the execution that the step falls into. Training goes on as it would without, to the bit. Each
-    time costs one exact log-det a layer (O(D^3) if dense) and O(D^2) an event; the first compiles.
+    That is after every so many steps of the optimizer, and at the end of training; with
+    `steps_per_execution`, at the end of the execution that the step falls into. Training goes on as it would
+    without, to the bit. Each time costs one exact log-det a layer (O(D^3) if dense) and O(D^2) an event; the
+    first compiles.
 
     At the end of an epoch `logs` get the last figure as `exact_nll`, for Keras's own callbacks behind this
     one in the list (EarlyStopping takes `mode="min"`); the first epoch has one in any case. A figure that is
@@ -24,7 +24,7 @@ class ExactLikelihood(keras.callbacks.Callback):
 
     Args:
       x: events `(number, *event_shape)`, an array of a floating dtype.
-      every: steps from one figure to the next.
+      every_steps: steps from one figure to the next.
       batch_size: how many events to take at a time.
       log_dir: folder for TensorBoard (which must be installed); the scalar is called `exact_nll`.
       verbose: whether to print a line with each figure.
@@ -42,20 +42,17 @@ class ExactLikelihood(keras.callbacks.Callback):
     >>> from tfp_selfnorm.callbacks import ExactLikelihood
     >>> model = FlowModel(dense_flow(3, seed=1))
     >>> model.compile("adam")
-    >>> likelihood = ExactLikelihood(np.zeros([50, 3]), every=2)
+    >>> likelihood = ExactLikelihood(np.zeros([50, 3]), every_steps=2)
     >>> history = model.fit(tf.zeros([40, 3]), batch_size=8, callbacks=[likelihood], verbose=0)
     >>> [step for step, nll in likelihood.history]
     [2, 4, 5]
     """
 
-    def __init__(self, x, every=100, batch_size=100, log_dir=None, verbose=0):
-        super().__init__()
+    def __init__(self, x, every_steps=100, batch_size=100, log_dir=None, verbose=0):
+        super().__init__(log_dir, every_steps=every_steps, verbose=verbose)
         self.x = _check_array(x)
-        self.every = check_positive_int(every, "every")
         self.batch_size = check_positive_int(batch_size, "batch_size")
-        self.verbose = check_verbose(verbose)
         self.history = []
-        self._writer = summary_writer(log_dir)
         self._layers, self._mean_nll, self._step = [], None, 0
 
     def set_model(self, model):
@@ -64,7 +61,7 @@ class ExactLikelihood(keras.callbacks.Callback):
         super().set_model(model)
 
     def on_train_begin(self, logs=None):
-        distribution = distribution_of(self)
+        distribution = self.distribution
         check_events(self.x[0], distribution, name="x[0]")
         if self._mean_nll is None:
             self._layers = self_norm_layers(distribution)
@@ -74,7 +71,7 @@ class ExactLikelihood(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         # Keras's number of the batch counts whole executions, also where the data end within one.
         step = self._iterations()
-        if step // self.every > self._step // self.every:
+        if step // self.every_steps > self._step // self.every_steps:
             self._evaluate()
         self._step = step
 
@@ -98,10 +95,7 @@ class ExactLikelihood(keras.callbacks.Callback):
         self.history.append((step, nll))
         if self.verbose:
             print(f"\nStep {step}: exact NLL {nll:.6g} nats")
-        if self._writer is not None:
-            with self._writer.as_default():
-                tf.summary.scalar("exact_nll", nll, step=step)
-            self._writer.flush()
+        self.summarize(tf.summary.scalar, "exact_nll", nll, step)
 
     def _iterations(self):
         return int(self.model.optimizer.iterations.numpy())

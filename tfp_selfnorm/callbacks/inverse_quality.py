@@ -1,16 +1,15 @@
 """`InverseQuality`, the errors of learned inverses."""
 
-import keras
 import numpy as np
 
-from tfp_selfnorm.callbacks.shared import check_verbose, distribution_of
+from tfp_selfnorm.callbacks.shared import FlowCallback
 from tfp_selfnorm.inverse_learning.tracking import inverse_error
 from tfp_selfnorm.structure.layers import self_norm_layers
 from tfp_selfnorm.structure.names import unused_name
 from tfp_selfnorm.utils.integers import check_int, check_positive_int
 
 
-class InverseQuality(keras.callbacks.Callback):
+class InverseQuality(FlowCallback):
     """Estimates at the end of epochs how far each learned inverse is off, and names the worst layer.
 
     The error of a layer is `||I - R W|| / ||I||` (Frobenius norm), with W from data to latent and R back:
@@ -19,12 +18,12 @@ class InverseQuality(keras.callbacks.Callback):
     included. Costs O(n D^2) a layer for n probes.
 
     `logs` get the largest error as `worst_inverse_error`, for Keras's own callbacks behind this one in the
-    list (EarlyStopping takes `mode="min"`); an epoch without an estimate, where `every` is more than 1,
-    repeats the last. Values that are not finite are reported as they are, and NaN counts as the worst.
+    list (EarlyStopping takes `mode="min"`); an epoch without an estimate, where `every_epochs` is more than
+    1, repeats the last. Values that are not finite are reported as they are, and NaN counts as the worst.
 
     Args:
       num_probes: probes of a layer; at most D, or 8 images of a convolution wider than 1x1, are used.
-      every: epochs from one estimate to the next; the first epoch has one too.
+      every_epochs: epochs from one estimate to the next; the first epoch has one too.
       seed: int that the probes depend on.
       verbose: whether to print a line with each estimate.
 
@@ -46,17 +45,15 @@ class InverseQuality(keras.callbacks.Callback):
     (['dense_0', 'dense_1'], True)
     """
 
-    def __init__(self, num_probes=32, every=1, seed=0, verbose=0):
-        super().__init__()
+    def __init__(self, num_probes=32, every_epochs=1, seed=0, verbose=0):
+        super().__init__(every_epochs=every_epochs, verbose=verbose)
         self.num_probes = check_positive_int(num_probes, "num_probes")
-        self.every = check_positive_int(every, "every")
         self.seed = check_int(seed, "seed", -(2**63), 2**63 - 1)
-        self.verbose = check_verbose(verbose)
         self.errors, self.worst_layer, self._layers = {}, None, {}
 
     def on_train_begin(self, logs=None):
         self.errors, self.worst_layer, self._layers = {}, None, {}
-        for layer in self_norm_layers(distribution_of(self)):
+        for layer in self_norm_layers(self.distribution):
             if layer.needs_inverse:
                 self._layers[unused_name(layer.name, self._layers)] = layer
         if not self._layers:
@@ -65,7 +62,7 @@ class InverseQuality(keras.callbacks.Callback):
             )
 
     def on_epoch_end(self, epoch, logs=None):
-        if (epoch + 1) % self.every == 0 or not self.errors:
+        if (epoch + 1) % self.every_epochs == 0 or not self.errors:
             self.errors = {
                 name: float(inverse_error(layer, self.num_probes, seed=[self.seed, i]))
                 for i, (name, layer) in enumerate(self._layers.items())

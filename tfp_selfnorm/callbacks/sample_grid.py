@@ -3,19 +3,17 @@
 import math
 import warnings
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.callbacks.shared import check_path, distribution_of, summary_writer
+from tfp_selfnorm.callbacks.shared import FlowCallback, check_path
 from tfp_selfnorm.utils.integers import check_int, check_positive_int
-from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.seeds import check_seed
 
 _RED, _GREY = (255, 0, 0), 128
 
 
-class SampleGrid(keras.callbacks.Callback):
+class SampleGrid(FlowCallback):
     """Draws samples at the end of epochs, as one picture: a PNG file, an image in TensorBoard, or both.
 
     The latents are the same each time, so that epochs can be compared. Samples are laid out by rows, in a
@@ -28,7 +26,7 @@ class SampleGrid(keras.callbacks.Callback):
         without `{epoch}` it is written over. Missing folders are made.
       num_levels: number of levels of a pixel, 256 for 8-bit images.
       num_samples: how many samples to draw.
-      every: epochs from one picture to the next.
+      every_epochs: epochs from one picture to the next.
       exact: whether to sample by the exact inverse, at O(D^3), in place of the learned one.
       seed: int or stateless TFP seed.
       log_dir: folder for TensorBoard (which must be installed); the image is called `samples`.
@@ -53,22 +51,19 @@ class SampleGrid(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, filepath=None, num_levels=256, num_samples=64, every=1, exact=False, seed=0, log_dir=None
+        self, filepath=None, num_levels=256, num_samples=64, every_epochs=1, exact=False, seed=0, log_dir=None
     ):
-        super().__init__()
         if filepath is None and log_dir is None:
             raise ValueError("`filepath` or `log_dir` must be given: where to write the samples.")
+        super().__init__(log_dir, every_epochs=every_epochs, exact=exact)
         self.filepath = None if filepath is None else _check_pattern(check_path(filepath, "filepath"))
         self.num_levels = check_int(num_levels, "num_levels", lowest=2)
         self.num_samples = check_positive_int(num_samples, "num_samples")
-        self.every = check_positive_int(every, "every")
-        self.exact = check_bool(exact, "exact")
         check_seed(seed)
         self.seed = seed
-        self._writer = summary_writer(log_dir)
 
     def on_train_begin(self, logs=None):
-        distribution = distribution_of(self)
+        distribution = self.distribution
         batch, event = distribution.batch_shape, distribution.event_shape
         if batch.rank != 0 or not (event.rank == 2 or (event.rank == 3 and event[-1] in (1, 3))):
             raise ValueError(
@@ -78,7 +73,7 @@ class SampleGrid(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         epoch += 1
-        if epoch % self.every:
+        if epoch % self.every_epochs:
             return
         samples = self.model.sample(self.num_samples, seed=self.seed, exact=self.exact).numpy()
         finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
@@ -91,10 +86,7 @@ class SampleGrid(keras.callbacks.Callback):
         grid = _grid(samples, self.num_levels)
         if self.filepath is not None:
             tf.io.write_file(self.filepath.format(epoch=epoch), tf.io.encode_png(grid))
-        if self._writer is not None:
-            with self._writer.as_default():
-                tf.summary.image("samples", grid[np.newaxis], step=epoch)
-            self._writer.flush()
+        self.summarize(tf.summary.image, "samples", grid[np.newaxis], epoch)
 
 
 def _grid(samples, num_levels):

@@ -3,23 +3,49 @@
 import importlib.util
 import os
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.model.flow_model import FlowModel
-from tfp_selfnorm.utils.integers import check_int
+from tfp_selfnorm.utils.integers import check_int, check_positive_int
+from tfp_selfnorm.utils.options import check_bool
 
 
-def distribution_of(callback):
-    """The distribution that its model scores; raises TypeError if that is no `FlowModel`."""
-    if not isinstance(callback.model, FlowModel):
-        raise TypeError(f"{type(callback).__name__} needs a FlowModel; got {type(callback.model).__name__}.")
-    return callback.model.inference_distribution
+class FlowCallback(keras.callbacks.Callback):
+    """The base of the callbacks: it checks the arguments that several have, and writes for TensorBoard."""
 
+    def __init__(self, log_dir=None, **arguments):
+        """Keeps each argument under its name.
 
-def check_verbose(verbose):
-    """Returns it, if it is a bool or an int, 0 or more; raises ValueError if not."""
-    return verbose if isinstance(verbose, (bool, np.bool_)) else check_int(verbose, "verbose", lowest=0)
+        Args:
+          log_dir: folder for TensorBoard, or `None`.
+          **arguments: some of `every_epochs` and `every_steps`, positive ints; `exact`, a bool; and
+            `verbose`, a bool, or an int of 0 or more.
+
+        Raises:
+          ImportError: if `log_dir` is given and TensorBoard is not installed.
+          TypeError: if `exact` is no bool, or `log_dir` no path.
+          ValueError: if another argument is out of range.
+        """
+        super().__init__()
+        for name, value in arguments.items():
+            setattr(self, name, _CHECKS[name](value, name))
+        self._writer = _summary_writer(log_dir)
+
+    @property
+    def distribution(self):
+        """The distribution that the model scores; raises TypeError if the model is no `FlowModel`."""
+        if not isinstance(self.model, FlowModel):
+            raise TypeError(f"{type(self).__name__} needs a FlowModel; got {type(self.model).__name__}.")
+        return self.model.inference_distribution
+
+    def summarize(self, write, name, value, step):
+        """Writes the value by a function of `tf.summary`, where there is a folder for TensorBoard."""
+        if self._writer is not None:
+            with self._writer.as_default():
+                write(name, value, step=step)
+            self._writer.flush()
 
 
 def check_path(path, name) -> str:
@@ -29,11 +55,22 @@ def check_path(path, name) -> str:
     return os.fspath(path)
 
 
-def summary_writer(log_dir):
-    """A writer for TensorBoard, or `None` without a folder; raises ImportError if it is not installed."""
+def _check_verbose(verbose, name):
+    return verbose if isinstance(verbose, (bool, np.bool_)) else check_int(verbose, name, lowest=0)
+
+
+def _summary_writer(log_dir):
     if log_dir is None:
         return None
     log_dir = check_path(log_dir, "log_dir")
     if importlib.util.find_spec("tensorboard") is None:
         raise ImportError("`log_dir` needs TensorBoard, which is not installed: `pip install tensorboard`.")
     return tf.summary.create_file_writer(log_dir)
+
+
+_CHECKS = {
+    "every_epochs": check_positive_int,
+    "every_steps": check_positive_int,
+    "exact": check_bool,
+    "verbose": _check_verbose,
+}

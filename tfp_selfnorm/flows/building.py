@@ -1,5 +1,7 @@
 """What the builders of flows share."""
 
+import functools
+
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -12,12 +14,55 @@ tfb = tfp.bijectors
 tfd = tfp.distributions
 
 ACTIVATIONS = ("smooth_leaky_relu", "leaky_relu", "spline")
+# The options of self-normalizing layers that builders pass on, with the values that are taken without them.
+SELF_NORM_OPTIONS = {"gradient": "self_norm", "mixture": 0.5, "inversion": None}
 
 
 def standard_normal_flow(latent_shape, bijectors, dtype, name):
     """The bijectors, from data to latent, over a standard normal base."""
     normal = tfd.Normal(tf.zeros([], dtype), tf.ones([], dtype))
     return tfd.TransformedDistribution(tfd.Sample(normal, latent_shape), tfb.Chain(bijectors), name=name)
+
+
+def layer_maker(layer, layer_options, makers, check_options):
+    """The function that makes the linear layers of a flow.
+
+    Args:
+      layer: the name of the layer, one of `makers`.
+      layer_options: the options of the layer "self_norm", by name; no other layer has any.
+      makers: functions that make a layer, by name.
+      check_options: raises TypeError or ValueError for a wrong value of an option of "self_norm".
+
+    Raises:
+      TypeError: if there is no such option.
+      ValueError: for an unknown layer, or an option of another layer.
+    """
+    unknown = next((option for option in layer_options if option not in SELF_NORM_OPTIONS), None)
+    if unknown is not None:
+        allowed = ", ".join(f"`{option}`" for option in SELF_NORM_OPTIONS)
+        renamed = "; since version 0.1.0 it is called `layer`" if unknown == "mixing" else ""
+        raise TypeError(
+            f"`{unknown}` is no argument of the builder and no option of `layer` 'self_norm', which are "
+            f"{allowed}{renamed}."
+        )
+    check_choice(layer, "layer", tuple(makers))
+    if layer == "self_norm":
+        check_options(**SELF_NORM_OPTIONS | layer_options, validate_args=False)
+    elif layer_options:
+        option, value = next(iter(layer_options.items()))
+        raise ValueError(
+            f"`{option}` is an option of `layer` 'self_norm' alone; got {value!r} for {layer!r}, which is "
+            "exact in both directions."
+        )
+    return functools.partial(makers[layer], **layer_options)
+
+
+def trainable_lu(matrix, name):
+    """`tfb.ScaleMatvecLU` with the LU factors of a matrix as initial values."""
+    lower_upper, permutation = tf.linalg.lu(matrix)
+    # A variable too, so that it is saved with the factors that it belongs to.
+    permutation = tf.Variable(permutation, trainable=False, name=f"{name}_permutation")
+    return tfb.ScaleMatvecLU(tf.Variable(lower_upper, name=f"{name}_lower_upper"), permutation, name=name)
 
 
 def activation_maker(activation, dtype):
@@ -65,7 +110,8 @@ def squeezed(shape):
     return shape[0] // 2, shape[1] // 2, 4 * shape[2]
 
 
-def check_event_shape(event_shape):
+def known_sizes(event_shape):
+    """The sizes of an event as a list; raises ValueError if one of them is unknown, or there is none."""
     sizes = as_sizes(event_shape)
     if not sizes or None in sizes:
         raise ValueError(

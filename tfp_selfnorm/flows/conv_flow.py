@@ -1,7 +1,5 @@
 """`conv_flow`, the paper's convolutional flow."""
 
-import functools
-
 import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -12,34 +10,38 @@ from tfp_selfnorm.flows.building import (
     activation_maker,
     check_image_shape,
     check_preprocessing,
+    layer_maker,
     split_seeds,
     squeezed,
     standard_normal_flow,
 )
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_optional_name
-from tfp_selfnorm.utils.options import check_choice, check_dtype
+from tfp_selfnorm.utils.options import check_dtype
 
 tfb = tfp.bijectors
 
-LAYERS = ("self_norm", "emerging", "exponential")
+_LAYERS = {
+    "self_norm": SelfNormConv2D.trainable,
+    "emerging": EmergingConv2D.trainable,
+    "exponential": ConvolutionExponential2D.trainable,
+}
 
 
 @keras.saving.register_keras_serializable("tfp_selfnorm")
 def conv_flow(
     image_shape,
+    *,
     num_blocks=3,
     layers_per_block=3,
     kernel_size=3,
     activation="smooth_leaky_relu",
+    layer="self_norm",
     preprocessing=None,
-    gradient="self_norm",
-    mixture=0.5,
-    inversion=None,
     dtype=tf.float32,
     seed=None,
     name="conv_flow",
-    layer="self_norm",
+    **layer_options,
 ):
     """The paper's convolutional flow: blocks of self-normalizing convolutions with a squeeze between.
 
@@ -54,24 +56,22 @@ def conv_flow(
       layers_per_block: convolutions in a block, 1 or more.
       kernel_size: an odd int, or two.
       activation: as in `dense_flow`; a callable gets the shape of the images.
+      layer: "self_norm", a `SelfNormConv2D`; or "emerging" or "exponential", a `baselines.EmergingConv2D` or
+        `baselines.ConvolutionExponential2D`. These are exact in both directions and in their gradient.
       preprocessing: bijector that ends the way from latent to data, such as `images.pixel_sigmoid()`.
-      gradient: see `SelfNormConv2D`, as for the two arguments below.
-      mixture: see `SelfNormConv2D`.
-      inversion: see `SelfNormConv2D`.
       dtype: float32 or float64.
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
-      layer: "self_norm", `SelfNormConv2D`; or "emerging" or "exponential", `baselines.EmergingConv2D` or
-        `baselines.ConvolutionExponential2D`. These are exact in both directions and in their gradient,
-        so that `gradient`, `mixture` and `inversion` are not for them.
+      **layer_options: `gradient`, `mixture` and `inversion` of the layer "self_norm", as in `dense_flow`, but
+        without the gradient "relative".
 
     Returns:
       A `tfd.TransformedDistribution`. `log_prob` is in nats.
 
     Raises:
-      TypeError: if an argument is of another type.
-      ValueError: for an unknown activation, layer or option, an option that the layer does not have, a shape
-        that is unknown or not divisible, or a number that is not positive.
+      TypeError: if an argument is unknown or of another type.
+      ValueError: for an unknown activation, layer or value of an option, an option that the layer does
+        not have, a shape that is unknown or not divisible, or a number that is not positive.
 
     >>> flow = conv_flow((8, 8, 1), num_blocks=2, layers_per_block=2, seed=1)
     >>> flow.log_prob(tf.zeros([5, 8, 8, 1])).shape, flow.distribution.event_shape
@@ -80,10 +80,10 @@ def conv_flow(
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 5.
     """
     check_optional_name(name)
+    make_layer = layer_maker(layer, layer_options, _LAYERS, SelfNormConv2D.check_options)
     num_blocks = check_positive_int(num_blocks, "num_blocks")
     layers_per_block = check_positive_int(layers_per_block, "layers_per_block")
     shape, dtype = check_image_shape(image_shape, divisor=2 ** (num_blocks - 1)), check_dtype(dtype)
-    make_layer = _layer_maker(layer, {"gradient": gradient, "mixture": mixture, "inversion": inversion})
     make_activation = activation_maker(activation, dtype)
     seeds = iter(split_seeds(seed, num_blocks * layers_per_block, "conv_flow"))
     bijectors = check_preprocessing(preprocessing)
@@ -98,18 +98,3 @@ def conv_flow(
             if make_activation is not None and not is_last:
                 bijectors.append(tfb.Invert(make_activation(shape, f"block_{block}_activation_{i}")))
     return standard_normal_flow(shape, bijectors, dtype, name)
-
-
-def _layer_maker(layer, options):
-    """The function that makes a layer, from what each of them is made from."""
-    check_choice(layer, "layer", LAYERS)
-    if layer == "self_norm":
-        return functools.partial(SelfNormConv2D.trainable, **options)
-    defaults = {"gradient": "self_norm", "mixture": 0.5, "inversion": None}
-    given = [name for name, default in defaults.items() if options[name] != default]
-    if given:
-        raise ValueError(
-            f"`{given[0]}` is an option of `layer` 'self_norm' alone; got {options[given[0]]!r} for "
-            f"{layer!r}, which is exact in both directions."
-        )
-    return EmergingConv2D.trainable if layer == "emerging" else ConvolutionExponential2D.trainable

@@ -9,14 +9,17 @@ import tensorflow_probability as tfp
 from tfp_selfnorm.bijectors import SelfNormDense
 from tfp_selfnorm.flows.building import (
     activation_maker,
-    check_event_shape,
     check_preprocessing,
+    known_sizes,
+    layer_maker,
     split_seeds,
     standard_normal_flow,
+    trainable_lu,
 )
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_optional_name
 from tfp_selfnorm.utils.options import check_dtype
+from tfp_selfnorm.utils.seeds import stateless_seed
 
 tfb = tfp.bijectors
 
@@ -24,20 +27,20 @@ tfb = tfp.bijectors
 @keras.saving.register_keras_serializable("tfp_selfnorm")
 def dense_flow(
     event_shape,
+    *,
     num_layers=2,
     activation="smooth_leaky_relu",
+    layer="self_norm",
     preprocessing=None,
-    gradient="self_norm",
-    mixture=0.5,
-    inversion=None,
     dtype=tf.float32,
     seed=None,
     name="dense_flow",
+    **layer_options,
 ):
     """The paper's dense flow: self-normalizing layers with an activation between, standard normal base.
 
-    From data to latent: preprocessing, flattening, then `num_layers` times a `SelfNormDense`, with the
-    activation after each but the last.
+    From data to latent: preprocessing, flattening, then `num_layers` times a `SelfNormDense` or a layer that
+    it competes with, with the activation after each but the last.
 
     Args:
       event_shape: shape of an event: int, tuple or `tf.TensorShape`.
@@ -45,20 +48,23 @@ def dense_flow(
       activation: "smooth_leaky_relu" (slope 0.3), "leaky_relu" (slope 0.3), "spline" (trainable, for
         each dimension), `None`, or a callable that takes the event size and returns the bijector from
         data to latent, elementwise or on vectors.
+      layer: "self_norm", a `SelfNormDense`; or "lu", a matrix that is kept as its LU factors,
+        `tfb.ScaleMatvecLU`, and a bias. Its initial values are those of "self_norm"; it is exact in both
+        directions and in its gradient, at O(D^2).
       preprocessing: bijector that ends the way from latent to data, such as `images.pixel_sigmoid()`.
-      gradient: see `SelfNormDense`, as for the two arguments below.
-      mixture: see `SelfNormDense`.
-      inversion: see `SelfNormDense`.
       dtype: float32 or float64.
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
+      **layer_options: `gradient`, `mixture` and `inversion` of the layer "self_norm", see `SelfNormDense`; no
+        other layer has them.
 
     Returns:
       A `tfd.TransformedDistribution`. `log_prob` is in nats.
 
     Raises:
-      TypeError: if an argument is of another type.
-      ValueError: for an unknown activation or option, a shape that is not fully defined, or no layer.
+      TypeError: if an argument is unknown or of another type.
+      ValueError: for an unknown activation, layer or value of an option, an option that the layer does not
+        have, a shape that is not fully defined, or no layer.
 
     >>> flow = dense_flow(event_shape=(8, 8), num_layers=2, seed=1)
     >>> flow.log_prob(tf.zeros([5, 8, 8])).shape, flow.sample(3, seed=2).shape
@@ -67,7 +73,8 @@ def dense_flow(
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 5.
     """
     check_optional_name(name)
-    event_shape = check_event_shape(event_shape)
+    make_layer = layer_maker(layer, layer_options, _LAYERS, SelfNormDense.check_options)
+    event_shape = known_sizes(event_shape)
     num_layers, dtype = check_positive_int(num_layers, "num_layers"), check_dtype(dtype)
     event_size = math.prod(event_shape)
     make_activation = activation_maker(activation, dtype)
@@ -78,15 +85,16 @@ def dense_flow(
     for i in range(num_layers):
         if i > 0 and make_activation is not None:
             bijectors.append(tfb.Invert(make_activation(event_size, f"activation_{i - 1}")))
-        bijectors.append(
-            SelfNormDense.trainable(
-                event_size,
-                dtype=dtype,
-                seed=seeds[i],
-                gradient=gradient,
-                mixture=mixture,
-                inversion=inversion,
-                name=f"dense_{i}",
-            )
-        )
+        bijectors.append(make_layer(event_size, dtype=dtype, seed=seeds[i], name=f"dense_{i}"))
     return standard_normal_flow([event_size], bijectors, dtype, name)
+
+
+def _lu_layer(event_size, dtype, seed, name):
+    """A layer of LU factors and a bias, with the initial values of `SelfNormDense`."""
+    noise = tf.random.stateless_normal([event_size], stateless_seed(seed, "self_norm_dense"), dtype=dtype)
+    bias = tf.Variable(1e-3 * noise, name=f"{name}_bias")
+    factors = trainable_lu(tf.eye(event_size, dtype=dtype), name)
+    return tfb.Chain([factors, tfb.Invert(tfb.Shift(bias))], name=name)
+
+
+_LAYERS = {"self_norm": SelfNormDense.trainable, "lu": _lu_layer}

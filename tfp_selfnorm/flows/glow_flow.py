@@ -1,45 +1,48 @@
 """`glow_flow`, the Glow-like flow of the paper."""
 
+import functools
+
 import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.baselines import ConvolutionExponential2D, EmergingConv2D
 from tfp_selfnorm.bijectors import ActNorm, AffineCoupling, ChannelSplit, SelfNormConv2D, Squeeze
 from tfp_selfnorm.bijectors.conv_parameters import check_kernel_size
 from tfp_selfnorm.flows.building import (
     check_image_shape,
     check_preprocessing,
+    layer_maker,
     split_seeds,
     squeezed,
     standard_normal_flow,
+    trainable_lu,
 )
 from tfp_selfnorm.flows.networks import check_policy, coupling_network
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_optional_name
-from tfp_selfnorm.utils.options import check_bools, check_choice, check_dtype
+from tfp_selfnorm.utils.options import check_bools, check_dtype
 
 tfb = tfp.bijectors
-
-MIXINGS = ("self_norm", "exact", "lu")
 
 
 @keras.saving.register_keras_serializable("tfp_selfnorm")
 def glow_flow(
     image_shape,
+    *,
     num_blocks=2,
     steps_per_block=16,
     kernel_size=1,
     width=512,
+    network_dtype=None,
     act_norm=True,
     split_prior=True,
-    mixing="self_norm",
-    mixture=0.5,
-    inversion=None,
+    layer="self_norm",
     preprocessing=None,
     dtype=tf.float32,
-    network_dtype=None,
     seed=None,
     name="glow_flow",
+    **layer_options,
 ):
     """The Glow-like flow of the paper: squeezes, steps of normalisation, mixing and coupling, and splits.
 
@@ -59,26 +62,27 @@ def glow_flow(
       kernel_size: of the mixing convolutions, an odd int, or two. They start as random rotations of the
         channels, whatever their size: a coupling changes one half of them alone.
       width: hidden channels of the coupling networks, see `coupling_network`.
-      act_norm: whether steps begin with an `ActNorm`.
-      split_prior: whether a coupling comes before each split.
-      mixing: "self_norm" or "exact", a `SelfNormConv2D` with that gradient; or "lu", a 1x1 convolution that
-        is kept as its LU factors, `tfb.ScaleMatvecLU`.
-      mixture: see `SelfNormConv2D`, as for the argument below.
-      inversion: see `SelfNormConv2D`.
-      preprocessing: bijector that ends the way from latent to data, such as `images.pixel_sigmoid()`.
-      dtype: float32 or float64, of events, kernels and all arithmetic but that of the coupling networks.
       network_dtype: Keras dtype policy of the coupling networks, such as "mixed_float16" or "mixed_bfloat16";
         `None` is the global policy for a float32 flow, and the dtype of others.
+      act_norm: whether steps begin with an `ActNorm`.
+      split_prior: whether a coupling comes before each split.
+      layer: the mixing of the channels: "self_norm", a `SelfNormConv2D`; "lu", a 1x1 convolution that is kept
+        as its LU factors, `tfb.ScaleMatvecLU`; or "emerging" or "exponential", that convolution and after it
+        a `baselines.EmergingConv2D` or `baselines.ConvolutionExponential2D`, which starts near the identity.
+      preprocessing: bijector that ends the way from latent to data, such as `images.pixel_sigmoid()`.
+      dtype: float32 or float64, of events, kernels and all arithmetic but that of the coupling networks.
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
+      **layer_options: `gradient`, `mixture` and `inversion` of the layer "self_norm", as in `conv_flow`.
 
     Returns:
       A `tfd.TransformedDistribution`. `log_prob` is in nats.
 
     Raises:
-      TypeError: if an argument is of another type.
-      ValueError: for an unknown mixing, "lu" with another kernel than 1x1, a shape that is unknown or not
-        divisible, or a number that is not positive.
+      TypeError: if an argument is unknown or of another type.
+      ValueError: for an unknown layer or value of an option, an option that the layer does not have, "lu"
+        with another kernel than 1x1, a shape that is unknown or not divisible, or a number that is not
+        positive.
 
     >>> flow = glow_flow((8, 8, 1), num_blocks=2, steps_per_block=1, width=8, seed=1)
     >>> adapt(flow, np.random.default_rng(1).normal(size=[100, 8, 8, 1]))
@@ -92,64 +96,77 @@ def glow_flow(
     num_blocks = check_positive_int(num_blocks, "num_blocks")
     steps_per_block = check_positive_int(steps_per_block, "steps_per_block")
     shape, dtype = check_image_shape(image_shape, divisor=2**num_blocks), check_dtype(dtype)
-    check_positive_int(width, "width")
-    check_choice(mixing, "mixing", MIXINGS)
-    if set(check_kernel_size(kernel_size, ndims=2)) != {1} and mixing == "lu":
-        raise ValueError(f"`mixing` 'lu' needs `kernel_size` 1; got {kernel_size!r}.")
-    SelfNormConv2D.check_options("exact", mixture, inversion, validate_args=False)
+    make_mixing = _mixing_maker(layer, layer_options, kernel_size, dtype)
+    make_coupling = _coupling_maker(width, network_dtype, dtype)
     check_bools(act_norm=act_norm, split_prior=split_prior)
+    bijectors, latent_shape = check_preprocessing(preprocessing), squeezed(shape)
+    seeds = iter(split_seeds(seed, num_blocks * (2 * steps_per_block + 1), "glow_flow"))
+    blocks = [[] for _ in range(num_blocks)]
+    for i, block in enumerate(blocks):
+        *sides, channels = squeezed(shape)
+        for step in range(steps_per_block):
+            prefix = f"block_{i}_step_{step}"
+            if act_norm:
+                block.append(ActNorm.trainable(channels, dtype=dtype, name=f"{prefix}_act_norm"))
+            block.append(make_mixing(sides, channels, seed=next(seeds), name=f"{prefix}_mixing"))
+            block.append(make_coupling(sides, channels, next(seeds), f"{prefix}_coupling"))
+        if split_prior and i < num_blocks - 1:
+            block.append(make_coupling(sides, channels, next(seeds), f"block_{i}_prior"))
+        shape = (*sides, channels // 2)
+    return standard_normal_flow(latent_shape, bijectors + _nested(blocks), dtype, name)
+
+
+def _nested(blocks):
+    """The bijectors of all blocks, data to latent: a block ends with a split, which holds the later ones."""
+    bijectors = []
+    for i, block in reversed(list(enumerate(blocks))):
+        later = tfb.Chain([*bijectors, Squeeze()])
+        split = [ChannelSplit(later, name=f"block_{i}_split")] if bijectors else []
+        bijectors = [tfb.Invert(Squeeze()), *block, *split]
+    return bijectors
+
+
+def _mixing_maker(layer, layer_options, kernel_size, dtype):
+    """A function from the sides and the channels of images, a seed and a name to a mixing."""
+    make_layer = layer_maker(layer, layer_options, _LAYERS, SelfNormConv2D.check_options)
+    if set(check_kernel_size(kernel_size, ndims=2)) != {1} and layer == "lu":
+        raise ValueError(f"`layer` 'lu' needs `kernel_size` 1; got {kernel_size!r}.")
+    return functools.partial(make_layer, kernel_size=kernel_size, dtype=dtype)
+
+
+def _coupling_maker(width, network_dtype, dtype):
+    """A function from the sides and the channels of images, a seed and a name to a coupling."""
+    check_positive_int(width, "width")
     check_policy(network_dtype, "network_dtype")
     if network_dtype is None and dtype != tf.float32:
         network_dtype = dtype.name
-    seeds = iter(split_seeds(seed, num_blocks * (2 * steps_per_block + 1), "glow_flow"))
 
-    def mix(shape, name):
-        if mixing == "lu":
-            return _lu_mixing(shape[2], dtype, next(seeds), name)
-        options = {"gradient": mixing, "mixture": mixture, "inversion": inversion, "rotates": True}
-        return SelfNormConv2D.trainable(
-            shape[:2], shape[2], kernel_size, dtype=dtype, seed=next(seeds), name=name, **options
-        )
-
-    def couple(shape, name):
-        kept = shape[2] // 2
-        network = coupling_network(
-            (*shape[:2], kept),
-            2 * (shape[2] - kept),
-            width,
-            seed=_int_seed(next(seeds)),
-            dtype=network_dtype,
-            name=f"{name}_network",
-        )
+    def make_coupling(sides, channels, seed, name):
+        seed = int(tf.random.stateless_uniform([], seed, 0, 2**31 - 1, tf.int32))
+        options = {"seed": seed, "dtype": network_dtype, "name": f"{name}_network"}
+        kept = channels // 2
+        network = coupling_network((*sides, kept), 2 * (channels - kept), width, **options)
         return AffineCoupling(network, name=name)
 
-    def block_of(shape, block):
-        """The bijectors of a block and all after it, data to latent, for images of that shape."""
-        shape, bijectors = squeezed(shape), []
-        for i in range(steps_per_block):
-            prefix = f"block_{block}_step_{i}"
-            if act_norm:
-                bijectors.append(ActNorm.trainable(shape[2], dtype, name=f"{prefix}_act_norm"))
-            bijectors += [mix(shape, f"{prefix}_mixing"), couple(shape, f"{prefix}_coupling")]
-        if block < num_blocks - 1:
-            if split_prior:
-                bijectors.append(couple(shape, f"block_{block}_prior"))
-            later = block_of((*shape[:2], shape[2] // 2), block + 1)
-            bijectors.append(ChannelSplit(tfb.Chain([*later, Squeeze()]), name=f"block_{block}_split"))
-        return [tfb.Invert(Squeeze()), *bijectors]
-
-    bijectors = check_preprocessing(preprocessing)
-    return standard_normal_flow(squeezed(shape), bijectors + block_of(shape, 0), dtype, name)
+    return make_coupling
 
 
-def _lu_mixing(channels, dtype, seed, name):
-    """A random rotation of the channels as the trainable factors that `tfb.ScaleMatvecLU` takes."""
+def _rotation(spatial_shape, channels, kernel_size, dtype, seed, name):
+    """A random rotation of the channels of each pixel, as trainable LU factors."""
     rotation = tf.linalg.qr(tf.random.stateless_normal([channels, channels], seed, dtype=dtype)).q
-    lower_upper, permutation = tf.linalg.lu(rotation)
-    # A variable too, so that it is saved with the factors that it belongs to.
-    permutation = tf.Variable(permutation, trainable=False, name=f"{name}_permutation")
-    return tfb.ScaleMatvecLU(tf.Variable(lower_upper, name=f"{name}_lower_upper"), permutation, name=name)
+    return trainable_lu(rotation, name)
 
 
-def _int_seed(seed):
-    return int(tf.random.stateless_uniform([], seed, 0, 2**31 - 1, tf.int32))
+def _rotation_before(make, spatial_shape, channels, kernel_size, dtype, seed, name):
+    """The rotation, and after it a convolution that starts near the identity."""
+    options = {"kernel_size": kernel_size, "dtype": dtype, "seed": seed, "name": name}
+    parts = [maker(spatial_shape, channels, **options) for maker in (_rotation, make)]
+    return tfb.Chain(parts, name=name)
+
+
+_LAYERS = {
+    "self_norm": functools.partial(SelfNormConv2D.trainable, rotates=True),
+    "lu": _rotation,
+    "emerging": functools.partial(_rotation_before, EmergingConv2D.trainable),
+    "exponential": functools.partial(_rotation_before, ConvolutionExponential2D.trainable),
+}

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfp_selfnorm.flows.building import SELF_NORM_OPTIONS
 from tfp_selfnorm.inverse_learning.base import InverseLearning
 from tfp_selfnorm.model import weights_file
 from tfp_selfnorm.model.serialization import check_bounds, decode, encode
@@ -23,6 +24,7 @@ from tfp_selfnorm.utils.types import TfpObject
 
 _RECIPE = ("builder", "arguments", "inverse_learning", "bits_per_dim", "dtype_policy")
 _RANDOM_STATE = "seed_generator_state"
+_BUILDERS_OF_0_1_0 = [{"function": f"tfp_selfnorm>{name}_flow"} for name in ("dense", "conv", "glow")]
 _STATE = ("name", "trainable_variables")
 
 
@@ -48,6 +50,7 @@ def model_from_config(cls: type, config: dict[str, Any], custom_objects: dict[st
     """Makes a model of the class; see `FlowModel.from_config`."""
     check_bounds(config, "config")
     _check_config(config)
+    config = _in_present_words(config)
     # An empty scope would hide the scope of `load_model`.
     scope = keras.saving.custom_object_scope(custom_objects) if custom_objects else nullcontext()
     with scope:
@@ -170,6 +173,24 @@ def _check_config(config):
     for entry, (kind, is_right) in expected.items():
         if entry in config and not is_right(config[entry]):
             raise ValueError(f"`{entry}` of the saved model must be {kind}; got {config[entry]!r}.")
+
+
+def _in_present_words(config):
+    """The config of a file with today's arguments of builders, where version 0.1.0 wrote others.
+
+    It called the `layer` of a Glow `mixing`, with "exact" for the gradient "exact". It took the options of
+    self-normalizing layers for other layers too, where they had no effect.
+    """
+    builder, arguments = config["builder"], dict(config["arguments"])
+    # A call of `from_builder` has no name yet: the builder says there that `mixing` is gone.
+    if "name" not in config or builder not in _BUILDERS_OF_0_1_0:
+        return config
+    if "mixing" in arguments:
+        mixing = arguments.pop("mixing")
+        arguments |= {"gradient": "exact"} if mixing == "exact" else {"layer": mixing}
+    if arguments.get("layer", "self_norm") != "self_norm":
+        arguments = {name: value for name, value in arguments.items() if name not in SELF_NORM_OPTIONS}
+    return {**config, "arguments": arguments}
 
 
 def _is_own(builder):
