@@ -49,10 +49,9 @@ class ExactLikelihood(FlowCallback):
     """
 
     def __init__(self, x, every_steps=100, batch_size=100, log_dir=None, verbose=0):
+        x, batch_size = _check_array(x), check_positive_int(batch_size, "batch_size")
         super().__init__(log_dir, every_steps=every_steps, verbose=verbose)
-        self.x = _check_array(x)
-        self.batch_size = check_positive_int(batch_size, "batch_size")
-        self.history = []
+        self.x, self.batch_size, self.history = x, batch_size, []
         self._layers, self._mean_nll, self._step = [], None, 0
 
     def set_model(self, model):

@@ -55,12 +55,12 @@ class SampleGrid(FlowCallback):
     ):
         if filepath is None and log_dir is None:
             raise ValueError("`filepath` or `log_dir` must be given: where to write the samples.")
-        super().__init__(log_dir, every_epochs=every_epochs, exact=exact)
-        self.filepath = None if filepath is None else _check_pattern(check_path(filepath, "filepath"))
-        self.num_levels = check_int(num_levels, "num_levels", lowest=2)
-        self.num_samples = check_positive_int(num_samples, "num_samples")
+        filepath = None if filepath is None else _check_pattern(check_path(filepath, "filepath"))
+        num_levels = check_int(num_levels, "num_levels", lowest=2)
+        num_samples = check_positive_int(num_samples, "num_samples")
         check_seed(seed)
-        self.seed = seed
+        super().__init__(log_dir, every_epochs=every_epochs, exact=exact)
+        self.filepath, self.num_levels, self.num_samples, self.seed = filepath, num_levels, num_samples, seed
 
     def on_train_begin(self, logs=None):
         distribution = self.distribution

@@ -16,7 +16,7 @@ class FlowCallback(keras.callbacks.Callback):
     """The base of the callbacks: it checks the arguments that several have, and writes for TensorBoard."""
 
     def __init__(self, log_dir=None, **arguments):
-        """Keeps each argument under its name.
+        """Keeps each argument under its name; the folder is made now, so call this after all other checks.
 
         Args:
           log_dir: folder for TensorBoard, or `None`.
