@@ -21,6 +21,8 @@ ORDER = (
     "callbacks",
 )
 WITHOUT_KERAS = ("math", "bijectors", "inverse_learning")
+# Their parameters are Keras's.
+AS_IN_KERAS = ("fit", "compile", "evaluate")
 FILES = sorted(PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 
@@ -99,3 +101,14 @@ def test_bijectors_need_no_keras(part):
 def test_no_file_is_longer_than_350_lines_and_no_function_than_40(path):
     assert len(path.read_text().splitlines()) <= 350
     assert not {f.name: length(f) for f in functions(path) if length(f) > 40}
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_no_public_callable_has_more_than_eight_positional_parameters(path):
+    found = {}
+    for function in functions(path):
+        names = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
+        is_public = not function.name.startswith("_") or function.name == "__init__"
+        if is_public and function.name not in AS_IN_KERAS:
+            found[function.name] = len([name for name in names if name not in ("self", "cls")])
+    assert not {name: count for name, count in found.items() if count > 8}
