@@ -215,7 +215,7 @@ class TrainingScope:
             )
         return tf.add_n([function(layer_pass) for layer_pass in self.passes])
 
-    def _check_graph(self, layer) -> None:
+    def _check_graph(self, layer):
         graph = current_graph()
         # Control flow builds its own graphs inside the graph of the scope.
         while is_control_flow(graph) and graph is not self._graph:

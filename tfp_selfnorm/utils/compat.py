@@ -69,7 +69,7 @@ def add_sublayer(owner: Any, layer: Any) -> None:
     owner._tracker.add_to_store("layers", layer)
 
 
-def scope_bijector_caches(current_storage: Callable[[], CacheStorage | None]) -> None:
+def scope_bijector_caches(current_storage: Callable[[], Any]) -> None:
     """Lets all bijectors use the storage that a function returns at each call; `None` is TFP's own.
 
     TFP stores the results of all bijectors in one place, by their tensors. The only way to replace it is the

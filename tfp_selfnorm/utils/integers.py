@@ -68,7 +68,7 @@ def as_sizes(value: Any) -> list[int | None] | None:
     return [whole_number(size) for size in value]
 
 
-def check_step(step: int | tf.Tensor) -> None:
+def check_step(step: Any) -> None:
     """Raises TypeError if it is neither an int nor a scalar tensor or variable of a number."""
     if isinstance(step, (np.ndarray, np.generic)) or not hasattr(step, "dtype"):
         check_int(step, "step")
