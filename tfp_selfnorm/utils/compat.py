@@ -77,7 +77,7 @@ def scope_bijector_caches(current_storage: Callable[[], Any]) -> None:
     """
 
     class ScopedCache(cache_util.BijectorCache):
-        def __get__(self, bijector, bijector_class=None):
+        def __get__(self, bijector: Any, bijector_class: type | None = None) -> Any:
             storage = current_storage()
             return cache_util.BijectorCache(
                 self._forward_name,
