@@ -30,7 +30,7 @@ def system_with_singular_pivots(rng, order, count):
 
 def dense(system):
     lower, diagonal, upper, last_lower, last_diagonal = map(np.asarray, system[:-1])
-    count, order = system.count, diagonal.shape[-1]
+    count, order = system.num_blocks, diagonal.shape[-1]
     matrix = np.zeros([count, order, count, order])
     for i in range(count):
         matrix[i, :, i] = diagonal if i < count - 1 else last_diagonal
@@ -43,7 +43,7 @@ def dense(system):
 
 def dense_gradients(system):
     """Of `log |det|`: the inverse transpose, summed over the places of each block."""
-    count, order = system.count, system.diagonal.shape[-1]
+    count, order = system.num_blocks, system.diagonal.shape[-1]
     adjoint = np.linalg.inv(dense(system)).T.reshape(count, order, count, order)
     zero = np.zeros([order, order])
     rows = range(count - 1)
@@ -68,7 +68,7 @@ def reduction_error(system):
 
 
 def check(system, rng):
-    matrix, count = dense(system), system.count
+    matrix, count = dense(system), system.num_blocks
     value, error = block_tridiagonal.log_det(system)
     np.testing.assert_allclose(value, np.linalg.slogdet(matrix)[1], **TOLERANCE)
     assert error < 1e-9

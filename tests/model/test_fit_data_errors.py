@@ -47,7 +47,11 @@ ARRAYS = {
     "none": (lambda: None, TypeError, "@ must be an array or a tensor of floats; got None"),
     "string": (lambda: "x.csv", TypeError, "@ must be an array or a tensor of floats; got 'x.csv'"),
     "dict": (lambda: {"x": X}, TypeError, r"@ must be one array; got a dict with the keys \['x'\]"),
-    "keras.Input": (lambda: keras.Input([3]), TypeError, r"@ is symbolic.*`model\(x\)`"),
+    "keras.Input": (
+        lambda: keras.Input([3]),
+        TypeError,
+        r"@ must have values; got a symbolic tensor.*`model\(x\)`",
+    ),
     "integers": (lambda: X.astype(int), TypeError, "@ must be floating; got dtype int64.*dequantize"),
     "booleans": (lambda: X > 0, TypeError, "@ must be floating; got dtype bool"),
     "complex": (lambda: X + 1j, TypeError, "@ must be floating; got dtype complex"),
@@ -87,7 +91,7 @@ BATCHES = {
     "one event": (
         lambda: X[0],
         ValueError,
-        r"@ has shape \(3,\), that of one event; expected.*\(batch, 3\)",
+        r"@ has shape \(3,\), the shape of one event; expected.*\(batch, 3\)",
     ),
     "no events": (lambda: X[:0], ValueError, r"@ has no events: its shape is \(0, 3\)"),
     "NaN": (

@@ -295,14 +295,14 @@ REFUSED = [
     (sn.coupling_network, [(4, 4, 1), 2, 4, 3, 1, "int8"], TypeError, "`dtype` must be a Keras dtype policy"),
     (sn.images.dequantize, [[1], "float16"], TypeError, "`dtype` must be float32 or float64; got 'float16'"),
     (sn.images.dequantize, [[1], "float32", [1, 2, 3]], TypeError, "`seed` must be an int, a pair.*1, 2, 3"),
-    (sn.images.dequantize, [[1], "float32", 2**63], ValueError, "`seed` must be of integers of at most 64"),
+    (sn.images.dequantize, [[1], "float32", 2**63], ValueError, "`seed` must have integers of at most 64"),
     (sn.images.bits_per_dim, [1j, 2], TypeError, "`log_prob` must be of real numbers"),
     (sn.refresh_inverse, [tfb.Exp()], TypeError, "`layer` must be .*self-normalizing layers"),
     (sn.sketch_and_project, [None], TypeError, "`layer` must be .*self-normalizing layers.*got None"),
     (sn.is_adapted, [None], TypeError, "`distribution` must be a TFP distribution or bijector; got NoneType"),
     (sn.ReconstructionWeights, [sn.Tracking(), []], TypeError, "`reconstruction` must be a Reconstruction"),
     (loss_in_scope, [-1.0], ValueError, "`weight` must be 0 or more"),
-    (loss_in_scope, [{}], ValueError, "`weight` has none for the layer `self_norm_dense`"),
+    (loss_in_scope, [{}], ValueError, "`weight` has no weight for the layer `self_norm_dense`"),
     (in_scope, [None, {"dense": 1.0}], TypeError, "`log_dets` must be of self-normalizing layers"),
 ]  # fmt: skip
 

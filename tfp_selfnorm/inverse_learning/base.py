@@ -1,52 +1,53 @@
-"""`InverseLearning`, the ways in which the learned inverse R of a layer follows its kernel W."""
+"""`InverseLearning`, the ways in which the kernel R of a layer follows its kernel W."""
+
+from collections.abc import Iterable
+from typing import Any
 
 import tensorflow as tf
-
-from tfp_selfnorm.inverse_learning.layer_checks import check_layer
 
 
 class InverseLearning:
     """How R follows W: base class of `Tracking` and `Reconstruction`.
 
-    A `training_scope` and a `FlowModel` ask it about each self-normalizing layer. By itself it teaches
+    A `training_scope` and a `FlowModel` ask it about each self-normalizing layer. The base class itself does
     nothing: R then learns from the likelihood alone.
     """
 
-    def mixture(self, layer) -> float:
+    def mixture(self, layer: Any) -> float:
         """The weight of the density that is computed, inside a `training_scope`; see `SelfNormDense`."""
         check_layer(layer)
         return layer.mixture
 
-    def regularizer(self, layer):
+    def regularizer(self, layer: Any) -> Any:
         """The `Reconstruction` whose loss trains R of the layer, or `None`."""
         check_layer(layer)
 
-    def tracks(self, layer) -> bool:
+    def tracks(self, layer: Any) -> bool:
         """Whether `follow` updates R of the layer."""
         check_layer(layer)
         return False
 
-    def refresh_interval(self, layer) -> int:
-        """Steps between two exact computations for the layer: of its log-det, and of a tracked R."""
+    def refresh_interval(self, layer: Any) -> int:
+        """The number of steps between two refreshes of the layer: of its log-det, and of a tracked R."""
         check_layer(layer)
         return layer.refresh_interval
 
-    def follow(self, layers, step, seed=0) -> tf.Tensor:
+    def follow(self, layers: Iterable, step: int | tf.Tensor, seed: int = 0) -> tf.Tensor:
         """Updates R of each tracked layer, after a step of the optimizer; see `Tracking.follow`."""
         del layers, step, seed
         return tf.zeros([0])
 
-    def measure(self, layers) -> tf.Tensor:
+    def measure(self, layers: Iterable) -> tf.Tensor:
         """The relative error of each tracked R, see `inverse_error`; a float32 vector."""
         del layers
         return tf.zeros([0])
 
-    def trains_inverse(self, layer) -> bool:
+    def trains_inverse(self, layer: Any) -> bool:
         """Whether a gradient reaches R of the layer, from the likelihood or from a regularizer."""
         by_likelihood = layer.gradient == "self_norm" and self.mixture(layer) < 1.0
         return by_likelihood or self.regularizer(layer) is not None
 
-    def teaches_inverse(self, layer) -> bool:
+    def teaches_inverse(self, layer: Any) -> bool:
         """Whether R of the layer is tracked or has a regularizer."""
         return self.tracks(layer) or self.regularizer(layer) is not None
 
@@ -54,15 +55,15 @@ class InverseLearning:
 class _Nothing(InverseLearning):
     """Stands for `inverse_learning=None`."""
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "None"
 
 
-def as_inverse_learning(inverse_learning) -> InverseLearning:
-    """Returns the way of learning that an argument names, `None` included.
+def as_inverse_learning(inverse_learning: InverseLearning | None) -> InverseLearning:
+    """Returns the argument, or for `None` an `InverseLearning` that does nothing.
 
     Raises:
-      TypeError: if it is no `InverseLearning` and not `None`.
+      TypeError: if it is neither an `InverseLearning` nor `None`.
     """
     if inverse_learning is None:
         return _Nothing()
@@ -71,3 +72,23 @@ def as_inverse_learning(inverse_learning) -> InverseLearning:
             f"`inverse_learning` must be a Tracking, a Reconstruction or None; got {inverse_learning!r}."
         )
     return inverse_learning
+
+
+def check_layers(layers: Iterable, name: str = "layers") -> list:
+    """Returns the layers as a list; raises TypeError if one is no self-normalizing layer."""
+    try:
+        listed = list(layers)
+    except TypeError as error:
+        raise TypeError(f"`{name}` must be a list of self-normalizing layers; got {layers!r}.") from error
+    for layer in listed:
+        check_layer(layer, name)
+    return listed
+
+
+def check_layer(layer: Any, name: str = "layer") -> None:
+    """Raises TypeError if it is no self-normalizing layer."""
+    # By an attribute: an import of the class would be circular.
+    if not hasattr(layer, "inverse_kernel"):
+        raise TypeError(
+            f"`{name}` must be of self-normalizing layers, as `self_norm_layers` finds them; got {layer!r}."
+        )

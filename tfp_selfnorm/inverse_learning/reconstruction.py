@@ -1,16 +1,16 @@
-"""The reconstruction regularizers: the paper's way of learning the inverse, by gradient."""
+"""The reconstruction regularizers, by which the paper learns the inverse with gradients."""
 
 import dataclasses
 from typing import Any
 
 import tensorflow as tf
 
-from tfp_selfnorm.inverse_learning.base import InverseLearning
-from tfp_selfnorm.inverse_learning.layer_checks import check_layer
+from tfp_selfnorm.inverse_learning.base import InverseLearning, check_layer
 from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.options import check_choice, check_not_negative, is_number
 from tfp_selfnorm.utils.seeds import stateless_seed
+from tfp_selfnorm.utils.types import Seed
 
 KINDS = ("data", "symmetric", "inverse_only", "probes")
 
@@ -19,60 +19,62 @@ KINDS = ("data", "symmetric", "inverse_only", "probes")
 class Reconstruction(InverseLearning):
     """Learns the inverse by gradient, from a regularizer that is added to the loss.
 
-    For a layer with kernel W, other kernel R and input x, cut from the graph so that the loss trains
-    this layer's kernels and nothing before it:
+    The kernels of a layer are W and R, its input is x. The gradient stops at x: the loss trains the kernels
+    of this layer and nothing before it. The kinds are:
 
-    - "data": `||x - R W x||^2`, the paper's;
-    - "symmetric": half of that, and half of `||z - W R z||^2` with `z = W x` cut from the graph;
-    - "inverse_only": "data" with W cut as well, so that R alone is trained;
-    - "probes": `||e - W R e||^2` for standard normal e, which also covers directions in which the
-      data hardly vary.
+    - "data": `||x - R W x||^2`, as in the paper;
+    - "symmetric": half of "data" and half of `||z - W R z||^2`, where the gradient stops at `z = W x`;
+    - "inverse_only": "data", where the gradient stops at W too, so that R alone is trained;
+    - "probes": `||e - W R e||^2` for standard normal e. This also covers directions in which the data
+      vary little.
 
-    The weight 1 is the paper's. Where the inverse error stays above some hundredths, a larger one (10 to 100)
-    or `Tracking` ends at a better likelihood.
+    The weight 1 is the paper's. If the inverse error stays above some hundredths, a larger weight (10 to 100)
+    or `Tracking` gives a better likelihood.
 
-    Each is a mean over the batch (over the probes) and a sum over the layers. Cost: "data" brings a
-    training step from four products of a batch with a kernel to six.
+    Each loss is a mean over the batch (or the probes) and a sum over the layers. Cost: with "data" a
+    training step has six products of a batch with a kernel instead of four.
 
     Args:
       kind: one of the four names above.
       weight: the weight in the loss: a float, 0 or more; a scalar `tf.Variable` that you change; a function
         of the step, such as a schedule of Keras (`PolynomialDecay(0.0, 1000, 1.0)` warms up to 1 in 1,000
         steps); or an `AdaptiveWeight`.
-      num_probes: number of probes a step, for "probes".
+      num_probes: number of probes in each step, for "probes".
 
     Raises:
       TypeError: if the weight is none of these.
-      ValueError: for an unknown kind, a weight that is negative or not finite, or no positive int of probes.
+      ValueError: if the kind is unknown, the weight is negative or not finite, or `num_probes` is no
+        positive int.
 
-    >>> Reconstruction("probes", weight=10.0).weight
+    >>> import tfp_selfnorm as sn
+    >>> sn.Reconstruction("probes", weight=10.0).weight
     10.0
 
-    References: Keller et al., "Self Normalizing Flows", ICML 2021, equation 7; the variants are those
-    of its published code, the probes are this package's.
+    References: Keller et al., "Self Normalizing Flows", ICML 2021, equation 7. Its published code has the
+    variants, except for the probes, which are new in this package.
     """
 
     kind: str = "data"
     weight: Any = 1.0
     num_probes: int = 100
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(self.kind, "kind", KINDS)
         check_weight(self.weight)
         check_positive_int(self.num_probes, "num_probes")
 
     @property
     def trained_kernels(self) -> str | None:
-        """Which kernels the error that a layer computes along with its map trains, see `math.linear`."""
+        """The kernels that the error of a pass trains, "both" or "other"; see `math.linear.linear_map`."""
         return {"probes": None, "inverse_only": "other"}.get(self.kind, "both")
 
-    def regularizer(self, layer) -> "Reconstruction":
-        """Itself: it trains every layer."""
+    def regularizer(self, layer: Any) -> "Reconstruction":
+        """This object: it trains every layer."""
         check_layer(layer)
         return self
 
-    def loss(self, layer_pass, seed=None) -> tf.Tensor:
-        """The unweighted loss of one pass of a layer, a scalar; the seed is that of probes."""
+    def loss(self, layer_pass: Any, seed: Seed = None) -> tf.Tensor:
+        """The unweighted loss of one `LayerPass`, a scalar. The seed is for the probes."""
         if self.kind == "probes":
             return self._probe_loss(layer_pass, seed)
         data = _mean(layer_pass.error)
@@ -90,8 +92,8 @@ class Reconstruction(InverseLearning):
         return tf.reduce_mean(_distance(probes, layer_pass, layer_pass.other_kernel, layer_pass.kernel))
 
     @staticmethod
-    def error(layer_pass, num_examples: int | None = None) -> tf.Tensor:
-        """The data error of one pass of a layer, a mean over its first `num_examples` examples."""
+    def error(layer_pass: Any, num_examples: int | None = None) -> tf.Tensor:
+        """The data error of one `LayerPass`, a mean over its first `num_examples` examples."""
         if layer_pass.error is not None and num_examples is None:
             return _mean(layer_pass.error)
         operations, x, z = layer_pass.layer.operations, layer_pass.input, layer_pass.output
@@ -100,8 +102,8 @@ class Reconstruction(InverseLearning):
         return _mean(operations.squared_norm(x - operations.apply(layer_pass.other_kernel, z)))
 
 
-def check_weight(weight) -> None:
-    """Raises TypeError or ValueError if it can be no weight of a regularizer."""
+def check_weight(weight: Any) -> None:
+    """Raises TypeError or ValueError if it cannot be the weight of a regularizer."""
     if is_number(weight):
         check_not_negative(weight, "weight")
     elif tf.is_tensor(weight):
@@ -118,11 +120,11 @@ def check_weight(weight) -> None:
 
 
 def _mean(x):
-    """The mean, and 0 of nothing: the last batch may leave a replica without examples."""
+    """The mean, and 0 for an empty tensor: in the last batch a replica may have no examples."""
     return tf.math.divide_no_nan(tf.reduce_sum(x), tf.cast(tf.size(x), x.dtype))
 
 
 def _distance(x, layer_pass, first_kernel, second_kernel):
-    """The squared distance of each event from its image under the two maps."""
+    """The squared distance of each event from its reconstruction by the two maps."""
     operations = layer_pass.layer.operations
     return operations.squared_norm(x - operations.apply(second_kernel, operations.apply(first_kernel, x)))

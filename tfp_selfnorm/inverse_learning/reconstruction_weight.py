@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import tensorflow as tf
 
-from tfp_selfnorm.inverse_learning.layer_checks import check_layers
+from tfp_selfnorm.inverse_learning.base import check_layers
 from tfp_selfnorm.utils.integers import check_step
 from tfp_selfnorm.utils.options import check_bool, check_not_negative, check_number, check_positive, is_number
 
@@ -15,28 +16,30 @@ from tfp_selfnorm.utils.options import check_bool, check_not_negative, check_num
 class AdaptiveWeight:
     """A weight that grows while the reconstruction error is above a tolerance, and shrinks below it.
 
-    After each step, with E the error of the batch and C its constraint's moving average:
+    After each step, with E the error of the batch and C the moving average of the constraint:
 
         C <- momentum C + (1 - momentum) (E - tolerance)
         weight <- weight exp(rate C), within `bounds`
 
-    The state, C and the log of the weight, lives in variables: those of the `FlowModel`, which saves them, or
-    of `ReconstructionWeights` in a loop of your own.
+    Variables hold the state, C and the log of the weight. A `FlowModel` has them and saves them. A loop of
+    your own has them in `ReconstructionWeights`.
 
     Args:
-      tolerance: the error to settle at: of each layer, or of all together, the mean over the batch of
-        `||x - R W x||^2`; 0 lets the weight only grow, as in the paper's code.
-      initial: the weight to begin with, positive.
+      tolerance: the error to reach, the mean over the batch of `||x - R W x||^2`. It is for each layer with
+        `per_layer`, and otherwise for the sum over the layers. With 0 the weight only grows, as in the
+        paper's code.
+      initial: the initial weight, positive.
       rate: speed of adaptation, positive.
-      momentum: of the moving average, in [0, 1).
-      per_layer: whether each layer has a weight and a tolerance of its own.
+      momentum: the momentum of the moving average, in [0, 1).
+      per_layer: whether each layer has its own weight and tolerance.
       bounds: the smallest and the largest weight.
 
     Raises:
-      TypeError: if an argument is of another type.
+      TypeError: if an argument has a wrong type.
       ValueError: if a number is out of range.
 
-    >>> Reconstruction(weight=AdaptiveWeight(tolerance=0.5)).weight.initial
+    >>> import tfp_selfnorm as sn
+    >>> sn.Reconstruction(weight=sn.AdaptiveWeight(tolerance=0.5)).weight.initial
     1.0
 
     References: Keller et al., "Self Normalizing Flows", ICML 2021, its constrained optimisation; Rezende &
@@ -50,7 +53,7 @@ class AdaptiveWeight:
     per_layer: bool = False
     bounds: tuple = (1e-6, 1e6)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_not_negative(self.tolerance, "tolerance")
         is_pair = isinstance(self.bounds, (tuple, list)) and len(self.bounds) == 2
         if not is_pair or not all(map(is_number, self.bounds)):
@@ -67,14 +70,18 @@ class AdaptiveWeight:
 
 
 class ReconstructionWeights:
-    """The weight of the regularizer of each layer, at each step, with the state of an adaptive one.
+    """The weights of the regularizers of the layers at each step, with the state of an `AdaptiveWeight`.
 
-    `FlowModel` has one. In a loop of your own:
+    A `FlowModel` makes one itself. In a loop of your own:
 
-    >>> layer = SelfNormDense.trainable(2)
-    >>> reconstruction = Reconstruction(weight=AdaptiveWeight(tolerance=1.0, rate=0.5, momentum=0.0))
-    >>> weights = ReconstructionWeights(reconstruction, [layer])
-    >>> with tf.GradientTape() as tape, training_scope(reconstruction) as scope:
+    >>> import math
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
+    >>> layer = sn.SelfNormDense.trainable(2)
+    >>> adaptive = sn.AdaptiveWeight(tolerance=1.0, rate=0.5, momentum=0.0)
+    >>> reconstruction = sn.Reconstruction(weight=adaptive)
+    >>> weights = sn.ReconstructionWeights(reconstruction, [layer])
+    >>> with tf.GradientTape() as tape, sn.training_scope(reconstruction) as scope:
     ...     _ = layer.inverse(tf.ones([5, 2]))
     ...     loss = scope.reconstruction_loss(weights.read(step=0))
     >>> weights.update(scope.reconstruction_errors())
@@ -82,8 +89,13 @@ class ReconstructionWeights:
     True
     """
 
-    def __init__(self, reconstruction, layers, add_state=None):
-        """Makes the state.
+    def __init__(
+        self,
+        reconstruction: Any,
+        layers: Iterable,
+        add_state: Callable[[float, str], Any] | None = None,
+    ) -> None:
+        """Makes the variables of the state.
 
         Args:
           reconstruction: the `Reconstruction` that trains the layers.
@@ -92,7 +104,7 @@ class ReconstructionWeights:
             `tf.Variable`s.
 
         Raises:
-          TypeError: if an argument is of another type.
+          TypeError: if an argument has a wrong type.
         """
         if not hasattr(reconstruction, "trained_kernels"):
             raise TypeError(f"`reconstruction` must be a Reconstruction; got {reconstruction!r}.")
@@ -100,9 +112,9 @@ class ReconstructionWeights:
             raise TypeError(f"`add_state` must be a function or None; got {add_state!r}.")
         self._weight = reconstruction.weight
         self._layers = check_layers(layers)
-        self._states = []
+        self._states: list[tuple[list, Any, Any]] = []
         if self.is_adaptive:
-            # Alike on all replicas after a mean: the update is linear in the error.
+            # A mean over the replicas gives the same state on each: the update is linear in the error.
             groups = [[layer] for layer in self._layers] if self._weight.per_layer else [self._layers]
             add = add_state or _plain_variable
             for i, group in enumerate(groups):
@@ -112,22 +124,22 @@ class ReconstructionWeights:
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether there are layers, whose errors the weight follows."""
+        """Whether there are layers, and the weight follows their errors."""
         return isinstance(self._weight, AdaptiveWeight) and bool(self._layers)
 
     @property
     def changes(self) -> bool:
-        """Whether there are layers, and the weight is another one from step to step."""
+        """Whether there are layers, and the weight changes from step to step."""
         return self.is_adaptive or (callable(self._weight) and bool(self._layers))
 
-    def read(self, step):
+    def read(self, step: int | tf.Tensor) -> Any:
         """The weight at a step, for `TrainingScope.reconstruction_loss`.
 
         Args:
           step: the number of the step, an int or a scalar tensor, for schedules.
 
         Returns:
-          A scalar, or, of an adaptive weight, a mapping from layers to scalars.
+          A scalar; for an `AdaptiveWeight`, a mapping from layers to scalars.
 
         Raises:
           TypeError: if the step is neither an int nor a scalar.
@@ -141,22 +153,22 @@ class ReconstructionWeights:
             for layer in group
         }
 
-    def mean(self, step) -> tf.Tensor:
-        """The mean of the layers' weights, for a figure."""
+    def mean(self, step: int | tf.Tensor) -> tf.Tensor:
+        """The mean of the weights of the layers, for the progress bar."""
         weights = self.read(step)
         weights = list(weights.values()) if self.is_adaptive else [weights]
         return tf.add_n([tf.cast(weight, tf.float32) for weight in weights]) / len(weights)
 
-    def update(self, errors, is_valid=True) -> None:
-        """One step of the adaptation, in place.
+    def update(self, errors: Mapping[Any, Any], is_valid: bool | tf.Tensor = True) -> None:
+        """Makes one step of the adaptation, in place.
 
         Args:
           errors: mapping from layers to their errors, scalars, as `TrainingScope.reconstruction_errors`
-            gives them.
-          is_valid: bool, or a scalar tensor of one; without it all stays as it is.
+            returns them.
+          is_valid: bool, or a scalar bool tensor. If it is false, the state does not change.
 
         Raises:
-          TypeError: if an argument is of another type.
+          TypeError: if an argument has a wrong type.
         """
         if not isinstance(errors, Mapping):
             raise TypeError(f"`errors` must be a mapping from layers to scalars; got {errors!r}.")
@@ -165,7 +177,7 @@ class ReconstructionWeights:
             is_valid = check_bool(is_valid, "is_valid")
         errors = {layer.identity: error for layer, error in errors.items()}
         for group, log_weight, average in self._states:
-            # A layer that was passed by an exact solve has no error.
+            # A layer has no error if its pass was an exact solve.
             known = [
                 tf.cast(errors[layer.identity], tf.float32) for layer in group if layer.identity in errors
             ]

@@ -1,43 +1,46 @@
-"""Keeping the learned inverse close to the inverse without a gradient: sketches and refreshes."""
+"""`Tracking`, which keeps R close to the inverse of W without a gradient: by sketches and refreshes."""
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import tensorflow as tf
 
-from tfp_selfnorm.inverse_learning.base import InverseLearning
-from tfp_selfnorm.inverse_learning.layer_checks import check_layer, check_layers
+from tfp_selfnorm.inverse_learning.base import InverseLearning, check_layer, check_layers
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.math import dense
 from tfp_selfnorm.math.linear import largest
 from tfp_selfnorm.utils.integers import check_int, check_positive_int, check_step
 from tfp_selfnorm.utils.seeds import stateless_seed
+from tfp_selfnorm.utils.types import Seed
 
-# Probes of a convolution: few, since each already averages over its pixels.
+# The number of probes of a convolution. Few are enough, since each averages over its pixels.
 _NUM_IMAGES = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Tracking(InverseLearning):
-    """Learns the inverse by tracking: a sketch-and-project update a step, an exact inverse at times.
+    """Learns the inverse by tracking: a sketch-and-project update after each step, and refreshes at times.
 
-    After each step of the optimizer, `R += (r - R u) (u^T u)^-1 u^T` for random probes `e`, turned to where
-    the error is, `r = (I - R W)^T e`, and `u = W r`: 5 n D^2 for n probes, no optimizer state, and never
-    further from the inverse. Every `refresh_every` steps R is set to the inverse of W, which also brings back
-    directions that W has left. W takes the plain gradient of the likelihood (mixture 1).
+    The update is `R += (r - R u) (u^T u)^-1 u^T`. Random probes `e` give the directions of the error,
+    `r = (I - R W)^T e`, and `u = W r`. It costs 5 n D^2 for n probes, needs no optimizer state, and never
+    increases the distance to the inverse. Every `refresh_every` steps R is set to the inverse of W. This also
+    corrects R in directions that W has left. W takes the plain gradient of the likelihood (mixture 1).
 
-    The inverse of a convolution wider than 1x1 is no kernel that could be tracked. Such layers learn it from
-    a regularizer, as in the paper.
+    The inverse of a convolution wider than 1x1 has no kernel, so it cannot be tracked. Such layers learn it
+    from a regularizer, as in the paper.
 
     Args:
-      num_probes: probes a step; at most D are used.
-      refresh_every: steps between exact refreshes; `None` takes the `refresh_interval` of each layer.
-      reconstruction: what teaches convolutions wider than 1x1 their inverse.
+      num_probes: number of probes in each step; at most D are used.
+      refresh_every: steps between refreshes; `None` takes the `refresh_interval` of each layer.
+      reconstruction: the regularizer of convolutions wider than 1x1.
 
     Raises:
       TypeError: if `reconstruction` is no `Reconstruction`.
       ValueError: if one of the numbers is no positive int.
 
-    >>> Tracking(num_probes=16).refresh_every is None
+    >>> import tfp_selfnorm as sn
+    >>> sn.Tracking(num_probes=16).refresh_every is None
     True
 
     References: Gower & Richtarik, "Randomized quasi-Newton updates are linearly convergent matrix
@@ -48,62 +51,63 @@ class Tracking(InverseLearning):
     refresh_every: int | None = None
     reconstruction: Reconstruction = Reconstruction()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_positive_int(self.num_probes, "num_probes")
         if self.refresh_every is not None:
             check_positive_int(self.refresh_every, "refresh_every")
         if not isinstance(self.reconstruction, Reconstruction):
             raise TypeError(f"`reconstruction` must be a Reconstruction; got {self.reconstruction!r}.")
 
-    def mixture(self, layer) -> float:
-        """1 where R is tracked: W then has the plain gradient of the likelihood."""
+    def mixture(self, layer: Any) -> float:
+        """1 if R is tracked: W then has the plain gradient of the likelihood."""
         check_layer(layer)
         return 1.0 if layer.has_matrix_kernels else layer.mixture
 
-    def regularizer(self, layer) -> Reconstruction | None:
-        """`reconstruction`, for a layer that needs a learned inverse and cannot be tracked."""
+    def regularizer(self, layer: Any) -> Reconstruction | None:
+        """`reconstruction`, if the layer needs a learned inverse and cannot be tracked."""
         check_layer(layer)
         return self.reconstruction if layer.needs_inverse and not layer.has_matrix_kernels else None
 
-    def tracks(self, layer) -> bool:
-        """Whether the layer has a learned inverse that is a matrix.
+    def tracks(self, layer: Any) -> bool:
+        """Whether the layer needs a learned inverse and its kernels are matrices.
 
         Raises:
-          TypeError: if it has one that is no `tf.Variable`.
+          TypeError: if R of such a layer is no `tf.Variable`.
         """
         check_layer(layer)
         return layer.needs_inverse and layer.has_matrix_kernels and _assignable(layer) is not None
 
-    def refresh_interval(self, layer) -> int:
-        """`refresh_every`, or the interval of the layer."""
+    def refresh_interval(self, layer: Any) -> int:
+        """`refresh_every`, or the interval of the layer if that is `None`."""
         check_layer(layer)
         return self.refresh_every or layer.refresh_interval
 
-    def follow(self, layers, step, seed=0) -> tf.Tensor:
+    def follow(self, layers: Iterable, step: int | tf.Tensor, seed: int = 0) -> tf.Tensor:
         """Updates R of each tracked layer, after a step of the optimizer.
 
-        `FlowModel` calls it, and a loop of your own can. R is set to the exact inverse of W where a refresh
-        is due, at O(D^3); otherwise it is updated by `sketch_and_project`, at O(n D^2). Inside a
-        `tf.function` the number of the step is not known, and R is always updated by the latter: there call
-        `refresh` between the compiled steps.
+        `FlowModel` calls it, and a loop of your own can call it. If a refresh is due, it sets R to the exact
+        inverse of W, at O(D^3). Otherwise it updates R by `sketch_and_project`, at O(n D^2). Inside a
+        `tf.function` the number of the step is unknown, and it never refreshes: call `refresh` between the
+        compiled steps.
 
-        A convolution wider than 1x1 stays as it is: the `reconstruction_loss` of the scope trains its R.
+        A convolution wider than 1x1 does not change: the `reconstruction_loss` of the scope trains its R.
 
         Args:
-          layers: the layers, as `self_norm_layers(flow)` gives them.
-          step: int or scalar integer tensor, the number of the step; it also seeds the probes.
-          seed: int that the probes depend on too.
+          layers: the layers, as `self_norm_layers(flow)` returns them.
+          step: int or scalar integer tensor, the number of the step. It is also a seed of the probes.
+          seed: int, a further seed of the probes.
 
         Returns:
-          The relative error of each tracked layer before the update, a float32 vector; 0 where R was set to
-          the inverse.
+          The relative error of each tracked layer before the update, a float32 vector; 0 after a refresh.
 
         Raises:
-          TypeError: if an argument is of another type.
+          TypeError: if an argument has a wrong type.
 
-        >>> layer = SelfNormDense.trainable(3)
-        >>> layer.inverse_kernel.assign(2.0 * tf.eye(3))
-        >>> float(Tracking().follow([layer], step=1)[0]), float(inverse_error(layer)) < 1e-3
+        >>> import tensorflow as tf
+        >>> import tfp_selfnorm as sn
+        >>> layer = sn.SelfNormDense.trainable(3)
+        >>> _ = layer.inverse_kernel.assign(2.0 * tf.eye(3))
+        >>> float(sn.Tracking().follow([layer], step=1)[0]), float(sn.inverse_error(layer)) < 1e-3
         (1.0, True)
         """
         layers = check_layers(layers)
@@ -118,64 +122,67 @@ class Tracking(InverseLearning):
                 errors.append(sketch_and_project(layer, self.num_probes, [seed + i, step]))
         return _vector(errors)
 
-    def refresh(self, layers, step) -> None:
-        """Sets R of each tracked layer to the exact inverse of W, at O(D^3), where step is due for it.
+    def refresh(self, layers: Iterable, step: int) -> None:
+        """Sets R to the exact inverse of W, at O(D^3), in each tracked layer whose refresh is due.
 
         Args:
-          layers: the layers, as `self_norm_layers(flow)` gives them.
+          layers: the layers, as `self_norm_layers(flow)` returns them.
           step: int, the number of the step.
 
         Raises:
-          TypeError: if an argument is of another type.
-          ValueError: if a kernel W is singular or not finite, naming the layer.
+          TypeError: if an argument has a wrong type.
+          ValueError: if a kernel W is singular or not finite. The error names the layer.
         """
         step = check_int(step, "step")
         for layer in filter(self.tracks, check_layers(layers)):
             if step % self.refresh_interval(layer) == 0:
                 refresh_inverse(layer)
 
-    def measure(self, layers) -> tf.Tensor:
-        """The relative error of each tracked R by probes that stay the same, see `inverse_error`."""
+    def measure(self, layers: Iterable) -> tf.Tensor:
+        """The relative error of each tracked R, see `inverse_error`. All calls use the same probes."""
         tracked = filter(self.tracks, check_layers(layers))
         return _vector([inverse_error(layer, self.num_probes, seed=i) for i, layer in enumerate(tracked)])
 
 
-def sketch_and_project(layer, num_probes: int = 8, seed=None) -> tf.Tensor:
-    """Updates the layer's forward kernel from random probes, in place, at O(n D^2).
+def sketch_and_project(layer: Any, num_probes: int = 8, seed: Seed = None) -> tf.Tensor:
+    """Updates R of the layer from random probes, in place, at O(n D^2).
 
     Args:
       layer: a `SelfNormDense` or a 1x1 convolution whose forward kernel is a `tf.Variable`.
       num_probes: Python int, number of probes; at most D are used.
-      seed: TFP seed, an int or a pair; the update is a function of it and the two kernels.
+      seed: TFP seed, an int or a pair. The update depends on the seed and the two kernels alone.
 
     Returns:
       The relative error before the update, `||I - R W|| / ||I||` (Frobenius norm), estimated from the probes;
       a scalar.
 
-    >>> layer = SelfNormDense(tf.Variable(tf.eye(3)), 2.0 * tf.eye(3))
-    >>> float(sketch_and_project(layer, 3, seed=1))
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
+    >>> layer = sn.SelfNormDense(tf.Variable(tf.eye(3)), 2.0 * tf.eye(3))
+    >>> float(sn.sketch_and_project(layer, 3, seed=1))
     1.0
-    >>> float(inverse_error(layer)) < 1e-3
+    >>> float(sn.inverse_error(layer)) < 1e-3
     True
     """
     kernel, operations = _assignable(layer), layer.operations
     updated, error = dense.sketch_and_project(
-        *(operations.to_matrix(tf.convert_to_tensor(k)) for k in (kernel, layer.inverse_kernel)),
+        operations.to_matrix(tf.convert_to_tensor(kernel)),
+        operations.to_matrix(tf.convert_to_tensor(layer.inverse_kernel)),
         _probes(layer, num_probes, seed),
     )
     kernel.assign(operations.from_matrix(updated))
     return largest(error)
 
 
-def refresh_inverse(layer) -> None:
-    """Sets the layer's forward kernel to the inverse of its inverse kernel, in place, at O(D^3).
+def refresh_inverse(layer: Any) -> None:
+    """Sets R of the layer to the inverse of W, in place, at O(D^3).
 
     Args:
       layer: a `SelfNormDense` or a 1x1 convolution whose forward kernel is a `tf.Variable`.
 
     Raises:
-      TypeError: if the forward kernel is no `tf.Variable`.
-      ValueError: in eager mode, if the inverse kernel is singular or not finite.
+      TypeError: if R is no `tf.Variable`.
+      ValueError: in eager mode, if W is singular or not finite.
     """
     kernel = _assignable(layer)
     try:
@@ -187,7 +194,7 @@ def refresh_inverse(layer) -> None:
         ) from error
 
 
-def inverse_error(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
+def inverse_error(layer: Any, num_probes: int = 32, seed: Seed = None) -> tf.Tensor:
     """Estimates `||I - R W|| / ||I||` (Frobenius norm) from random probes, at O(n D^2).
 
     Args:
@@ -196,7 +203,7 @@ def inverse_error(layer, num_probes: int = 32, seed=None) -> tf.Tensor:
       seed: int or stateless TFP seed.
 
     Returns:
-      A scalar, the largest of a batch of kernels.
+      A scalar, the largest error in a batch of kernels.
     """
     probes, operations = _probes(layer, num_probes, seed), layer.operations
     kernel, other = (tf.convert_to_tensor(k) for k in (layer.inverse_kernel, layer.forward_kernel))
@@ -214,7 +221,7 @@ def _vector(errors):
 def _assignable(layer):
     check_layer(layer)
     if not layer.has_matrix_kernels:
-        raise TypeError(f"`{layer.name}` is a convolution wider than 1x1, whose inverse no kernel holds.")
+        raise TypeError(f"`{layer.name}` is a convolution wider than 1x1. Its inverse has no kernel.")
     if not hasattr(layer.forward_kernel, "assign"):
         raise TypeError(
             f"`forward_kernel` of `{layer.name}` must be a tf.Variable for Tracking to update it; got "
@@ -224,7 +231,7 @@ def _assignable(layer):
 
 
 def _probes(layer, num_probes, seed):
-    """Columns for a layer whose kernels are matrices, and a few images for one whose kernels are not."""
+    """Columns for a layer whose kernels are matrices, and a few images for other layers."""
     check_layer(layer)
     check_positive_int(num_probes, "num_probes")
     seed = stateless_seed(seed, salt="tfp_selfnorm_probes")

@@ -1,11 +1,12 @@
 """Log-determinant and solve of a block-tridiagonal matrix whose blocks repeat down the diagonals.
 
-A zero-padded convolution is one. Two ways to factorize it, of memory O(N n^2) for N blocks of order n:
-cyclic reduction (Golub & Van Loan, "Matrix Computations", 4th edition, section 4.5.4), which for blocks
-that repeat takes O(n^3 log N), and orthogonal elimination, O(n^3 N), for the regular matrices on which
-the former loses digits. Systems may come in batches. The results are not meant to be differentiated.
+The matrix of a zero-padded convolution has this form. There are two factorizations. Both take O(N n^2) memory
+for N blocks of order n. Cyclic reduction (Golub & Van Loan, "Matrix Computations", 4th edition, section
+4.5.4) takes O(n^3 log N), since the blocks repeat. Orthogonal elimination takes O(n^3 N), and is used if
+cyclic reduction loses digits. Systems may have batches. The results are not for differentiation.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +14,15 @@ import tensorflow as tf
 
 from tfp_selfnorm.math.linear import largest
 
-# The relative error of recovered probes up to which the result of cyclic reduction stands.
+# The greatest relative error of recovered probes with which the result of cyclic reduction is used.
 _REDUCTION_TOLERANCE = 1e-10
 _NUM_PROBES = 4
 
 
 class BlockTridiagonal(NamedTuple):
-    """Blocks `[..., n, n]`: `count` rows of blocks, each `lower, diagonal, upper` but for the last.
+    """Blocks `[..., n, n]`, in `num_blocks` rows.
 
-    The last row is `last_lower, last_diagonal`.
+    The last row is `last_lower, last_diagonal`, each other row is `lower, diagonal, upper`.
     """
 
     lower: tf.Tensor
@@ -29,11 +30,11 @@ class BlockTridiagonal(NamedTuple):
     upper: tf.Tensor
     last_lower: tf.Tensor
     last_diagonal: tf.Tensor
-    count: int
+    num_blocks: int
 
 
 class _Level(NamedTuple):
-    """One step of cyclic reduction: the inverses of the diagonal blocks that it eliminates."""
+    """One step of cyclic reduction: the system, and the inverses of the eliminated diagonal blocks."""
 
     system: BlockTridiagonal
     inverse: tf.Tensor
@@ -41,7 +42,7 @@ class _Level(NamedTuple):
 
 
 class _Elimination(NamedTuple):
-    """Orthogonal elimination, `[N, ...]`: what turns two rows of blocks, and the three blocks left."""
+    """Orthogonal elimination, `[N, ...]`: the rotations of two rows of blocks, and the three blocks left."""
 
     rotation: tf.Tensor
     diagonal: tf.Tensor
@@ -49,10 +50,10 @@ class _Elimination(NamedTuple):
     second_upper: tf.Tensor
 
 
-def multiply(system, x):
+def multiply(system: BlockTridiagonal, x: tf.Tensor) -> tf.Tensor:
     """The product with `x`, `[..., n, N, m]`: m vectors, each in N blocks of n."""
     last = _product(system.last_diagonal, x[..., -1:, :])
-    if system.count == 1:
+    if system.num_blocks == 1:
         return last
     last += _product(system.last_lower, x[..., -2:-1, :])
     inner = _product(system.diagonal, x[..., :-1, :]) + _product(system.upper, x[..., 1:, :])
@@ -60,8 +61,8 @@ def multiply(system, x):
     return tf.concat([inner, last], axis=-2)
 
 
-def log_det(system):
-    """`log |det|` in nats, `[...]`, and a scalar: the `recovery_error` of the factorization it is from."""
+def log_det(system: BlockTridiagonal) -> tuple[tf.Tensor, tf.Tensor]:
+    """`log |det|` in nats, `[...]`, and the `recovery_error` of its factorization, a scalar."""
     levels, value = _reduce(system)
     error = recovery_error(system, lambda rhs: _solve_reduced(levels, rhs))
 
@@ -74,15 +75,15 @@ def log_det(system):
     return tf.cond(error < _REDUCTION_TOLERANCE, lambda: (value, error), orthogonal)
 
 
-def log_det_gradient(system):
+def log_det_gradient(system: BlockTridiagonal) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
     """The gradients of `log |det|` for the five blocks, and the `recovery_error`.
 
-    Three times the cost of `log_det`; O(N^2 n^3) where that falls back on orthogonal elimination.
+    Three times the cost of `log_det`; O(N^2 n^3) with orthogonal elimination.
     """
     blocks = tuple(map(tf.identity, system[:-1]))
     with tf.GradientTape() as tape:
         tape.watch(blocks)
-        levels, value = _reduce(BlockTridiagonal(*blocks, system.count))
+        levels, value = _reduce(BlockTridiagonal._make((*blocks, system.num_blocks)))
     gradients = tape.gradient(value, blocks, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     error = recovery_error(system, lambda rhs: _solve_reduced(levels, rhs))
 
@@ -93,8 +94,8 @@ def log_det_gradient(system):
     return tf.cond(error < _REDUCTION_TOLERANCE, lambda: (gradients, error), orthogonal)
 
 
-def solve(system, rhs):
-    """The solution for `rhs`, `[..., n, N, m]`, and the `recovery_error` of the factorization it is from."""
+def solve(system: BlockTridiagonal, rhs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The solution for `rhs`, `[..., n, N, m]`, and the `recovery_error` of its factorization."""
     levels, _ = _reduce(system)
     error = recovery_error(system, lambda rhs: _solve_reduced(levels, rhs))
 
@@ -105,26 +106,26 @@ def solve(system, rhs):
     return tf.cond(error < _REDUCTION_TOLERANCE, lambda: (_solve_reduced(levels, rhs), error), orthogonal)
 
 
-def recovery_error(system, solve_function):
-    """The relative error with which random vectors come back from the product and then the solve.
+def recovery_error(system: BlockTridiagonal, solve_function: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """The relative error of random vectors after the product and then the solve.
 
-    Of a factorization that is exact for a matrix off by E it estimates `||M^-1 E||_F / sqrt(n N)`, which is
-    what the log-det is off by: pivots that lost digits show, and so does a nearly singular matrix.
+    A factorization of M is exact for some matrix M + E. This error estimates `||M^-1 E||_F / sqrt(n N)`, the
+    error of the log-det. It is large if pivots lost digits, or if the matrix is nearly singular.
     """
     n = system.diagonal.shape[-1]
-    probes = np.random.default_rng(0).standard_normal([n, system.count, _NUM_PROBES])
+    probes = np.random.default_rng(0).standard_normal([n, system.num_blocks, _NUM_PROBES])
     probes = tf.constant(probes, system.diagonal.dtype)
     shape = system.diagonal.shape[:-2].concatenate(probes.shape)
     deviation = solve_function(multiply(system, tf.broadcast_to(probes, shape))) - probes
     error = largest(tf.norm(deviation, axis=[-3, -1])) / tf.norm(probes)
-    # NaN passes no comparison; infinity fails every tolerance.
+    # Infinity fails every tolerance; comparisons with NaN are always false.
     return tf.where(tf.math.is_finite(error), error, tf.constant(np.inf, error.dtype))
 
 
 def _reduce(system):
-    """Eliminates every other row, the first among them, until none is left: the levels and `log |det|`."""
+    """Eliminates rows 0, 2, 4, ... of blocks at each level: the levels and `log |det|`."""
     levels, value = [], 0.0
-    while system.count > 1:
+    while system.num_blocks > 1:
         lower, diagonal, upper, last_lower, last_diagonal, count = system
         inverse, block_log_det = _inverse_and_log_det(diagonal)
         value += (count // 2) * block_log_det
@@ -153,9 +154,9 @@ def _reduce(system):
 
 def _solve_reduced(levels, rhs):
     (system, inverse, last_inverse), *below = levels
-    if system.count == 1:
+    if system.num_blocks == 1:
         return _product(inverse, rhs)
-    kept, odd = divmod(system.count, 2)
+    kept, odd = divmod(system.num_blocks, 2)
     eliminated, rest = rhs[..., 0::2, :], rhs[..., 1::2, :]
     own = _product(inverse, eliminated[..., :kept, :])
     if odd:
@@ -170,7 +171,7 @@ def _solve_reduced(levels, rhs):
         )
         x = _solve_reduced(below, rest)
         last = None
-    # What the kept rows pull the eliminated ones by; the first of these has none on its left.
+    # The part of the kept rows in the eliminated ones. The first eliminated row has no row on its left.
     pull = _product(system.upper, x) + _padded(_product(system.lower, x[..., :-1, :]), before=1)
     pull = _product(inverse, pull)
     if odd:
@@ -178,16 +179,16 @@ def _solve_reduced(levels, rhs):
         x = _padded(x, after=1)
     pairs = tf.stack([own - pull, x], axis=-2)
     *batch, n, count, _, _ = pairs.shape
-    return tf.reshape(pairs, [*batch, n, 2 * count, _last_size(x)])[..., : system.count, :]
+    return tf.reshape(pairs, [*batch, n, 2 * count, _last_size(x)])[..., : system.num_blocks, :]
 
 
 @tf.custom_gradient
 def _inverse_and_log_det(block):
-    # By QR: unlike LU, it has an XLA kernel on every device.
+    # QR, since XLA has no LU on some devices.
     q, r = tf.linalg.qr(block)
     pivots = tf.linalg.diag_part(r)
     value = tf.reduce_sum(tf.math.log(tf.abs(pivots)), axis=-1)
-    # A singular pivot says nothing of the matrix: go on with any, and the recovery error will tell.
+    # A singular pivot does not mean a singular matrix. Any number can replace it: the recovery error decides.
     r = tf.linalg.set_diag(r, tf.where(tf.abs(pivots) > 0.0, pivots, tf.ones_like(pivots)))
     inverse = tf.linalg.triangular_solve(r, tf.linalg.matrix_transpose(q), lower=False)
 
@@ -201,7 +202,7 @@ def _inverse_and_log_det(block):
 
 def _inverse_adjoint(elimination, system):
     """The blocks of `M^-T` summed down the diagonals, in the order of `BlockTridiagonal`."""
-    n, count = system.diagonal.shape[-1], system.count
+    n, count = system.diagonal.shape[-1], system.num_blocks
     unit = tf.eye(n, dtype=system.diagonal.dtype)[:, tf.newaxis, :]
     unit = tf.broadcast_to(unit, system.diagonal.shape[:-2].concatenate(unit.shape))
 
@@ -223,15 +224,15 @@ def _inverse_adjoint(elimination, system):
 
 
 def _eliminate(system):
-    """Rotates each row of blocks with the next, so that the matrix is upper triangular by blocks."""
-    count, zero = system.count, tf.zeros_like(system.diagonal)
+    """Rotates each row of blocks with the next one, which makes the matrix upper triangular by blocks."""
+    count, zero = system.num_blocks, tf.zeros_like(system.diagonal)
     one = zero + tf.eye(zero.shape[-1], dtype=zero.dtype)
     first = (system.diagonal, system.upper) if count > 1 else (system.last_diagonal, zero)
-    # The last row is rotated with one that is not there.
+    # The last row is rotated with a row of the identity below it.
     inner = max(count - 2, 0)
     last = [(system.last_lower, system.last_diagonal, zero)] if count > 1 else []
     rows = [(system.lower, system.diagonal, system.upper)] * inner + last + [(zero, one, zero)]
-    rows = tuple(map(tf.stack, zip(*rows, strict=True)))
+    stacked = tuple(map(tf.stack, zip(*rows, strict=True)))
 
     def step(carry, row):
         current, following = carry[:2], row
@@ -246,7 +247,7 @@ def _eliminate(system):
         return diagonal, next_upper, rotation, triangle[..., :n, :], upper, second_upper
 
     blank = tf.concat([tf.concat([zero, zero], axis=-1)] * 2, axis=-2)
-    _, _, *parts = tf.scan(step, rows, initializer=(*first, blank, zero, zero, zero))
+    _, _, *parts = tf.scan(step, stacked, initializer=(*first, blank, zero, zero, zero))
     return _Elimination(*parts)
 
 
@@ -264,8 +265,8 @@ def _solve_eliminated(elimination, rhs):
         return pair[..., n:, :], pair[..., :n, :]
 
     following = tf.concat([blocks[1:], tf.zeros_like(blocks[:1])], axis=0)
-    start = (blocks[0], tf.zeros_like(blocks[0]))
-    _, rotated = tf.scan(rotate, (elimination.rotation, following), initializer=start)
+    initial = (blocks[0], tf.zeros_like(blocks[0]))
+    _, rotated = tf.scan(rotate, (elimination.rotation, following), initializer=initial)
 
     def substitute(carry, step):
         right, diagonal, upper, second_upper = step
@@ -279,14 +280,14 @@ def _solve_eliminated(elimination, rhs):
 
 
 def _product(block, x):
-    """`block @ x` for each of the blocks of `x`, `[..., n, N, m]`."""
+    """`block @ x` for each block of `x`, `[..., n, N, m]`."""
     *batch, n, count, _ = x.shape
     m = _last_size(x)
     return tf.reshape(tf.matmul(block, tf.reshape(x, [*batch, n, count * m])), [*batch, n, count, m])
 
 
 def _last_size(x):
-    """The only size that may be unknown until a function runs."""
+    """The last size, the only one that may be unknown until a function runs."""
     return tf.shape(x)[-1] if x.shape[-1] is None else x.shape[-1]
 
 

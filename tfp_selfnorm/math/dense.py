@@ -1,16 +1,17 @@
-"""The dense map of vectors `[..., D]` by kernels `[..., D, D]`, whose batches broadcast."""
+"""The dense map of vectors `[..., D]` by kernels `[..., D, D]`. Their batches broadcast."""
 
 import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.math.linear import Operations, sum_to_shape
 
-# From this size on, transposing the rows beats a product with the transposed kernel: by half at 2048.
+# From this size on, a transposition of the rows is faster than a product with the transposed kernel: by half
+# at 2048.
 _LARGE = 1024
 
 
-def matvec(kernel, x, adjoint=False):
-    """Returns `kernel @ x`, as one product for a whole batch when the kernel has no batch."""
+def matvec(kernel: tf.Tensor, x: tf.Tensor, adjoint: bool = False) -> tf.Tensor:
+    """Returns `kernel @ x`, as one product for the whole batch of `x` if the kernel has no batch."""
     if kernel.shape.rank != 2:
         return tf.linalg.matvec(kernel, x, adjoint_a=adjoint)
     if x.shape.rank == 2:
@@ -27,15 +28,17 @@ def _rows_product(kernel, rows, adjoint):
     return tf.matmul(rows, kernel, transpose_b=True)
 
 
-def sketch_and_project(forward_kernel, inverse_kernel, probes):
+def sketch_and_project(
+    forward_kernel: tf.Tensor, inverse_kernel: tf.Tensor, probes: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Moves `forward_kernel` towards the inverse of `inverse_kernel` along a few directions.
 
-    With `E = I - forward_kernel inverse_kernel` the directions are `r = E^T e` for probes `e` (the columns
-    of `probes`): where the error is largest, of low rank after a step of training, probes turn there (as in
-    the randomized range finder of Halko et al., 2011). For `u = inverse_kernel r` it returns the matrix
-    nearest to `forward_kernel` in the Frobenius norm that maps every `u` to its `r`, as the inverse does
-    (Gower & Richtarik, 2017, the multi-secant update). The distance to the inverse never grows. Cost:
-    5 n D^2 for n probes.
+    With `E = I - forward_kernel inverse_kernel`, the directions are `r = E^T e` for the probes `e`, the
+    columns of `probes`. After a step of training E has low rank, and the `r` lie where the error is largest
+    (as in the randomized range finder of Halko et al., 2011). Let `u = inverse_kernel r`. Of all matrices
+    that map every `u` to its `r`, as the inverse does, the result is the nearest to `forward_kernel` in the
+    Frobenius norm (Gower & Richtarik, 2017, the multi-secant update). The distance to the inverse never
+    grows. Cost: 5 n D^2 for n probes.
 
     Args:
       forward_kernel: float tensor `[..., D, D]`.
@@ -45,7 +48,7 @@ def sketch_and_project(forward_kernel, inverse_kernel, probes):
     Returns:
       The new forward kernel, and an estimate of the error before the step, `||E|| / ||I||`.
     """
-    # Few rows times a kernel take two thirds of the time of the kernel times few columns.
+    # A product of few rows with a kernel takes two thirds of the time of a kernel with few columns.
     probes = tf.linalg.matrix_transpose(probes)
     r = probes - tf.matmul(tf.matmul(probes, forward_kernel), inverse_kernel)
     error = tf.norm(r, axis=[-2, -1]) / tf.norm(probes, axis=[-2, -1])
@@ -53,7 +56,7 @@ def sketch_and_project(forward_kernel, inverse_kernel, probes):
     u = tf.matmul(r, inverse_kernel, transpose_b=True)
     residual = r - tf.matmul(u, forward_kernel, transpose_b=True)
     gram = tf.matmul(u, u, transpose_b=True)
-    # A ridge of rounding size keeps Cholesky safe, and the step a contraction; without any error all is 0.
+    # A ridge of rounding size keeps Cholesky safe and the step a contraction. Without an error all is 0.
     limits = np.finfo(gram.dtype.as_numpy_dtype)
     ridge = 10.0 * limits.eps * tf.linalg.trace(gram)[..., tf.newaxis] + limits.tiny
     gram = tf.linalg.set_diag(gram, tf.linalg.diag_part(gram) + ridge)
@@ -76,7 +79,7 @@ def _outer_sum(left, right, kernel_shape):
     batch = tf.broadcast_dynamic_shape(tf.shape(left)[:-1], tf.shape(right)[:-1])
     size = kernel_shape[-1:]
     kernel_batch_rank = kernel_shape.shape[0] - 2
-    # [N, kernel batch, D] to [kernel batch, N, D]: one product an entry of the kernel's batch.
+    # [N, kernel batch, D] to [kernel batch, N, D]: one product for each entry of the kernel's batch.
     shape = tf.concat([[-1], batch[-kernel_batch_rank:], size], axis=0)
     order = [*range(1, kernel_batch_rank + 1), 0, kernel_batch_rank + 1]
 
@@ -104,29 +107,29 @@ class DenseMap(Operations):
     kernel_ndims = 2
     has_matrix_kernels = True
 
-    def apply(self, kernel, x):
+    def apply(self, kernel: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         return matvec(kernel, x)
 
-    def adjoint(self, kernel, z):
+    def adjoint(self, kernel: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
         return matvec(kernel, z, adjoint=True)
 
-    def kernel_gradient(self, x, d_z, kernel):
+    def kernel_gradient(self, x: tf.Tensor, d_z: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         return _outer_sum(d_z, x, tf.shape(kernel))
 
-    def inverse_to_gradient(self, kernel):
+    def inverse_to_gradient(self, kernel: tf.Tensor) -> tf.Tensor:
         return tf.linalg.matrix_transpose(kernel)
 
-    def log_det(self, kernel):
+    def log_det(self, kernel: tf.Tensor) -> tf.Tensor:
         return tf.linalg.slogdet(kernel).log_abs_determinant
 
-    def log_det_gradient(self, kernel):
+    def log_det_gradient(self, kernel: tf.Tensor) -> tf.Tensor:
         return tf.linalg.inv(kernel, adjoint=True)
 
-    def solve(self, kernel, z):
+    def solve(self, kernel: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
         return _solve(kernel, z)
 
-    def to_matrix(self, kernel):
+    def to_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
         return tf.convert_to_tensor(kernel)
 
-    def from_matrix(self, matrix):
+    def from_matrix(self, matrix: tf.Tensor) -> tf.Tensor:
         return tf.convert_to_tensor(matrix)

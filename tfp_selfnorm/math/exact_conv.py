@@ -1,31 +1,33 @@
 """Exact log-determinant and solve of a zero-padded convolution, without its dense matrix.
 
-The convolution has stride 1, an odd kernel `[..., kh, kw, C, C]` (height, width, input and output channels),
-and images `[H, W, C]` that zeros around keep in size. With lines grouped by (kh - 1) / 2 its matrix is
-block-tridiagonal: H / p blocks of order p W C. All is computed in float64.
+The convolution has stride 1 and an odd kernel `[..., kh, kw, C, C]` (height, width, input and output
+channels). Zeros around the images `[H, W, C]` keep their size. In groups of p = (kh - 1) / 2 lines its matrix
+is block-tridiagonal: H / p blocks of order p W C. All computations are in float64.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.math import block_tridiagonal
+from tfp_selfnorm.utils.compat import NOT_INLINED
 
-# The relative error of recovered probes from which a result would be noise.
+# If the relative error of recovered probes is not below it, a result is noise.
 _SINGULAR = 1e-5
 
 
-def log_det(kernel, spatial_shape, name="kernel"):
+def log_det(kernel: tf.Tensor, spatial_shape: Sequence[int], name: str = "kernel") -> tf.Tensor:
     """`log |det|` in nats, `[...]`, of the convolution of images of `spatial_shape`, `(H, W)`.
 
     Differentiable once. Cost: O(n^3 log H) with `n = (kh - 1) / 2 W C`, or with height and width exchanged
-    where that is less; O(C^3) for a 1x1 kernel.
+    if that is less; O(C^3) for a 1x1 kernel.
 
     Raises:
-      ValueError: in eager mode, if the convolution is singular to working precision; in a graph that is a
-        `tf.errors.InvalidArgumentError`, and NaN where XLA drops it.
+      ValueError: in eager mode, if the convolution is singular to working precision. A graph raises a
+        `tf.errors.InvalidArgumentError` instead. XLA drops that, and the value is NaN.
     """
 
     @tf.custom_gradient
@@ -42,18 +44,18 @@ def log_det(kernel, spatial_shape, name="kernel"):
     return apply(kernel)
 
 
-def log_det_gradient(kernel, spatial_shape, name="kernel"):
-    """The exact gradient of `log |det|`, at thrice its cost; raises as `log_det` does."""
+def log_det_gradient(kernel: tf.Tensor, spatial_shape: Sequence[int], name: str = "kernel") -> tf.Tensor:
+    """The exact gradient of `log |det|`, at three times its cost; raises the errors of `log_det`."""
     compiled = _compiled(_log_det_gradient_and_error, tuple(spatial_shape), tuple(kernel.shape))
     gradient, error = compiled(detached_double(kernel))
     return tf.cast(checked(gradient, error, name), kernel.dtype)
 
 
-def solve(kernel, z, name="kernel"):
+def solve(kernel: tf.Tensor, z: tf.Tensor, name: str = "kernel") -> tf.Tensor:
     """The images `[B, H, W, C]` whose convolution with the kernel `[kh, kw, C, C]` is `z`.
 
-    Not differentiable; `conv.solve` is. Cost: a factorization as for `log_det`, and O(n^2 H / p) an image.
-    Raises as `log_det` does.
+    Not differentiable; `conv.solve` is. Cost: a factorization as in `log_det`, and O(n^2 H / p) for each
+    image. Raises the errors of `log_det`.
     """
     shapes = tuple(kernel.shape), (None, *z.shape[1:])
     x, error = _compiled(_solution_and_error, tuple(z.shape[1:3]), *shapes)(
@@ -62,11 +64,13 @@ def solve(kernel, z, name="kernel"):
     return tf.cast(checked(x, error, name), z.dtype)
 
 
-def differentiated_once(gradient, *arguments):
-    """`gradient`, which depends on the arguments in ways that are not recorded: the next one is refused.
+def differentiated_once(gradient: tf.Tensor, *arguments: tf.Tensor) -> tf.Tensor:
+    """Returns `gradient`. A second derivative by the arguments raises an error.
+
+    Without it a second derivative would be wrong: no tape records how `gradient` depends on the arguments.
 
     Raises:
-      NotImplementedError: when it is differentiated.
+      NotImplementedError: when the result is differentiated.
     """
 
     @tf.custom_gradient
@@ -79,22 +83,22 @@ def differentiated_once(gradient, *arguments):
     return apply(gradient, *arguments)
 
 
-def detached_double(x):
+def detached_double(x: tf.Tensor) -> tf.Tensor:
     """`x` in float64, without its history."""
-    # An eager tape would look into the compiled function for a gradient.
+    # With the history, an eager tape would differentiate the compiled function.
     return tf.cast(tf.stop_gradient(x), tf.float64)
 
 
 class _Layout(NamedTuple):
-    """How images fall into blocks: `count` blocks of `lines` x `columns` pixels, and `copies` of all that.
+    """The division of images into `num_blocks` blocks of `lines` x `columns` pixels, in `copies` systems.
 
-    `swap` exchanges height and width first; `rows` is the height then. Columns (and for a 1x1 kernel rows)
-    that the kernel does not couple are copies of one system.
+    `swap` exchanges height and width first; `rows` is the height after that. Columns (and for a 1x1 kernel
+    rows) that the kernel does not couple are copies of one system.
     """
 
     swap: bool
     rows: int
-    count: int
+    num_blocks: int
     lines: int
     columns: int
     copies: int
@@ -103,8 +107,8 @@ class _Layout(NamedTuple):
 def _layout(kernel_size, spatial_shape):
     (height, width), sizes = kernel_size, tuple(spatial_shape)
     if height == width == 1:
-        return _Layout(swap=False, rows=1, count=1, lines=1, columns=1, copies=sizes[0] * sizes[1])
-    # The order of a block is radius x the other side: the better one of the two directions.
+        return _Layout(swap=False, rows=1, num_blocks=1, lines=1, columns=1, copies=sizes[0] * sizes[1])
+    # The order of a block is the radius times the other side. The direction with the smaller order is better.
     swap = height == 1 or (width > 1 and (width // 2) * sizes[0] < (height // 2) * sizes[1])
     if swap:
         height, width, sizes = width, height, sizes[::-1]
@@ -114,17 +118,18 @@ def _layout(kernel_size, spatial_shape):
     return _Layout(swap, rows, -(-rows // lines), lines, columns // copies, copies)
 
 
-# Dozens of small operations: compiled they take a twentieth of the time that they take eagerly. Inlined, all
-# of it would be optimised again for each layer of a flow: seconds before the first step.
+# These are dozens of small operations. In a compiled function they take a twentieth of their eager time. If
+# the function were inlined, TensorFlow would optimise it for each layer of a flow: seconds before the first
+# step.
 @functools.cache
 def _compiled(function, spatial_shape, *shapes):
     layout = _layout(shapes[0][-4:-2], spatial_shape)
-    # TensorFlow takes partial functions for as many, and not for one that is traced again and again.
+    # With a partial function for each layout, TensorFlow does not warn that one function is retraced often.
     return tf.function(
         functools.partial(function, layout),
         input_signature=[tf.TensorSpec(shape, tf.float64) for shape in shapes],
         autograph=False,
-        experimental_attributes={"_noinline": True},
+        experimental_attributes=NOT_INLINED,
     )
 
 
@@ -151,7 +156,7 @@ def _blocks(kernel, layout):
         kernel = tf.einsum("...hwio->...whio", kernel)
     *batch, height, width, channels, _ = kernel.shape
     elements = tf.reshape(kernel, [*batch, height * width, channels, channels])
-    # Entries of the blocks that no element of the kernel reaches take the zero appended here.
+    # The zero appended here is for entries of the blocks without an element of the kernel.
     elements = tf.concat([elements, tf.zeros_like(elements[..., :1, :, :])], axis=-3)
     order = layout.lines * layout.columns * channels
     index = np.stack([_element_index(height, width, layout, offset) for offset in (-1, 0, 1)])
@@ -161,7 +166,7 @@ def _blocks(kernel, layout):
 
 
 def _element_index(height, width, layout, offset):
-    """For a block and its neighbour `offset` below: which kernel element couples output and input pixel."""
+    """The kernel element that couples each output pixel with each input pixel `offset` blocks below."""
     line, column = np.divmod(np.arange(layout.lines * layout.columns), layout.columns)
     i = line[np.newaxis] + offset * layout.lines - line[:, np.newaxis] + height // 2
     j = column[np.newaxis] - column[:, np.newaxis] + width // 2
@@ -170,15 +175,16 @@ def _element_index(height, width, layout, offset):
 
 
 def _cut_last_row(lower, diagonal, upper, layout, channels):
-    """Lines of the last block beyond the image become rows of the identity."""
+    """In the last block, lines beyond the image become rows of the identity."""
     order = diagonal.shape[-1]
-    beyond = layout.count * layout.lines - layout.rows
+    num_blocks = layout.num_blocks
+    beyond = num_blocks * layout.lines - layout.rows
     if not beyond:
-        return block_tridiagonal.BlockTridiagonal(lower, diagonal, upper, lower, diagonal, layout.count)
+        return block_tridiagonal.BlockTridiagonal(lower, diagonal, upper, lower, diagonal, num_blocks)
     real = np.arange(order)[:, np.newaxis] < order - beyond * layout.columns * channels
     last_lower = tf.where(real, lower, tf.zeros_like(lower))
     last_diagonal = tf.where(real, diagonal, tf.eye(order, dtype=diagonal.dtype))
-    return block_tridiagonal.BlockTridiagonal(lower, diagonal, upper, last_lower, last_diagonal, layout.count)
+    return block_tridiagonal.BlockTridiagonal(lower, diagonal, upper, last_lower, last_diagonal, num_blocks)
 
 
 def _to_blocks(images, layout):
@@ -187,31 +193,31 @@ def _to_blocks(images, layout):
         images = tf.einsum("bhwc->bwhc", images)
     batch, channels = tf.shape(images)[0], images.shape[-1]
     images = tf.reshape(images, [batch, layout.rows, layout.columns, layout.copies, channels])
-    beyond = layout.count * layout.lines - layout.rows
+    beyond = layout.num_blocks * layout.lines - layout.rows
     images = tf.pad(images, [[0, 0], [0, beyond], [0, 0], [0, 0], [0, 0]])
-    shape = [batch, layout.count, layout.lines, layout.columns, layout.copies, channels]
+    shape = [batch, layout.num_blocks, layout.lines, layout.columns, layout.copies, channels]
     blocks = tf.einsum("bnlwkc->lwcnbk", tf.reshape(images, shape))
     order = layout.lines * layout.columns * channels
-    return tf.reshape(blocks, [order, layout.count, batch * layout.copies])
+    return tf.reshape(blocks, [order, layout.num_blocks, batch * layout.copies])
 
 
 def _from_blocks(blocks, shape, layout):
     """The reverse of `_to_blocks`, for images of the given shape."""
-    lines, columns = layout.count * layout.lines, layout.columns * layout.copies
+    lines, columns = layout.num_blocks * layout.lines, layout.columns * layout.copies
     channels = blocks.shape[0] // (layout.lines * layout.columns)
-    parts = [layout.lines, layout.columns, channels, layout.count, shape[0], layout.copies]
+    parts = [layout.lines, layout.columns, channels, layout.num_blocks, shape[0], layout.copies]
     images = tf.einsum("lwcnbk->bnlwkc", tf.reshape(blocks, parts))
     images = tf.reshape(images, [shape[0], lines, columns, channels])[:, : layout.rows]
     return tf.reshape(tf.einsum("bhwc->bwhc", images) if layout.swap else images, shape)
 
 
-def checked(value, error, name):
-    """`value`, unless the recovery error says that it is noise; raises as `log_det` does."""
+def checked(value: tf.Tensor, error: tf.Tensor, name: str) -> tf.Tensor:
+    """Returns `value` if the recovery error is small enough; raises the errors of `log_det` otherwise."""
     if tf.executing_eagerly():
         if not error.numpy() < _SINGULAR:
             raise ValueError(
-                f"The convolution with `{name}` is singular to working precision: of random images its exact "
-                f"inverse recovers all but a relative error of {float(error):.2g}."
+                f"The convolution with `{name}` is singular to working precision: its exact inverse recovers "
+                f"random images with a relative error of {float(error):.2g}."
             )
         return value
     regular = error < _SINGULAR

@@ -1,10 +1,12 @@
 """A linear map with a learned inverse and its log-determinant, with the gradients of the paper.
 
-What the dense and the convolutional layer share. Both functions take the operations of the kind of map, the
-kernel of the map and the other kernel, whose map approximates the inverse. Keller et al. (2021), section 3.
+Dense and convolutional layers share it. `linear_map` and `log_det` take the operations of the kind of map,
+the kernel of the map, and the other kernel. The map of the other kernel approximates the inverse. Keller et
+al. (2021), section 3.
 """
 
 import abc
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,8 +20,8 @@ class Operations(abc.ABC):
     Attributes:
       event_ndims: number of dimensions of an event.
       kernel_ndims: number of dimensions of a kernel, apart from its batch.
-      has_matrix_kernels: whether a kernel is a matrix on the last dimension of an event, so that a kernel
-        can be the inverse of another; then there are `to_matrix` and `from_matrix`.
+      has_matrix_kernels: whether a kernel is a matrix on the last dimension of an event. A kernel can then
+        be the inverse of another one. Only then `to_matrix` and `from_matrix` have a meaning.
     """
 
     event_ndims: int
@@ -27,62 +29,70 @@ class Operations(abc.ABC):
     has_matrix_kernels: bool
 
     @abc.abstractmethod
-    def apply(self, kernel, x):
+    def apply(self, kernel: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """The map of each event."""
 
     @abc.abstractmethod
-    def adjoint(self, kernel, z):
+    def adjoint(self, kernel: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
         """The transposed map of each event."""
 
     @abc.abstractmethod
-    def kernel_gradient(self, x, d_z, kernel):
-        """The gradient of the kernel, summed over the batch, for the gradient `d_z` at the output."""
+    def kernel_gradient(self, x: tf.Tensor, d_z: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """The gradient of the kernel, summed over the batch, for the gradient `d_z` of the output."""
 
     @abc.abstractmethod
-    def inverse_to_gradient(self, kernel):
-        """What stands for `log_det_gradient` where `kernel` is that of the inverse map."""
+    def inverse_to_gradient(self, kernel: tf.Tensor) -> tf.Tensor:
+        """The approximation of `log_det_gradient` by a kernel of the inverse map."""
 
     @abc.abstractmethod
-    def log_det(self, kernel):
+    def log_det(self, kernel: tf.Tensor) -> tf.Tensor:
         """`log |det|` of the map in nats, exact."""
 
     @abc.abstractmethod
-    def log_det_gradient(self, kernel):
+    def log_det_gradient(self, kernel: tf.Tensor) -> tf.Tensor:
         """The gradient of `log_det`, exact."""
 
     @abc.abstractmethod
-    def solve(self, kernel, z):
+    def solve(self, kernel: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
         """The inverse map of each event, exact."""
 
     @abc.abstractmethod
-    def to_matrix(self, kernel):
+    def to_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
         """The kernel as a matrix."""
 
     @abc.abstractmethod
-    def from_matrix(self, matrix):
-        """The kernel that a matrix is."""
+    def from_matrix(self, matrix: tf.Tensor) -> tf.Tensor:
+        """The kernel from a matrix."""
 
-    def squared_norm(self, x):
+    def squared_norm(self, x: tf.Tensor) -> tf.Tensor:
         """The squared norm of each event."""
         return tf.reduce_sum(tf.square(x), axis=list(range(-self.event_ndims, 0)))
 
 
-def linear_map(operations, x, kernel, other_kernel, gradient="self_norm", mixture=0.5, trains=None):
+def linear_map(
+    operations: Operations,
+    x: tf.Tensor,
+    kernel: tf.Tensor,
+    other_kernel: tf.Tensor,
+    gradient: str = "self_norm",
+    mixture: float = 0.5,
+    trains: str | None = None,
+) -> tuple[tf.Tensor, tf.Tensor | None]:
     """The map `z = kernel x` with the gradient that `gradient` names, and the reconstruction error.
 
-    With `d` the gradient that arrives at `z`, summed over the batch (for the dense map):
+    Let `d` be the gradient of `z`. The gradients of a dense map, summed over the batch, are:
 
     - "self_norm": `mixture d x^T` for the kernel and `-(1 - mixture) (kernel^T d) z^T` for the other
       kernel, the likelihood terms of the paper for `mixture = 1/2`;
-    - "exact": `d x^T` for the kernel and nothing for the other;
-    - "relative": `d z^T kernel`, which is the exact one times `kernel^T kernel` (Gresele et al., 2020).
+    - "exact": `d x^T` for the kernel and none for the other kernel;
+    - "relative": `d z^T kernel`, the exact gradient times `kernel^T kernel` (Gresele et al., 2020).
 
     The gradient of `x` is `kernel^T d` in all three.
 
-    The error, `||x - other_kernel kernel x||^2` of each event, trains both kernels (`trains="both"`), the
-    other alone ("other") or is not computed (`None`), and never trains `x`. Computed together, map and error
-    share their weight gradients: six products of a batch with a kernel for a training step, where two
-    separate terms would take eight.
+    The error of an event is `||x - other_kernel kernel x||^2`. It trains both kernels (`trains="both"`), the
+    other kernel alone ("other"), or is not computed (`None`). It never trains `x`. The map and the error
+    share the gradients of the kernels. So a training step has six products of a batch with a kernel; two
+    separate terms would have eight.
 
     Returns:
       `z`, and the error or `None`.
@@ -123,24 +133,31 @@ def linear_map(operations, x, kernel, other_kernel, gradient="self_norm", mixtur
     return (result, None) if trains is None else result
 
 
-def log_det(operations, kernel, other_kernel, gradient="self_norm", mixture=0.5, value=None):
-    """`log |det|` of the map in nats, one for each kernel of a batch, with the gradient that is named.
+def log_det(
+    operations: Operations,
+    kernel: tf.Tensor,
+    other_kernel: tf.Tensor,
+    gradient: str = "self_norm",
+    mixture: float = 0.5,
+    value: Any = None,
+) -> tf.Tensor:
+    """`log |det|` of the map in nats for each kernel of a batch, with the gradient that `gradient` names.
 
-    The term is multiplied by the gradient that arrives, so scaled losses, sums and micro-batches are
-    right. For an arriving gradient of one, with T the operation `inverse_to_gradient` (of a dense kernel
-    the transpose; of a convolution's flipped and counted):
+    The gradients are multiplied by the gradient of the result, so they are right in scaled losses, sums and
+    micro-batches. T is `inverse_to_gradient`: the transpose of a dense kernel, the flipped kernel of a
+    convolution times its multiplicities. For a gradient of one they are:
 
-    - "self_norm": `mixture T(other_kernel)` for the kernel, `-(1 - mixture) T(kernel)` for the other;
+    - "self_norm": `mixture T(other_kernel)` for the kernel, `-(1 - mixture) T(kernel)` for the other kernel;
     - "exact": `log_det_gradient(kernel)`, the inverse transpose;
     - "relative": `kernel`.
 
     Args:
-      operations: those of the kind of map.
+      operations: the operations of the kind of map.
       kernel: float tensor.
       other_kernel: float tensor of the same shape; its map is close to the inverse.
       gradient: one of "self_norm", "exact", "relative".
       mixture: Python float in [0, 1], used by "self_norm" alone.
-      value: what to return for the value, at no cost; `None` computes it.
+      value: a known value to return, at no cost; `None` computes the value.
     """
     if value is None:
         value = operations.log_det(kernel)
@@ -177,13 +194,16 @@ def _scaled(x, weight):
     return x if weight == 1.0 else weight * x
 
 
-def largest(x):
-    """The largest number; NaN if one is NaN. By itself XLA's maximum on the CPU passes NaN over."""
+def largest(x: tf.Tensor) -> tf.Tensor:
+    """The largest number; NaN if one is NaN. XLA's own maximum on the CPU ignores NaN."""
     return tf.where(tf.reduce_any(tf.math.is_nan(x)), tf.constant(np.nan, x.dtype), tf.reduce_max(x))
 
 
-def sum_to_shape(x, like=None, shape=None):
-    """Undoes broadcasting: sums `x` over the dimensions in which the target shape is smaller."""
+def sum_to_shape(x: tf.Tensor, like: tf.Tensor | None = None, shape: tf.Tensor | None = None) -> tf.Tensor:
+    """Undoes broadcasting: sums `x` over the dimensions in which the target shape is smaller.
+
+    The target is `shape`, or without it the shape of `like`.
+    """
     if like is not None and x.shape.is_fully_defined() and x.shape == like.shape:
         return x
     shape = tf.shape(like) if shape is None else shape

@@ -1,1 +1,1 @@
-"""What is inside a TFP object: layers, variables, networks, names."""
+"""The contents of a TFP object: layers, variables, networks, names."""

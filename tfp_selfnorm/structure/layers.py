@@ -1,24 +1,27 @@
 """Walks through nested TFP objects: finds the self-normalizing layers in them and replaces them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.self_norm import SelfNorm
+from tfp_selfnorm.utils.types import TfpObject
 
 
-def exact(distribution_or_bijector):
-    """The same distribution or bijector with exact gradients and an exact `forward` in every layer.
+def exact(distribution_or_bijector: TfpObject) -> TfpObject:
+    """A copy of a distribution or bijector with exact gradients and an exact `forward` in every layer.
 
-    Shares the variables, so it stays the same model: sampling from it inverts the very map that
-    `log_prob` scores, at O(D^3), where the original takes the learned inverse, at O(D^2). Layers that a
-    Python function makes at each call are out of reach and stay as they are.
+    The copy shares the variables, so it is the same model. Its samples are made by the exact inverse of the
+    map in `log_prob`, at O(D^3). The original uses the learned inverse, at O(D^2). Layers that a Python
+    function makes at each call are not found and do not change.
 
     Raises:
       TypeError: if the argument is neither a distribution nor a bijector of TFP.
 
-    >>> layer = SelfNormDense.trainable(3)
-    >>> exact(layer).inversion, exact(layer).inverse_kernel is layer.inverse_kernel
+    >>> import tfp_selfnorm as sn
+    >>> layer = sn.SelfNormDense.trainable(3)
+    >>> sn.exact(layer).inversion, sn.exact(layer).inverse_kernel is layer.inverse_kernel
     ('exact', True)
     """
     _check_object(distribution_or_bijector)
@@ -27,33 +30,37 @@ def exact(distribution_or_bijector):
     )
 
 
-def at_inference(distribution):
-    """The same distribution with each `tfb.BatchNormalization` in it by its moving statistics.
+def at_inference(distribution: TfpObject) -> TfpObject:
+    """A copy of the distribution whose `tfb.BatchNormalization`s use their moving statistics.
 
-    By those of the batch, as in training, the density of an event would depend on the other events, and each
-    call would change the moving statistics. Shares the variables; the very object where nothing changed.
+    With the statistics of the batch, as in training, the density of an event would depend on the other
+    events, and each call would change the moving statistics. The copy shares the variables. Without a
+    `tfb.BatchNormalization` it is the distribution itself.
     """
 
     def replace(bijector):
-        # The layer is a parameter only where it was given.
+        # The parameters have the layer only if the user gave one.
         return bijector.copy(batchnorm_layer=bijector.batchnorm, training=False)
 
     return _rebuild(distribution, replace, {}, tfp.bijectors.BatchNormalization)
 
 
-def bijectors_of(kind: type, distribution_or_bijector, name="distribution_or_bijector") -> list:
-    """The bijectors of a class anywhere in it, each object once, in the order of the constructors.
+def bijectors_of(
+    kind: type, distribution_or_bijector: TfpObject, name: str = "distribution_or_bijector"
+) -> list:
+    """The bijectors of a class anywhere in an object, each once, in the order of the constructors.
 
     Args:
       kind: the class.
-      distribution_or_bijector: where to look.
-      name: what errors call it.
+      distribution_or_bijector: the object to search.
+      name: name of the object in errors.
 
     Raises:
       TypeError: if the argument is neither a distribution nor a bijector of TFP.
     """
     _check_object(distribution_or_bijector, name)
-    found, done = [], {}
+    found: list = []
+    done: dict = {}
 
     def collect(bijector):
         found.append(bijector)
@@ -65,18 +72,21 @@ def bijectors_of(kind: type, distribution_or_bijector, name="distribution_or_bij
     return found
 
 
-def self_norm_layers(distribution_or_bijector) -> list[SelfNorm]:
-    """The self-normalizing layers anywhere in it, each once, in the order of the constructors.
+def self_norm_layers(distribution_or_bijector: TfpObject) -> list[SelfNorm]:
+    """The self-normalizing layers anywhere in an object, each once, in the order of the constructors.
 
     Raises:
       TypeError: if the argument is neither a distribution nor a bijector of TFP.
 
-    >>> [layer.name for layer in self_norm_layers(tfb.Chain([tfb.Exp(), SelfNormDense.trainable(2)]))]
+    >>> import tensorflow_probability as tfp
+    >>> import tfp_selfnorm as sn
+    >>> chain = tfp.bijectors.Chain([tfp.bijectors.Exp(), sn.SelfNormDense.trainable(2)])
+    >>> [layer.name for layer in sn.self_norm_layers(chain)]
     ['self_norm_dense']
     """
-    layers = {}
+    layers: dict[Any, SelfNorm] = {}
     for layer in bijectors_of(SelfNorm, distribution_or_bijector):
-        # Copies of a layer share its variables, and count once.
+        # A layer and its copies share the variables, and count once.
         layers.setdefault(layer.identity, layer)
     return list(layers.values())
 
@@ -90,10 +100,10 @@ def _is_tfp_object(value):
     return isinstance(value, (tfp.distributions.Distribution, tfp.bijectors.Bijector))
 
 
-def _rebuild(value, replace: Callable, done: dict, kind: type = SelfNorm):
-    """`value` with `replace` applied to its bijectors of a kind; the very object where nothing changed.
+def _rebuild(value: Any, replace: Callable, done: dict, kind: type = SelfNorm) -> Any:
+    """`value` with `replace` applied to its bijectors of a class; `value` itself if nothing changed.
 
-    `done` maps the id of each object seen to it (so that the id stays taken) and its replacement.
+    `done` maps the ids of the objects to pairs: the object, which keeps its id taken, and its replacement.
     """
     if isinstance(value, kind):
         if id(value) not in done:
@@ -110,8 +120,8 @@ def _rebuild(value, replace: Callable, done: dict, kind: type = SelfNorm):
         new = {key: _rebuild(child, replace, done, kind) for key, child in value.items()}
         return type(value)(new) if any(new[key] is not value[key] for key in value) else value
     if isinstance(value, (list, tuple)):
-        new = [_rebuild(child, replace, done, kind) for child in value]
-        if all(child is old for child, old in zip(new, value, strict=True)):
+        children = [_rebuild(child, replace, done, kind) for child in value]
+        if all(child is old for child, old in zip(children, value, strict=True)):
             return value
-        return type(value)(*new) if hasattr(value, "_fields") else type(value)(new)
+        return type(value)(*children) if hasattr(value, "_fields") else type(value)(children)
     return value

@@ -1,40 +1,45 @@
-"""Finds the networks that a distribution computes with, also those that only its functions know."""
+"""Finds the networks that a distribution computes with, in its attributes and in its functions."""
 
 import functools
 import types
 import weakref
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 import tensorflow as tf
 import tf_keras
-from tensorflow.python.ops.template import Template
 
-# Their functions and objects hold no network of a user.
+from tfp_selfnorm.utils.compat import Template, flatten_layers, template_function
+from tfp_selfnorm.utils.types import TfpObject
+
+# Functions and objects of these libraries hold no network of a user.
 _LIBRARIES = ("keras", "numpy", "tensorflow", "tensorflow_probability", "tf_keras")
 
 
-def find_networks(distribution) -> list:
+def find_networks(distribution: TfpObject) -> list:
     """The outermost layers of Keras 3 and of tf_keras that the distribution holds, each once.
 
-    They are searched in the parameters and the attributes of TFP objects, in containers, and in functions: in
-    their closures, in the globals that they name, in the objects that they are methods of, and in the
-    arguments of `functools.partial`. A network that a function takes from elsewhere, as from a registry, is
-    not found.
+    The search covers the parameters and attributes of TFP objects, containers, and functions. Of a function
+    it covers the closure, the globals that it names, the object of a method, and the arguments of a
+    `functools.partial`. It does not find a network that a function gets from another place, such as a
+    registry.
     """
     return _outermost(_find(distribution, (keras.Layer, tf_keras.layers.Layer)))
 
 
-def find_templates(distribution) -> list:
-    """The functions of `tf.compat.v1.make_template` that it calls, as TFP's default networks are."""
+def find_templates(distribution: TfpObject) -> list:
+    """The functions of `tf.compat.v1.make_template` in it. TFP's default networks are such functions."""
     return _find(distribution, Template)
 
 
 def _find(distribution, kinds):
-    """The objects of these kinds, each once; of an object that is found the inside is not searched."""
-    found, visited = [], {}
+    """The objects of these classes, each once. The inside of a found object is not searched."""
+    found: list = []
+    visited: dict[int, Any] = {}
 
     def visit(value):
-        # The value is kept, so that no other object gets its id.
+        # The dictionary keeps the value alive, so no other object gets its id.
         if id(value) in visited or isinstance(value, (tf.Variable, keras.Variable, tf.Tensor, type)):
             return
         visited[id(value)] = value
@@ -48,7 +53,7 @@ def _find(distribution, kinds):
     return found
 
 
-def _children(value):
+def _children(value: Any) -> Iterable:
     if isinstance(value, dict):
         return value.values()
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -60,11 +65,11 @@ def _children(value):
     if isinstance(value, types.FunctionType):
         return _children_of_function(value)
     if isinstance(value, Template):
-        return [value._func]
+        return [template_function(value)]
     if isinstance(value, tf.types.experimental.PolymorphicFunction):
         return [value.python_function]
     if isinstance(value, weakref.ref):
-        # Such as the object that a method in a `tf.function` belongs to.
+        # A method in a `tf.function`, for example, has a weak reference to its object.
         return [value()]
     if isinstance(value, tf.Module) or (callable(value) and not _is_of_library(type(value))):
         return getattr(value, "__dict__", {}).values()
@@ -78,14 +83,14 @@ def _children_of_function(function):
     if not _is_of_library(function):
         for name in _names(function.__code__):
             value = function.__globals__.get(name)
-            # Other functions of a program may name all of it.
+            # Functions of other modules are left out: through them the search would reach the whole program.
             if not isinstance(value, types.FunctionType) or value.__module__ == function.__module__:
                 children.append(value)
     return children
 
 
 def _names(code):
-    """What the code and the functions inside it may name."""
+    """The global names in the code and in the functions inside it."""
     names = list(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -95,7 +100,7 @@ def _names(code):
 
 def _is_empty(cell):
     try:
-        cell.cell_contents  # noqa: B018 - it raises where there are none
+        cell.cell_contents  # noqa: B018 - an empty cell raises
     except ValueError:
         return True
     return False
@@ -112,5 +117,5 @@ def _outermost(networks):
 
 def _layers_inside(network):
     if isinstance(network, keras.Layer):
-        return network._flatten_layers(include_self=False)
+        return flatten_layers(network)
     return network.submodules

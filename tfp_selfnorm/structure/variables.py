@@ -2,7 +2,8 @@
 
 import contextlib
 import weakref
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -13,17 +14,22 @@ from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.structure.layers import self_norm_layers
 from tfp_selfnorm.structure.names import CALLS, natural_order, own_name
 from tfp_selfnorm.structure.network_search import find_networks, find_templates
+from tfp_selfnorm.utils.compat import add_sublayer
+from tfp_selfnorm.utils.types import TfpObject
 
-# What models made of variables, by the references of these: models that share a variable share it.
-_WRAPPERS = weakref.WeakValueDictionary()
+# The Keras variables that models made, by the references of the variables that they wrap. Models that share
+# a variable share its wrapper.
+_WRAPPERS: weakref.WeakValueDictionary[Any, "_Wrapper"] = weakref.WeakValueDictionary()
 
 
 class LayersAndVariables(NamedTuple):
-    """What a distribution depends on.
+    """The layers and variables that a distribution depends on, each once.
 
-    `layers` are its self-normalizing layers, `variables` its variables, `networks` its outermost Keras
-    layers, of Keras 3 and of tf_keras; each is there once. `keras_variables` maps the references of the
-    variables that Keras 3 made to the variables of Keras.
+    Attributes:
+      layers: its self-normalizing layers.
+      variables: its variables.
+      networks: its outermost Keras layers, of Keras 3 and of tf_keras.
+      keras_variables: mapping from the references of variables that Keras 3 made to the Keras variables.
     """
 
     layers: list
@@ -32,30 +38,30 @@ class LayersAndVariables(NamedTuple):
     keras_variables: dict
 
 
-def find_layers_and_variables(distribution) -> LayersAndVariables:
-    """Finds what the distribution holds, and what its `log_prob` reads.
+def find_layers_and_variables(distribution: TfpObject) -> LayersAndVariables:
+    """Finds the layers and variables that the distribution holds, and those that its `log_prob` reads.
 
-    Networks in closures and templates, and layers made by them, TFP does not see. Tracing `log_prob` once
-    finds their variables, in training mode, so that random states and moving statistics are among them.
+    TFP does not see networks in closures and templates, and layers made by them. One trace of `log_prob`
+    finds their variables. It runs in training mode, so that it finds random states and moving statistics too.
 
     Raises:
-      ValueError: if the distribution needs further arguments or makes variables anew at each call, a
-        variable belongs to another distribution strategy than the current one, or a layer that only a
+      ValueError: if the distribution needs further arguments; if it makes new variables at each call; if a
+        variable belongs to another distribution strategy than the current one; or if a layer that only a
         function knows learns its inverse.
     """
     with act_norm_mode("ignore"), _without_a_trace(distribution), _explaining_failures():
-        # Networks that make their variables at the first call make them here.
+        # Some networks make their variables at the first call, which is here.
         sample = distribution.sample(1, seed=0)
         templates = find_templates(distribution)
         if templates:
-            # A template whose second call is in a graph takes later eager calls for calls in that graph.
+            # A template whose second call is in a graph treats later eager calls as calls in that graph.
             sample = distribution.sample(1, seed=0)
         scope, read, keras_variables = _trace(lambda: distribution.log_prob(tf.identity(sample)))
     held_layers = self_norm_layers(distribution)
     layers = {layer.identity: layer for layer in (*held_layers, *scope.layers)}
     for layer in layers.values():
         _check_hidden(layer, is_hidden=all(layer.identity != other.identity for other in held_layers))
-    # Those that are made anew at each call hold tensors of the graph.
+    # A layer that is made anew at each call holds tensors of the graph, and is left out.
     layers = {k: layer for k, layer in layers.items() if not tf.is_symbolic_tensor(layer.inverse_kernel)}
     for layer_pass in scope.passes:
         _check_direction(layer_pass)
@@ -73,29 +79,34 @@ def find_layers_and_variables(distribution) -> LayersAndVariables:
     for variable in variables:
         _check_strategy(variable)
     known = {*held, *hidden}
-    # A function may name more networks than it calls.
+    # A function may name networks that it does not call.
     networks = [n for n in networks if not n.variables or any(_reference(v) in known for v in n.variables)]
     inside = [v.value for n in networks if isinstance(n, keras.Layer) for v in n.variables]
     variables += [v for v in inside if v.ref() not in known]
     return LayersAndVariables(list(layers.values()), variables, networks, keras_variables)
 
 
-def wrap_variables(variables, keras_variables, networks, frozen=()) -> dict:
-    """A Keras variable for each `tf.Variable`, by the names; it shares its storage.
+def wrap_variables(
+    variables: Mapping[str, tf.Variable],
+    keras_variables: Mapping[Any, keras.Variable],
+    networks: Iterable,
+    frozen: Iterable[tf.Variable] = (),
+) -> dict[str, keras.Variable]:
+    """Makes a mapping from the names to Keras variables that share the storage of the `tf.Variable`s.
 
-    That is the variable of the Keras network which made it, with all that Keras reads from it. For others a
-    new one takes the constraint, the aggregation and the synchronization over. Those of a tf_keras layer
-    train as long as the layer does.
+    If a Keras network made the variable, it is the network's own Keras variable. Otherwise it is a new one,
+    with the constraint, the aggregation and the synchronization of the `tf.Variable`. A variable of a
+    tf_keras layer is trainable as long as the layer is.
 
     Args:
       variables: mapping from names to the variables; see `name_variables`.
-      keras_variables: mapping from references of variables to the variables of Keras.
+      keras_variables: mapping from references of variables to Keras variables.
       networks: Keras layers, of Keras 3 and of tf_keras.
-      frozen: variables that Keras is not to train, although they are trainable.
+      frozen: variables that Keras must not train, although they are trainable.
     """
     frozen_references = {variable.ref() for variable in frozen}
-    owners = [network for network in networks if isinstance(network, tf_keras.layers.Layer)]
-    owners = {v.ref(): network for network in owners for v in network.weights}
+    tf_networks = [network for network in networks if isinstance(network, tf_keras.layers.Layer)]
+    owners = {v.ref(): network for network in tf_networks for v in network.weights}
 
     def wrap(variable, name):
         is_frozen = variable.ref() in frozen_references
@@ -104,7 +115,7 @@ def wrap_variables(variables, keras_variables, networks, frozen=()) -> dict:
             return known
         trainable, owner = variable.trainable and not is_frozen, owners.get(variable.ref())
         other = _WRAPPERS.get(variable.ref())
-        # An optimizer of a bigger model would take two steps of a variable that has two.
+        # If a variable had two wrappers, the optimizer of a bigger model would update it twice in a step.
         if other is not None and other.is_like(owner, trainable, name):
             return other
         _WRAPPERS[variable.ref()] = wrapper = _Wrapper(variable, owner, trainable, name)
@@ -114,9 +125,9 @@ def wrap_variables(variables, keras_variables, networks, frozen=()) -> dict:
 
 
 class _Wrapper(keras.Variable):
-    """A `tf.Variable` that Keras did not make, with what Keras reads from one that it made."""
+    """A Keras variable for a `tf.Variable` that Keras did not make."""
 
-    def __init__(self, variable, owner, trainable, name):
+    def __init__(self, variable: tf.Variable, owner: Any, trainable: bool, name: str) -> None:
         self._owner = owner
         super().__init__(
             variable,
@@ -129,71 +140,75 @@ class _Wrapper(keras.Variable):
         if constraint is not None:
             self.constraint = _TensorConstraint(constraint)
 
-    def is_like(self, owner, trainable, name):
-        """Whether another model that makes it so can share it."""
+    def is_like(self, owner: Any, trainable: bool, name: str) -> bool:
+        """Whether a wrapper with these arguments would be the same."""
         return (self._owner, self._trainable, self.name) == (owner, trainable, name)
 
     @property
-    def trainable(self):
-        """Whether it trains; that of a tf_keras layer does as long as the layer does."""
+    def trainable(self) -> bool:
+        """Whether it is trainable. A variable of a tf_keras layer is trainable as long as the layer is."""
         owner = self._owner
         return self._trainable and (
             owner is None or any(weight is self._value for weight in owner.trainable_weights)
         )
 
     @trainable.setter
-    def trainable(self, value):
+    def trainable(self, value: bool) -> None:
         self._trainable = bool(value)
 
 
 class _TensorConstraint(keras.constraints.Constraint):
-    """The constraint of a `tf.Variable`, a function of tensors, as one of Keras."""
+    """A Keras constraint from the constraint of a `tf.Variable`, a function of tensors."""
 
-    def __init__(self, function):
+    def __init__(self, function: Callable[[tf.Tensor], tf.Tensor]) -> None:
         self._function = function
 
-    def __call__(self, value):
+    def __call__(self, value: Any) -> tf.Tensor:
         return self._function(tf.convert_to_tensor(value))
 
 
 class NetworkHolder(keras.Layer):
     """Lets a model treat a network as its own layer, for losses, freezing and training mode.
 
-    Files of a `FlowModel` hold variables by names. Keras's saving, which goes by attributes, finds none here.
+    Files of a `FlowModel` hold variables by names. Keras's own saving follows attributes, and the holder has
+    none.
+
+    Args:
+      network: a layer of Keras 3.
     """
 
-    def __init__(self, network):
+    def __init__(self, network: keras.Layer) -> None:
         super().__init__(name=network.name, dtype=network.dtype_policy)
-        self._tracker.add_to_store("layers", network)
+        add_sublayer(self, network)
         self.built = True
 
-    def save_own_variables(self, store):
-        """Leaves the variables to the model."""
+    def save_own_variables(self, store: Any) -> None:
+        """Saves nothing: the model saves the variables."""
 
-    def load_own_variables(self, store):
-        """Leaves the variables to the model."""
+    def load_own_variables(self, store: Any) -> None:
+        """Loads nothing: the model loads the variables."""
 
 
 @contextlib.contextmanager
 def _without_a_trace(distribution):
-    """Gives variables the values back that they had before, or were made with.
+    """Restores the values of the variables, and the initial values of variables that were made inside.
 
-    A bijector such as TFP's `ActNorm` in `tfb.Glow` takes its start from the first events that it is passed.
+    Some bijectors set their variables from the first events, such as TFP's `ActNorm` in `tfb.Glow`.
     """
     networks = [network for network in find_networks(distribution) if network.built]
-    variables = [*distribution.variables, *(v for network in networks for v in network.weights)]
-    variables = {_reference(v): v.value if isinstance(v, keras.Variable) else v for v in variables}
-    kept = [(variable, tf.identity(variable)) for variable in variables.values()]
+    held = [*distribution.variables, *(v for network in networks for v in network.weights)]
+    variables = {_reference(v): v.value if isinstance(v, keras.Variable) else v for v in held}
+    values = [(variable, tf.identity(variable)) for variable in variables.values()]
 
-    def keep(next_creator, **kwargs):
+    def remember(next_creator, **kwargs):
         variable = next_creator(**kwargs)
         if tf.executing_eagerly():
-            kept.append((variable, tf.identity(variable)))
+            values.append((variable, tf.identity(variable)))
         return variable
 
-    with tf.variable_creator_scope(keep):
+    with tf.variable_creator_scope(remember):
         yield
-    for variable, value in kept:
+    for variable, value in values:
         if not tf.reduce_all(tf.equal(variable, value)):
             variable.assign(value)
 
@@ -205,20 +220,20 @@ def _explaining_failures():
     except Exception as error:
         if "singleton tf.Variables" in str(error):
             raise ValueError(
-                "`distribution` makes variables anew at each call, as `keras.layers.Dense(2)(x)` in a "
-                "function does: no training would reach them. Make its networks once, outside of it."
+                "`distribution` makes variables anew at each call, such as by `keras.layers.Dense(2)(x)` in "
+                "a function. Training cannot reach them. Make the networks once, outside of the function."
             ) from error
         raise ValueError(
-            "`distribution` cannot sample and score without further arguments, as a FlowModel has it do: "
+            "`distribution` must sample and score without further arguments in a FlowModel; got "
             f"{type(error).__name__}: {error}\nIf it needs a condition (`bijector_kwargs`), train it by a "
-            "loop of your own, as under 'Without Keras's fit' in the README."
+            "loop of your own; see 'Without Keras's fit' in the README."
         ) from error
 
 
-def _trace(function):
-    """What a function reads when it is traced: the scope it was in, the variables, and those of Keras 3.
+def _trace(function: Callable[[], Any]) -> tuple[Any, list, dict]:
+    """Traces a function: its scope, the variables that it reads, and the Keras 3 variables among them.
 
-    The variables are in the order of the first reads.
+    The variables are in the order of their first reads.
     """
     recorder, scopes = _Recorder(), []
 
@@ -236,9 +251,9 @@ def _trace(function):
 
 
 class _InTrainingMode(keras.Layer):
-    """Calls a function as a model in training calls its layers."""
+    """Calls a function in training mode, as a model calls its layers."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(name="training_mode", dtype="float32", autocast=False)
         self.built = True
 
@@ -247,11 +262,11 @@ class _InTrainingMode(keras.Layer):
 
 
 class _Recorder(keras.StatelessScope):
-    """Collects the variables of Keras that are read within it, and keeps their values from changes."""
+    """Collects the Keras variables that are read inside it, and prevents changes of their values."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.found = {}
+        self.found: dict[int, keras.Variable] = {}
 
     def get_current_value(self, variable):
         self.found[id(variable)] = variable
@@ -259,9 +274,9 @@ class _Recorder(keras.StatelessScope):
 
 
 def _in_an_order_of_their_own(variables, in_templates, distribution):
-    """The order in which they were made, and of those that calls make, that of the first reads in `sample`.
+    """Sorts variables by their own names. Variables that calls made follow, by their first reads in `sample`.
 
-    The calls that came first, and so the names that they gave, are not the same in each process.
+    The order of calls, and so the names that they give, can differ between processes.
     """
     made = [r for r, v in variables.items() if r in in_templates or CALLS.match(own_name(v))]
     before = [reference for reference in variables if reference not in made]
@@ -285,28 +300,29 @@ def _handle(variable):
 
 
 def _without_copies(read, variables):
-    """Under a distribution strategy a graph reads the copies on a device: the variables in their place."""
+    """Replaces copies by their variables. Under a distribution strategy a graph reads copies on devices."""
     local = tf.distribute.get_strategy().experimental_local_results
     containers = {copy.ref(): variable for variable in variables for copy in local(variable)}
     return [containers.get(variable.ref(), variable) for variable in read]
 
 
 def _check_direction(layer_pass):
-    """Inside tfb.Invert the roles are exchanged: R would be scored, and W the one that learns to follow."""
+    """Refuses a layer inside tfb.Invert: `log_prob` would score R, and W would follow."""
     if layer_pass.direction == "forward":
         raise ValueError(
-            f"`{layer_pass.layer.name}` maps data to latent by its learned inverse, `forward_kernel`, as it "
-            "does inside tfb.Invert. Exchange its two kernels instead, or make it with `inversion='exact'`."
+            f"`{layer_pass.layer.name}` maps data to latent by its learned inverse, `forward_kernel`. Inside "
+            "tfb.Invert a layer does so. Exchange its two kernels instead, or make it with "
+            "`inversion='exact'`."
         )
 
 
 def _check_hidden(layer, is_hidden):
-    """Bijectors such as tfb.RealNVP ask for log-dets at new tensors, in the direction from latent to data."""
+    """Refuses a hidden layer with two log-dets: a bijector such as tfb.RealNVP may use the one of R."""
     has_one_log_det = layer.inversion == "exact" and (layer.gradient != "self_norm" or layer.mixture == 1.0)
     if is_hidden and not has_one_log_det:
         raise ValueError(
-            f"`{layer.name}` is made or held by a function, such as the `bijector_fn` of tfb.RealNVP, which "
-            "may ask for the log-det of its learned inverse in place of its own; make it with "
+            f"`{layer.name}` is made or held by a function, such as the `bijector_fn` of tfb.RealNVP. The "
+            "log-det of its learned inverse could then be used instead of its own. Make it with "
             "`inversion='exact', mixture=1.0`."
         )
 
@@ -316,6 +332,6 @@ def _check_strategy(variable):
     if not strategy.extended.variable_created_in_scope(variable):
         raise ValueError(
             f"Variable `{variable.name}` was not made under {type(strategy).__name__}, the current "
-            "distribution strategy; make the distribution and the FlowModel under the same "
+            "distribution strategy. Make the distribution and the FlowModel in the same "
             "`with strategy.scope():`."
         )

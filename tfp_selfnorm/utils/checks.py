@@ -1,15 +1,24 @@
-"""Checks of what users give to a flow, before any work is lost."""
+"""Checks of the distribution and the data that users give to a flow."""
+
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.utils.types import Array, TfpObject
+
 BAD_WEIGHTS = "weights that are NaN, infinite or negative"
 
 
-def check_distribution(distribution) -> None:
-    """Raises TypeError or ValueError if it is no TFP distribution of floats of a known shape."""
+def check_distribution(distribution: TfpObject) -> None:
+    """Checks that it is a TFP distribution of floats with a known event shape.
+
+    Raises:
+      TypeError: if it is no distribution, or its dtype is not floating.
+      ValueError: if its event shape is not fully defined.
+    """
     if not isinstance(distribution, tfp.distributions.Distribution):
         raise TypeError(f"`distribution` must be a TFP distribution; got {type(distribution).__name__}.")
     dtype, shape = distribution.dtype, distribution.event_shape
@@ -19,13 +28,13 @@ def check_distribution(distribution) -> None:
         raise ValueError(f"`distribution` must have a fully defined event shape; got {shape}.")
 
 
-def has_latent(distribution) -> bool:
-    """Whether it is a transformed distribution; TFP has two classes of them, one that is not public."""
+def has_latent(distribution: TfpObject) -> bool:
+    """Whether it is a transformed distribution. TFP has two classes for it, and one of them is private."""
     return hasattr(distribution, "bijector") and hasattr(distribution, "distribution")
 
 
-def check_latent(distribution) -> None:
-    """Raises TypeError if the distribution is not transformed from a latent."""
+def check_latent(distribution: TfpObject) -> None:
+    """Raises TypeError if the distribution is not a transformed one."""
     if not has_latent(distribution):
         raise TypeError(
             "Only a tfd.TransformedDistribution has a latent; the distribution is a "
@@ -33,17 +42,17 @@ def check_latent(distribution) -> None:
         )
 
 
-def as_array(x, name="x"):
-    """Returns an array of any library, or what converts to one, as a numpy array or a tensor.
+def as_array(x: Array, name: str = "x") -> Array:
+    """Converts an array of any library, or nested lists of numbers, to a numpy array or a tensor.
 
     Raises:
-      TypeError: if `x` is no dense array, such as None, a dictionary, a string or a `keras.Input`.
+      TypeError: if `x` is no dense array. Examples are None, a dictionary, a string, a `keras.Input`.
       ValueError: if its rows differ in length.
     """
     if isinstance(x, keras.KerasTensor):
         raise TypeError(
-            f"`{name}` is symbolic, such as a `keras.Input`, and has no values. For the log density inside a "
-            "Keras model call the FlowModel itself: `model(x)`."
+            f"`{name}` must have values; got a symbolic tensor, such as a `keras.Input`. For the log density "
+            "inside a Keras model, call the FlowModel: `model(x)`."
         )
     if isinstance(x, (tf.RaggedTensor, tf.SparseTensor)) or hasattr(x, "tocoo"):
         raise TypeError(f"`{name}` must be dense; got {type(x).__name__}. Convert it to a dense array first.")
@@ -64,32 +73,34 @@ def as_array(x, name="x"):
 
 
 def _from_frame(x):
-    """The values of a frame or series of pandas, in which columns with missing values are of objects."""
+    """The values of a pandas frame or series. Its columns with missing values may convert to objects."""
     array = x.to_numpy()
-    columns = np.ravel(getattr(x, "dtypes", None))
-    kinds = {getattr(column, "kind", "O") for column in columns}
+    columns: Any = getattr(x, "dtypes", None)
+    kinds = {getattr(column, "kind", "O") for column in np.ravel(columns)}
     if array.dtype == object and "f" in kinds and kinds <= set("fiu"):
         return x.to_numpy(dtype="float64", na_value=np.nan)
     return array
 
 
-def check_event_form(x, event_shape, name="x", is_batch=False) -> None:
-    """Raises unless an array, or the specification of a tensor, is of events.
+def check_event_form(
+    x: Array | tf.TensorSpec, event_shape: tf.TensorShape, name: str = "x", is_batch: bool = False
+) -> None:
+    """Checks the shape and the dtype of an array of events.
 
     Args:
-      x: whatever has a shape and a dtype.
-      event_shape: that of the distribution.
-      name: name of the argument.
-      is_batch: whether it must have a batch dimension.
+      x: an array, or the specification of a tensor.
+      event_shape: the event shape of the distribution.
+      name: name of the argument, for errors.
+      is_batch: whether the array must have a batch dimension.
 
     Raises:
       TypeError: if the dtype is not floating.
-      ValueError: if the last dimensions are not the event shape.
+      ValueError: if the last dimensions are not the event shape, or a batch dimension is missing.
     """
     if not _is_floating(x.dtype):
         raise TypeError(
-            f"`{name}` must be floating; got dtype {getattr(x.dtype, 'name', x.dtype)}. Cast it, or for "
-            "integer pixels use `tfp_selfnorm.images.dequantize`."
+            f"`{name}` must be floating; got dtype {getattr(x.dtype, 'name', x.dtype)}. Cast it. For integer "
+            "pixels use `tfp_selfnorm.images.dequantize`."
         )
     shape = tf.TensorShape(x.shape)
     if shape.rank is None:
@@ -103,7 +114,7 @@ def check_event_form(x, event_shape, name="x", is_batch=False) -> None:
         )
     if is_batch and shape.rank == event_shape.rank:
         raise ValueError(
-            f"`{name}` has shape {tuple(shape)}, that of one event; expected a batch of events, "
+            f"`{name}` has shape {tuple(shape)}, the shape of one event; expected a batch of events, "
             f"(batch, {', '.join(str(size) for size in event_shape)})."
         )
 
@@ -112,14 +123,14 @@ def _is_floating(dtype):
     try:
         return tf.as_dtype(dtype).is_floating
     except TypeError:
-        # A dtype that TensorFlow does not know.
+        # TensorFlow does not know the dtype.
         return False
 
 
-def check_events(x, distribution, name="x") -> tf.Tensor:
-    """Returns `x` as a tensor of the distribution's dtype, if it is a batch of its events.
+def check_events(x: Array, distribution: TfpObject, name: str = "x") -> tf.Tensor:
+    """Converts events to a tensor of the distribution's dtype.
 
-    A tensor of unknown rank is taken for `(batch, *event_shape)`.
+    A tensor of unknown rank gets the shape `(batch, *event_shape)`.
 
     Raises:
       TypeError: if `x` is not floating.
@@ -135,11 +146,11 @@ def check_events(x, distribution, name="x") -> tf.Tensor:
     return tf.ensure_shape(x, tf.TensorShape([None] * num_leading).concatenate(event_shape))
 
 
-def check_finite(x, name="x"):
-    """Returns an array of examples if its values are finite.
+def check_finite(x: Array, name: str = "x") -> Array:
+    """Returns an array of examples if all its values are finite.
 
     Raises:
-      ValueError: if they are not, with the first example that has one.
+      ValueError: if a value is not finite. The error names the first example that has one.
     """
     finite = np.isfinite(np.asarray(x))
     if not finite.all():
@@ -151,12 +162,13 @@ def check_finite(x, name="x"):
     return x
 
 
-def check_weights(weights, number: int, name="sample_weight") -> np.ndarray:
-    """Returns sample weights as an array `(number,)`.
+def check_weights(weights: Array, number: int, name: str = "sample_weight") -> np.ndarray:
+    """Converts sample weights to an array `(number,)`.
 
     Raises:
-      TypeError: if they are no numbers.
-      ValueError: if they are not one an example, not finite, or negative.
+      TypeError: if a weight is no real number.
+      ValueError: if the number of weights is not the number of examples, or a weight is not finite or
+        negative.
     """
     weights = np.asarray(as_array(weights, name))
     if not np.can_cast(weights.dtype, np.float64):
@@ -174,7 +186,7 @@ def check_weights(weights, number: int, name="sample_weight") -> np.ndarray:
     return weights
 
 
-def cast_array(x, dtype: tf.DType) -> np.ndarray:
-    """Returns an array in a dtype of TensorFlow, in which finite values may overflow to infinite ones."""
+def cast_array(x: Array, dtype: tf.DType) -> np.ndarray:
+    """Converts an array to a dtype of TensorFlow. Finite values may overflow to infinite ones."""
     with np.errstate(over="ignore"):
         return np.asarray(x).astype(dtype.as_numpy_dtype, copy=False)

@@ -1,22 +1,97 @@
-"""Private names of other packages, each with the reason; tried with TensorFlow 2.21 and TFP 0.25."""
+"""Private names of other packages, each with its reason.
+
+Tried with TensorFlow 2.21, TFP 0.25, Keras 3.15 and tf_keras 2.21.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
+import tensorflow_probability as tfp
 from tensorflow.python.eager import record
+from tensorflow.python.ops.template import Template
 from tensorflow_probability.python.internal import cache_util
 
-# TensorFlow has no public name for the values of several tensors, such as TFP's bijectors, that go into and
-# out of a `tf.function`.
+__all__ = [
+    "NOT_INLINED",
+    "BijectorCacheWithGreedyAttrs",
+    "CacheStorage",
+    "CompositeTensor",
+    "Template",
+    "add_sublayer",
+    "could_record_gradients",
+    "flatten_layers",
+    "is_control_flow",
+    "is_step_of_many_workers",
+    "scope_bijector_caches",
+    "template_function",
+    "variables_by_path",
+]
+
+# A value of several tensors, such as a bijector, that a `tf.function` takes and returns. TensorFlow has no
+# public name for it.
 CompositeTensor = tf.__internal__.CompositeTensor
-# The cache of a bijector whose passes compute the log-det too, as TFP's `FFJORD` does; TFP keeps it private.
+# The cache of a bijector whose passes compute the log-det too, as TFP's `FFJORD` does. TFP keeps it private.
 BijectorCacheWithGreedyAttrs = cache_util.BijectorCacheWithGreedyAttrs
+# The storage of a cache of bijectors. TFP has no public name for it.
+CacheStorage = cache_util.EphemeralDict
+# The `experimental_attributes` of a `tf.function` that stays a call in the graph. TensorFlow documents none.
+NOT_INLINED = {"_noinline": True}
+_CONTROL_FLOW_GRAPHS = ("CondBranchFuncGraph", "WhileCondFuncGraph", "WhileBodyFuncGraph")
 
 
 def could_record_gradients() -> bool:
-    """Whether a gradient tape is open; TensorFlow tells it by no public name."""
+    """Whether a gradient tape is open. TensorFlow has no public name for it."""
     return record.could_possibly_record()
 
 
-def is_step_of_many_workers(strategy) -> bool:
-    """Whether a step runs under several workers; no public name tells the mode of the strategy."""
+def is_step_of_many_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether a step runs under several workers. The mode of the strategy has no public name."""
     is_multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
     return is_multi_worker and strategy.extended._in_multi_worker_mode()
+
+
+def is_control_flow(graph: Any) -> bool:
+    """Whether it is the graph of a branch or a loop body. TensorFlow's classes of these are private."""
+    return type(graph).__name__ in _CONTROL_FLOW_GRAPHS
+
+
+def template_function(template: Template) -> Callable:
+    """The function of a `tf.compat.v1.make_template`. `Template` itself and this attribute are private."""
+    return template._func
+
+
+def variables_by_path(module: tf.Module) -> list[tuple[tuple, tf.Variable]]:
+    """Pairs of the attributes on the way to a variable, and the variable. Public names tell no way."""
+    return list(module._flatten(predicate=lambda part: isinstance(part, tf.Variable), with_path=True))
+
+
+def flatten_layers(layer: Any) -> list:
+    """The layers at any depth inside a Keras layer. Keras has no public name for it, except for models."""
+    return list(layer._flatten_layers(include_self=False))
+
+
+def add_sublayer(owner: Any, layer: Any) -> None:
+    """Makes a Keras layer a part of another one, without an attribute: Keras's saving follows attributes."""
+    owner._tracker.add_to_store("layers", layer)
+
+
+def scope_bijector_caches(current_storage: Callable[[], Any]) -> None:
+    """Lets all bijectors use the storage that a function returns at each call; `None` is TFP's own.
+
+    TFP stores the results of all bijectors in one place, by their tensors. The only way to replace it is the
+    private class attribute through which each bijector finds its cache.
+    """
+
+    class ScopedCache(cache_util.BijectorCache):
+        def __get__(self, bijector: Any, bijector_class: type | None = None) -> Any:
+            storage = current_storage()
+            return cache_util.BijectorCache(
+                self._forward_name,
+                self._inverse_name,
+                bijector,
+                bijector_class,
+                self.storage if storage is None else storage,
+            )
+
+    tfp.bijectors.Bijector._cache = ScopedCache()

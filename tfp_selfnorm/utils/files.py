@@ -1,4 +1,4 @@
-"""Writes files so that a failure leaves the earlier one as it was."""
+"""Writes files. If a write fails, the earlier file stays as it was."""
 
 import contextlib
 import errno
@@ -6,27 +6,28 @@ import os
 import pathlib
 import shutil
 import uuid
+from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def atomic_path(filepath, suffix="", num_bytes=0):
-    """Yields a path beside `filepath` to write to, and moves what is there to `filepath` once it is complete.
+def atomic_path(filepath: str | os.PathLike, suffix: str = "", num_bytes: int = 0) -> Iterator[pathlib.Path]:
+    """Yields a path beside `filepath` to write to, and moves the result to `filepath` once it is complete.
 
-    A file takes the place of a file; a folder that of an empty or absent folder.
+    A file replaces a file. A folder replaces an empty folder.
 
     Args:
-      filepath: where the result is to be.
-      suffix: what the path that is yielded ends with.
-      num_bytes: about the size of the file, which must be free before anything is written.
+      filepath: the path of the result.
+      suffix: the suffix of the yielded path.
+      num_bytes: the approximate size of the file. So much room must be free on the disk before the write.
 
     Raises:
-      FileNotFoundError: if the folder that `filepath` is in does not exist.
+      FileNotFoundError: if the folder of `filepath` does not exist.
       OSError: if the disk is full.
     """
     target = pathlib.Path(filepath).resolve()
     if not target.parent.is_dir():
         raise FileNotFoundError(f"The folder of {str(filepath)!r} does not exist; nothing was written.")
-    # Short: the name of the target may be as long as a name can be.
+    # Short, since the name of the target may already have the greatest length.
     partial = target.with_name(f".{uuid.uuid4().hex}.partial{suffix}")
     try:
         if num_bytes:
@@ -45,7 +46,7 @@ def atomic_path(filepath, suffix="", num_bytes=0):
             partial.unlink(missing_ok=True)
 
 
-def check_suffix(filepath, suffixes, hint=None) -> None:
+def check_suffix(filepath: str | os.PathLike, suffixes: tuple[str, ...], hint: str | None = None) -> None:
     """Raises TypeError if it is no path, and ValueError if it ends with none of the suffixes."""
     if not isinstance(filepath, (str, os.PathLike)):
         raise TypeError(f"`filepath` must be a path; got {type(filepath).__name__}.")
@@ -55,13 +56,13 @@ def check_suffix(filepath, suffixes, hint=None) -> None:
         raise ValueError(f"`filepath` must end in {expected}; got {str(filepath)!r}{hint}.")
 
 
-def is_local(filepath) -> bool:
-    """Whether it is a path, and no address such as gs://..."""
+def is_local(filepath: str | os.PathLike) -> bool:
+    """Whether it is a path on this computer, and no address such as gs://..."""
     return "://" not in str(filepath)
 
 
 def _check_room(path, num_bytes):
-    # HDF5 crashes the process some time after it met a full disk, so it must not meet one.
+    # After a full disk, HDF5 crashes the process. So it must not meet one.
     with open(path, "wb") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, num_bytes)
@@ -69,7 +70,7 @@ def _check_room(path, num_bytes):
             if shutil.disk_usage(path.parent).free < num_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
         except OSError as error:
-            # File systems that cannot reserve room say so.
+            # These errors come from file systems that cannot reserve room.
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 raise
     path.unlink()

@@ -1,15 +1,17 @@
-"""Which tensors of graphs are within reach."""
+"""The graph under construction, and the tensors that it can use."""
+
+from typing import Any
 
 import tensorflow as tf
 
 
-def current_graph():
-    """The graph that is being built; `None` in eager code."""
+def current_graph() -> Any:
+    """The graph under construction; `None` in eager code."""
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
-def is_within_reach(tensor) -> bool:
-    """Whether a tensor of a graph belongs to the one that is being built, or to one around it."""
+def is_within_reach(tensor: tf.Tensor) -> bool:
+    """Whether the tensor belongs to the graph under construction, or to a graph around it."""
     graph = current_graph()
     while graph is not None and graph is not tensor.graph:
         graph = getattr(graph, "outer_graph", None)

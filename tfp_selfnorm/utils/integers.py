@@ -1,37 +1,40 @@
 """Checks of sizes and counts."""
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
 
-def whole_number(value) -> int | None:
-    """The int that it is, of Python, of numpy or an array without dimensions; `None` if it is no int.
+def whole_number(value: Any) -> int | None:
+    """Converts an int of Python or numpy, or an array of one int without dimensions; `None` for others.
 
-    A bool is none.
+    A bool is no int.
     """
     value = value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
     is_int = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     return int(value) if is_int else None
 
 
-def is_positive_int(value) -> bool:
-    """Whether it is an integer of Python or numpy, 1 or more; a bool is none."""
+def is_positive_int(value: Any) -> bool:
+    """Whether it is an int of Python or numpy, 1 or more. A bool is no int."""
     return (whole_number(value) or 0) > 0
 
 
-def check_positive_int(value, name) -> int:
-    """Returns it as an int.
+def check_positive_int(value: Any, name: str) -> int:
+    """Converts it to an int.
 
     Raises:
       ValueError: if it is no positive int.
     """
-    if not is_positive_int(value):
+    number = whole_number(value)
+    if number is None or number < 1:
         raise ValueError(f"`{name}` must be a positive int; got {value!r}.")
-    return whole_number(value)
+    return number
 
 
-def check_int(value, name, lowest=-np.inf, highest=np.inf) -> int:
-    """Returns it as an int.
+def check_int(value: Any, name: str, lowest: float = -np.inf, highest: float = np.inf) -> int:
+    """Converts it to an int.
 
     Raises:
       ValueError: if it is no int, or out of range.
@@ -45,10 +48,10 @@ def check_int(value, name, lowest=-np.inf, highest=np.inf) -> int:
     return number
 
 
-def as_sizes(value) -> list | None:
-    """The sizes of a shape, positive ints and `None` for unknown ones; `None` if it is no such shape.
+def as_sizes(value: Any) -> list[int | None] | None:
+    """Converts a shape to its sizes, positive ints and `None` for unknown ones; `None` if it is no shape.
 
-    An int counts as a shape of one dimension.
+    An int is a shape with one dimension.
     """
     if isinstance(value, tf.TensorShape) and value.rank is not None:
         value = value.as_list()
@@ -65,7 +68,7 @@ def as_sizes(value) -> list | None:
     return [whole_number(size) for size in value]
 
 
-def check_step(step) -> None:
+def check_step(step: Any) -> None:
     """Raises TypeError if it is neither an int nor a scalar tensor or variable of a number."""
     if isinstance(step, (np.ndarray, np.generic)) or not hasattr(step, "dtype"):
         check_int(step, "step")
@@ -75,8 +78,8 @@ def check_step(step) -> None:
         raise TypeError(f"`step` must be an int or a scalar tensor of a number; got {step!r}.")
 
 
-def check_counts(**counts) -> None:
-    """Raises ValueError if one is neither None nor a positive int."""
+def check_counts(**counts: int | None) -> None:
+    """Raises ValueError if a count is neither `None` nor a positive int."""
     for name, count in counts.items():
         if count is not None:
             check_positive_int(count, name)

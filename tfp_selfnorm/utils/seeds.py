@@ -1,31 +1,34 @@
-"""Seeds: the same integer gives the same numbers, at every call."""
+"""Seeds: the same integer gives the same numbers at every call."""
+
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.utils.integers import whole_number
+from tfp_selfnorm.utils.types import Seed
 
 
-def stateless_seed(seed, salt=None):
-    """A stateless seed from a TFP seed; an integer counts as itself, whatever was drawn before.
+def stateless_seed(seed: Seed, salt: str | None = None) -> Any:
+    """Makes a stateless seed from a TFP seed. The result for an integer depends on the integer alone.
 
-    TFP takes an integer as a seed of TensorFlow's stateful generators, whose numbers also depend on the
-    global seed and on how often one was used. `None` gives a fresh seed. Raises as `check_seed` does.
+    TFP itself uses an integer as a seed of TensorFlow's stateful generators. Their numbers also depend on the
+    global seed and on earlier draws. `None` gives a fresh seed. Raises the errors of `check_seed`.
     """
     check_seed(seed)
     number = whole_number(seed)
     if isinstance(seed, (list, tuple, np.ndarray)) and number is None:
-        # Of integers of other sizes TensorFlow makes no int32 itself.
+        # TensorFlow does not convert integers of other sizes to int32 by itself.
         seed = [tf.cast(word, tf.int32) if _is_tensor(word) else int(word) for word in seed]
     if number is not None:
-        # TFP keeps 32 bits of each number: what is above them goes into the first.
+        # TFP keeps 32 bits of each number: the higher bits go into the first number.
         seed = (0 if -(2**31) <= number < 2**32 else number >> 32, number)
     return tfp.random.sanitize_seed(seed, salt=salt)
 
 
-def check_seed(seed) -> None:
-    """Checks an int, a pair of ints (list, tuple, array, or int32 tensor), a stream of TFP, or `None`.
+def check_seed(seed: Seed) -> None:
+    """Checks a seed: an int, a pair of ints (list, tuple, array, or int32 tensor), a TFP stream, or `None`.
 
     Raises:
       TypeError: if the seed is none of these.
@@ -44,7 +47,7 @@ def check_seed(seed) -> None:
             f"`seed` must be an int, a pair of ints, an int32 tensor of shape (2,), or None; got {seed!r}."
         )
     if not all(-(2**63) <= (whole_number(number) or 0) < 2**63 for number in numbers):
-        raise ValueError(f"`seed` must be of integers of at most 64 bits; got {seed!r}.")
+        raise ValueError(f"`seed` must have integers of at most 64 bits; got {seed!r}.")
 
 
 def _is_whole(value):
