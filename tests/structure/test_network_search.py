@@ -1,7 +1,6 @@
 """The search for networks in functions, and the variables of Keras that they read."""
 
 import keras
-import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -36,14 +35,6 @@ def test_a_variable_of_a_closure_that_is_not_set_yet_is_passed_over():
 
     assert find_networks(function) == [network]
     late = 1.0
-
-
-def test_a_keras_variable_of_double_precision_is_read_as_it_is():
-    scale = keras.Variable(np.ones(1), dtype="float64")
-    coupling = sn.AffineCoupling(lambda x: tf.concat([x, x], -1) * scale.value, event_ndims=1)
-    base = tfd.MultivariateNormalDiag(tf.zeros(2, tf.float64))
-    model = sn.FlowModel(tfd.TransformedDistribution(base, coupling))
-    assert any(variable is scale for variable in model.trainable_variables)
 
 
 def test_a_network_whose_layers_are_not_all_called_is_a_layer_of_the_model():
