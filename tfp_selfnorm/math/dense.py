@@ -64,10 +64,6 @@ def sketch_and_project(
     return forward_kernel + tf.matmul(residual, weights, transpose_a=True), error
 
 
-def _scaled(x, weight):
-    return x if weight == 1.0 else weight * x
-
-
 def _as_rows(x):
     return tf.reshape(x, [-1, x.shape[-1] or tf.shape(x)[-1]])
 

@@ -108,18 +108,16 @@ def linear_map(
 
         def gradients(d_z, d_error=None):
             d_x = operations.adjoint(kernel, d_z)
-            at_z = _scaled(d_z, likelihood_weight)
+            at_z = None if gradient == "relative" else _scaled(d_z, likelihood_weight)
             at_x = _scaled(d_x, likelihood_weight - 1.0) if likelihood_weight < 1.0 else None
             d_kernel = 0.0
             if gradient == "relative":
                 d_kernel = operations.kernel_gradient(operations.adjoint(kernel, z), d_z, kernel)
-                at_z = None
             if trains is not None:
                 pull = -2.0 * _with_dimensions(d_error, operations.event_ndims) * residual
-                at_x = pull if at_x is None else at_x + pull
+                at_x = _add(at_x, pull)
                 if trains == "both":
-                    back = operations.adjoint(other_kernel, pull)
-                    at_z = back if at_z is None else at_z + back
+                    at_z = _add(at_z, operations.adjoint(other_kernel, pull))
             if at_z is not None:
                 d_kernel += operations.kernel_gradient(x, at_z, kernel)
             d_other = None if at_x is None else operations.kernel_gradient(z, at_x, other_kernel)
@@ -192,6 +190,11 @@ def _with_dimensions(x, count):
 
 def _scaled(x, weight):
     return x if weight == 1.0 else weight * x
+
+
+def _add(x, y):
+    """`x + y`, where `x` may be `None` for nothing."""
+    return y if x is None else x + y
 
 
 def largest(x: tf.Tensor) -> tf.Tensor:

@@ -1,1 +1,1 @@
-"""Checks, seeds, files: what all folders share."""
+"""Checks, seeds, files, types: shared by all folders."""
