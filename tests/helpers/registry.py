@@ -1,6 +1,7 @@
 """Every bijector of the package by name, for the contract checks: add new ones here."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import keras
@@ -49,6 +50,15 @@ class Case:
     xla_log_det: bool = True
     batch_shape: tuple = ()
     unused: int = 0
+
+    def made(self, dtype):
+        """The bijector, one for all checks, which leave its variables as they are."""
+        return _made(self, dtype)
+
+
+@functools.cache
+def _made(case, dtype):
+    return case.make(dtype)
 
 
 def _kernels(size, dtype, batch_shape=()):
