@@ -29,7 +29,7 @@ def test_counts_that_are_refused(model, value):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"optimizer": None}, "`optimizer` must be a Keras optimizer, or the name of one; got None"),
+        ({"optimizer": None}, "`optimizer` must be a Keras optimizer, or its name; got None"),
         ({"optimizer": keras.optimizers.Adam}, "Could not interpret optimizer"),
         ({"loss": "mse"}, "`loss` must be None"),
         ({"loss_weights": [1.0]}, "`loss_weights` must be None"),
