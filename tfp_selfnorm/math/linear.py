@@ -116,8 +116,7 @@ def linear_map(
             if trains is not None:
                 pull = -2.0 * _with_dimensions(d_error, operations.event_ndims) * residual
                 at_x = _add(at_x, pull)
-                if trains == "both":
-                    at_z = _add(at_z, operations.adjoint(other_kernel, pull))
+                at_z = _add(at_z, operations.adjoint(other_kernel, pull)) if trains == "both" else at_z
             if at_z is not None:
                 d_kernel += operations.kernel_gradient(x, at_z, kernel)
             d_other = None if at_x is None else operations.kernel_gradient(z, at_x, other_kernel)
