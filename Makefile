@@ -23,6 +23,7 @@ test-all: test test-slow
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 benchmark: $(INSTALLED)
 	$(BIN)/python examples/benchmark.py $(ARGS)

@@ -152,7 +152,7 @@ def bits_per_dim(log_prob: Array, event_shape: Shape) -> Any:
         log_prob = log_prob if hasattr(log_prob, "dtype") else _tensor(log_prob, "log_prob")
         if not tf.as_dtype(log_prob.dtype).is_floating:
             raise TypeError(f"`log_prob` must be of real numbers; got dtype {log_prob.dtype}.")
-    return -log_prob / (math.log(2.0) * math.prod(sizes))
+    return -log_prob / (math.log(2.0) * math.prod(size or 0 for size in sizes))
 
 
 def _tensor(value, name):

@@ -95,6 +95,7 @@ class ConvolutionExponential2D(LinearImageMap):
         dtype=tf.float32,
         seed=None,
         use_bias=True,
+        *,
         max_norm=2.0,
         validate_args=False,
         name=None,

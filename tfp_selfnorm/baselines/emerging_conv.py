@@ -123,15 +123,12 @@ class EmergingConv2D(LinearImageMap):
         )
         check_bools(use_bias=use_bias, validate_args=validate_args)
         seeds = tfp.random.split_seed(stateless_seed(seed), n=2, salt="emerging_conv")
-        kernels = [
-            tf.Variable(
-                noisy_identity_kernel(sizes, channels, dtype, seed),
-                name=f"{name}_{part}_kernel",
-            )
+        first, second = [
+            tf.Variable(noisy_identity_kernel(sizes, channels, dtype, seed), name=f"{name}_{part}_kernel")
             for part, seed in zip(("first", "second"), tf.unstack(seeds), strict=True)
         ]
         bias = initial_bias(channels, dtype, name, use_bias)
-        return cls(*kernels, spatial_shape, bias, validate_args, name)
+        return cls(first, second, spatial_shape, bias, validate_args, name)
 
     @classmethod
     def _parameter_properties(cls, dtype):

@@ -137,9 +137,10 @@ class AffineCoupling(OptionalComposite):
 
     def _sum_of_log_scale(self, passed, value, condition):
         # The conditioning channels are the same at both ends of a pair; the condition may be another.
-        log_scale, passed_condition, *_ = *(passed or [None]), None
+        log_scale, passed_condition = [*(passed or [None]), None][:2]
         if log_scale is None or passed_condition is not condition:
-            log_scale = self._shift_and_log_scale(*self._split(value), condition)[1]
+            kept, changed = self._split(value)
+            log_scale = self._shift_and_log_scale(kept, changed, condition)[1]
         return tf.reduce_sum(log_scale, axis=list(range(-self.forward_min_event_ndims, 0)))
 
     def _split(self, value):
@@ -276,5 +277,6 @@ def _remembered(log_scale, condition):
 def _keras_weights(network):
     """The Keras variables of a network; empty for others, whose variables TFP finds itself or not at all."""
     weights = getattr(network, "weights", None)
-    is_keras = isinstance(weights, list) and all(hasattr(weight, "value") for weight in weights)
-    return [weight for weight in weights if isinstance(weight.value, tf.Variable)] if is_keras else []
+    if not isinstance(weights, list) or not all(hasattr(weight, "value") for weight in weights):
+        return []
+    return [weight for weight in weights if isinstance(weight.value, tf.Variable)]

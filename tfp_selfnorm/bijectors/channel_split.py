@@ -114,7 +114,7 @@ class ChannelSplit(OptionalComposite):
         return isinstance(part, CompositeTensor)
 
 
-class _CompositeChannelSplit(ChannelSplit, tfb.AutoCompositeTensorBijector):
+class _CompositeChannelSplit(ChannelSplit, tfp.bijectors.AutoCompositeTensorBijector):
     """One that functions take as an argument, with the variables of its bijector."""
 
 

@@ -22,7 +22,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
     `R = forward_kernel`, or the solve with W where `inversion="exact"`.
     """
 
-    _GRADIENTS = linear.GRADIENTS
+    _GRADIENTS: tuple = linear.GRADIENTS
     __reduce__ = by_parameters
 
     def __init__(self, operations, dtype, forward_kernel, inverse_kernel, bias, parameters, name):
@@ -122,7 +122,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
     def _inverse(self, y):
         terms = current_terms(self)
         kernels = self._read_kernels("inverse", terms)
-        x = self._pass_kernel(self._check_event(y, "y"), *kernels, "inverse", terms)
+        x = self._pass_kernel(self._check_event(y, "y"), kernels, "inverse", terms)
         x = x if self._bias is None else x + self._bias
         self._pairs.add("inverse", y, x, kernels)
         return x
@@ -135,7 +135,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         if self._inversion == "exact":
             y = self._operations.solve(kernels[0], centred)
         else:
-            y = self._pass_kernel(centred, *kernels, "forward", terms)
+            y = self._pass_kernel(centred, kernels, "forward", terms)
         self._pairs.add("forward", x, y, kernels)
         return y
 
@@ -165,7 +165,8 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
             kernels = kernels[:1] * 2
         return tuple(tf.convert_to_tensor(kernel) for kernel in kernels)
 
-    def _pass_kernel(self, x, kernel, other_kernel, direction, terms):
+    def _pass_kernel(self, x, kernels, direction, terms):
+        kernel, other_kernel = kernels
         # Graph optimisation may drop the order between a read and a later assignment where the value read
         # only enters another variable's gradient. Behind this, every gradient waits for both reads.
         with tf.control_dependencies([kernel, other_kernel]):
@@ -194,4 +195,5 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         # A pass outside the scope reads one kernel, which then stands in both places.
         if not read or (read[0] is read[1] and terms.scope is not None):
             read = self._read_kernels(direction, terms)
-        return linear.log_det(self._operations, *read, terms.gradient, terms.mixture, held)
+        kernel, other_kernel = read
+        return linear.log_det(self._operations, kernel, other_kernel, terms.gradient, terms.mixture, held)

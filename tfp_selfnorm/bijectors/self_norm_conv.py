@@ -26,7 +26,7 @@ from tfp_selfnorm.utils.seeds import stateless_seed
 class SelfNormConv(SelfNorm):
     """What the convolutions of one and of two spatial dimensions share."""
 
-    _GRADIENTS = ("self_norm", "exact")
+    _GRADIENTS: tuple = ("self_norm", "exact")
     _SPATIAL_NDIMS: int
     _DEFAULT_NAME: str
 
@@ -39,6 +39,7 @@ class SelfNormConv(SelfNorm):
         gradient="self_norm",
         mixture=0.5,
         inversion=None,
+        *,
         validate_args=False,
         name=None,
     ):
@@ -69,12 +70,13 @@ class SelfNormConv(SelfNorm):
         name = name or self._DEFAULT_NAME
         check_name(name)
         with tf.name_scope(name):
-            dtype, *kernels, bias = as_conv_parameters(
+            dtype, forward_kernel, inverse_kernel, bias = as_conv_parameters(
                 self._SPATIAL_NDIMS, bias, forward_kernel=forward_kernel, inverse_kernel=inverse_kernel
             )
             self._spatial_shape = check_spatial_shape(spatial_shape, self._SPATIAL_NDIMS)
-            operations = conv.ConvMap(kernels[1].shape[:-2], self._spatial_shape, f"inverse_kernel of {name}")
-            super().__init__(operations, dtype, *kernels, bias, parameters, name)
+            sizes = inverse_kernel.shape[:-2]
+            operations = conv.ConvMap(sizes, self._spatial_shape, f"inverse_kernel of {name}")
+            super().__init__(operations, dtype, forward_kernel, inverse_kernel, bias, parameters, name)
 
     @classmethod
     def trainable(
@@ -86,6 +88,7 @@ class SelfNormConv(SelfNorm):
         seed=None,
         use_bias=True,
         rotates=None,
+        *,
         gradient="self_norm",
         mixture=0.5,
         inversion=None,
@@ -125,9 +128,19 @@ class SelfNormConv(SelfNorm):
         check_bools(rotates=rotates, use_bias=use_bias)
         initial_kernel = rotation_kernel if rotates else noisy_identity_kernel
         kernel = initial_kernel(sizes, channels, dtype, stateless_seed(seed, salt="self_norm_conv"))
-        kernels = kernel_variables(conv.flip(kernel), kernel, name)
+        forward_kernel, inverse_kernel = kernel_variables(conv.flip(kernel), kernel, name)
         bias = initial_bias(channels, dtype, name, use_bias)
-        return cls(*kernels, spatial_shape, bias, gradient, mixture, inversion, validate_args, name)
+        return cls(
+            forward_kernel,
+            inverse_kernel,
+            spatial_shape,
+            bias,
+            gradient,
+            mixture,
+            inversion,
+            validate_args=validate_args,
+            name=name,
+        )
 
     @classmethod
     def _parameter_properties(cls, dtype):

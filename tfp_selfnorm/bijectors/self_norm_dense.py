@@ -81,11 +81,11 @@ class SelfNormDense(SelfNorm):
         parameters = dict(locals())
         check_name(name)
         with tf.name_scope(name):
-            dtype, *kernels, bias = as_parameters(
+            dtype, forward_kernel, inverse_kernel, bias = as_parameters(
                 forward_kernel=forward_kernel, inverse_kernel=inverse_kernel, bias=bias
             )
-            _check_shapes(*kernels, bias)
-            super().__init__(dense.DenseMap(), dtype, *kernels, bias, parameters, name)
+            _check_shapes(forward_kernel, inverse_kernel, bias)
+            super().__init__(dense.DenseMap(), dtype, forward_kernel, inverse_kernel, bias, parameters, name)
 
     @classmethod
     def trainable(
@@ -95,6 +95,7 @@ class SelfNormDense(SelfNorm):
         seed=None,
         use_bias=True,
         bias_stddev=1e-3,
+        *,
         gradient="self_norm",
         mixture=0.5,
         inversion=None,
@@ -133,8 +134,8 @@ class SelfNormDense(SelfNorm):
             noise = tf.random.stateless_normal([event_size], seed, dtype=dtype)
             bias = tf.Variable(bias_stddev * noise, name=f"{name}_bias")
         identity = tf.eye(event_size, dtype=dtype)
-        kernels = kernel_variables(identity, identity, name)
-        return cls(*kernels, bias, gradient, mixture, inversion, validate_args, name)
+        forward_kernel, inverse_kernel = kernel_variables(identity, identity, name)
+        return cls(forward_kernel, inverse_kernel, bias, gradient, mixture, inversion, validate_args, name)
 
     @classmethod
     def _parameter_properties(cls, dtype):

@@ -34,7 +34,7 @@ class _Bins(NamedTuple):
         return self
 
 
-class _Spline(_TfpSpline):
+class _Spline(_TfpSpline):  # type: ignore[misc, valid-type]
     """TFP's; but each pass finds its bins once, for the map and its log-det, in one table of all bins.
 
     TFP's gathers six times from copies of the knots for each element, and then again for the log-det. Its
@@ -155,7 +155,7 @@ def trainable_spline(event_shape, num_bins=5, bound=10.0, dtype=tf.float32, name
 
     bins = functools.partial(_bin_sizes, bound=bound)
     # TFP asks for a name, and functions of functions have no pickles.
-    bins.__name__ = "bins"
+    bins.__name__ = "bins"  # type: ignore[attr-defined]
     return _Spline(
         bin_widths=deferred(num_bins, bins, "widths"),
         bin_heights=deferred(num_bins, bins, "heights"),

@@ -1,5 +1,7 @@
 """`ExactLikelihood`, the likelihood of given events between epochs."""
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -52,7 +54,9 @@ class ExactLikelihood(FlowCallback):
         x, batch_size = _check_array(x), check_positive_int(batch_size, "batch_size")
         super().__init__(log_dir, every_steps=every_steps, verbose=verbose)
         self.x, self.batch_size, self.history = x, batch_size, []
-        self._layers, self._mean_nll, self._step = [], None, 0
+        self._layers: list = []
+        self._mean_nll: Any = None
+        self._step = 0
 
     def set_model(self, model):
         if model is not self.model:
@@ -90,7 +94,7 @@ class ExactLikelihood(FlowCallback):
         step = self._iterations()
         log_dets = [layer.exact_log_det() for layer in self._layers]
         batches = [self.x[i : i + self.batch_size] for i in range(0, len(self.x), self.batch_size)]
-        nll = sum(len(batch) * float(self._mean_nll(batch, log_dets)) for batch in batches) / len(self.x)
+        nll = sum((len(b) * float(self._mean_nll(b, log_dets)) for b in batches), 0.0) / len(self.x)
         self.history.append((step, nll))
         if self.verbose:
             print(f"\nStep {step}: exact NLL {nll:.6g} nats")

@@ -48,7 +48,7 @@ class FlowCallback(keras.callbacks.Callback):
             self._writer.flush()
 
 
-def check_path(path, name) -> str:
+def check_path(path: str | os.PathLike, name: str) -> str:
     """Returns it as a string; raises TypeError if it is no path."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"`{name}` must be a path: a string or a pathlib.Path; got {path!r}.")

@@ -93,7 +93,7 @@ def _made_by(activation, event_shape):
     return bijector
 
 
-def check_preprocessing(preprocessing) -> list:
+def check_preprocessing(preprocessing: tfp.bijectors.Bijector | None) -> list:
     """Returns it in a list, empty for `None`; raises TypeError if it is no TFP bijector."""
     if preprocessing is None:
         return []

@@ -101,7 +101,7 @@ def glow_flow(
     check_bools(act_norm=act_norm, split_prior=split_prior)
     bijectors, latent_shape = check_preprocessing(preprocessing), squeezed(shape)
     seeds = iter(split_seeds(seed, num_blocks * (2 * steps_per_block + 1), "glow_flow"))
-    blocks = [[] for _ in range(num_blocks)]
+    blocks: list[list] = [[] for _ in range(num_blocks)]
     for i, block in enumerate(blocks):
         *sides, channels = squeezed(shape)
         for step in range(steps_per_block):
@@ -118,7 +118,7 @@ def glow_flow(
 
 def _nested(blocks):
     """The bijectors of all blocks, data to latent: a block ends with a split, which holds the later ones."""
-    bijectors = []
+    bijectors: list = []
     for i, block in reversed(list(enumerate(blocks))):
         later = tfb.Chain([*bijectors, Squeeze()])
         split = [ChannelSplit(later, name=f"block_{i}_split")] if bijectors else []

@@ -1,5 +1,7 @@
 """Keras networks for coupling layers."""
 
+from typing import Any
+
 import keras
 
 from tfp_selfnorm.utils.integers import as_sizes, check_int, check_positive_int
@@ -88,7 +90,7 @@ def _check_kernel_size(kernel_size):
     return sizes * (3 - len(sizes))
 
 
-def computes_in_float16(network) -> bool:
+def computes_in_float16(network: Any) -> bool:
     """Whether a layer of a Keras network does, so that its gradients need a scaled loss."""
     layers = network._flatten_layers() if isinstance(network, keras.Layer) else []
     return any(layer.compute_dtype == "float16" for layer in layers)
