@@ -1,13 +1,24 @@
 """Fixtures and helpers that several test files share."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from slow_tests import SLOW
 
 from tfp_selfnorm import SelfNormDense
 
 tfd = tfp.distributions
+
+collect_ignore = ["helpers/mutants.py"]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if any(re.search(pattern, item.nodeid) for pattern in SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -2,10 +2,13 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
+from slow_tests import SLOW
 
-PACKAGE = pathlib.Path(__file__).parents[1] / "tfp_selfnorm"
+TESTS = pathlib.Path(__file__).parent
+PACKAGE = TESTS.parent / "tfp_selfnorm"
 # Each imports from itself and from those before it.
 ORDER = (
     "utils",
@@ -101,6 +104,14 @@ def test_bijectors_need_no_keras(part):
 def test_no_file_is_longer_than_350_lines_and_no_function_than_40(path):
     assert len(path.read_text().splitlines()) <= 350
     assert not {f.name: length(f) for f in functions(path) if length(f) > 40}
+
+
+@pytest.mark.parametrize("pattern", SLOW)
+def test_a_pattern_of_slow_tests_names_a_file_and_functions(pattern):
+    name, function = re.match(r"(test_.+?\.py)::([\w()|]*)", pattern).groups()
+    names = [path for path in TESTS.rglob("test_*.py") if re.fullmatch(name, path.name)]
+    defined = [match for path in names for match in re.findall(r"^def (test_\w+)", path.read_text(), re.M)]
+    assert [match for match in defined if re.match(function, match)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)

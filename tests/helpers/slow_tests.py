@@ -1,0 +1,30 @@
+"""The tests that `make test` leaves to `make test-slow`: each is measured above some seconds.
+
+Patterns of the end of a test's identifier, for `re.search`. The fast tests keep one case of each: compiled by
+default, small, in this process.
+"""
+
+SLOW = (
+    # Processes: killed and resumed, on several workers, or examples as users run them.
+    r"test_keras_life.py::test_life\[.*(SIGKILL|two workers)",
+    r"test_keras_life.py::test_life\[(conv|glow)_flow-",
+    r"test_saving.py::test_a_file_keeps_how_a_model_was_made_compiled_and_trained",
+    r"test_export.py::test_a_process_without_the_package_gets_the_same\[(conv|glow)",
+    r"test_(examples|train|study|benchmark).py::",
+    r"test_toy_examples.py::test_toy_gallery",
+    # The same fit, compiled otherwise.
+    r"test_flow_model.py::test_fit_(lowers_the_exact_likelihood|takes_any_distribution_of_tfp)\[.*-(xla|eager)\]",
+    r"test_flow_model_images.py::test_fit_compiled_otherwise_is_the_same",
+    r"test_flow_model_images.py::test_fit_lowers_the_exact_likelihood\[.*(exact|probes|5x5|plain|lu|splines)\]",
+    r"test_constraints.py::test_masks_hold_however_the_step_is_compiled\[options[01]\]",
+    r"test_block_tridiagonal.py::test_compiled\[system",
+    # Trainings of many steps, or sums over all images.
+    r"test_constraints.py::test_a_pixel_cnn_sums_to_one_over_all_images",
+    r"test_constraints.py::test_a_masked_density_in_the_plane_still_integrates_to_one\[.*(fn|subclass|permutations)\]",
+    r"test_flow_model_figures.py::test_a_layer_in_control_flow_trains_under_tracking",
+    r"test_public_reports.py::test_a_conditional_flow_in_a_loop_of_ones_own",
+    r"test_variational.py::test_(a_self_normalizing|an_exact)_surrogate_posterior",
+    # Growth with depth, and the largest singular systems.
+    r"test_nested_flows.py::test_a_level_of_nesting_costs_what_the_level_before_did\[glow",
+    r"test_exact_conv.py::test_singular_to_working_precision_is_reported\[(shift|zero)",
+)
