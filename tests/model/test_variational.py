@@ -106,7 +106,9 @@ def test_minimize_takes_every_optimizer(name, jit_compile, make_layer, rng):
 SURROGATES = {
     "forward": lambda layer: layer,
     "invert": tfb.Invert,
-    "chain of both": lambda layer: tfb.Chain([layer, tfb.Invert(sn.SelfNormDense.trainable(3, dtype=tf.float64))]),
+    "chain of both": lambda layer: tfb.Chain(
+        [layer, tfb.Invert(sn.SelfNormDense.trainable(3, dtype=tf.float64))]
+    ),
 }
 
 

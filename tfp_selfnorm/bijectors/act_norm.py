@@ -78,8 +78,8 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
             is_variable = hasattr(is_adapted, "assign")
             if is_adapted is not True and not (is_bool and (can_adapt or not is_variable)):
                 raise TypeError(
-                    "`is_adapted` must be True, or a tf.Variable of a bool, or a bool tensor. With a variable, "
-                    "`shift` and `log_scale` must be variables of shape (C,) too; got "
+                    "`is_adapted` must be True, or a tf.Variable of a bool, or a bool tensor. With a "
+                    "variable, `shift` and `log_scale` must be variables of shape (C,) too; got "
                     f"{is_adapted!r}."
                 )
             super().__init__(
