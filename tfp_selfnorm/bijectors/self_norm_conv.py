@@ -157,7 +157,7 @@ class SelfNormConv(SelfNorm):
 
     @property
     def refresh_interval(self) -> int:
-        """The number of steps between two refreshes. These are cheap here, and cost little beside the steps."""
+        """The number of steps between two refreshes, which then cost little beside the steps."""
         return 20
 
     @property
