@@ -97,20 +97,21 @@ class ConvolutionExponential2D(LinearImageMap):
     @classmethod
     def trainable(
         cls,
-        spatial_shape,
-        channels,
-        kernel_size=3,
-        dtype=tf.float32,
-        seed=None,
-        use_bias=True,
+        spatial_shape: Shape,
+        channels: int,
+        kernel_size: Shape = 3,
         *,
-        max_norm=2.0,
-        validate_args=False,
-        name=None,
-    ):
-        """Makes a layer of `tf.Variable`s that starts near the identity.
+        dtype: DType = tf.float32,
+        seed: Seed = None,
+        use_bias: bool = True,
+        max_norm: float = 2.0,
+        validate_args: bool = False,
+        name: str | None = None,
+    ) -> Self:
+        """Makes a layer of `tf.Variable`s that is initially near the identity.
 
-        The kernel starts as a hundredth of Glorot's normal noise, that of `SelfNormConv2D`; the bias at 0.
+        Initial values: the kernel is a hundredth of Glorot's normal noise, as in `SelfNormConv2D`. The bias
+        is 0.
 
         Args:
           spatial_shape: (H, W) of an image, positive ints.
