@@ -104,10 +104,10 @@ class EmergingConv2D(LinearImageMap):
         validate_args: bool = False,
         name: str | None = None,
     ) -> Self:
-        """Makes a layer of `tf.Variable`s that starts near the identity.
+        """Makes a layer of `tf.Variable`s that is initially near the identity.
 
-        Both kernels start as the identity plus a hundredth of Glorot's normal noise, as `SelfNormConv2D`
-        does; the bias at 0.
+        Initial values: both kernels are the identity plus a hundredth of Glorot's normal noise, as in
+        `SelfNormConv2D`. The bias is 0.
 
         Args:
           spatial_shape: (H, W) of an image, positive ints.
@@ -120,8 +120,8 @@ class EmergingConv2D(LinearImageMap):
           name: name of the layer; its variables are named after it.
 
         Raises:
-          TypeError: if an argument is of another type.
-          ValueError: if a size is not a positive int, or one of the kernel is even.
+          TypeError: if an argument has another type.
+          ValueError: if a size is no positive int, or `kernel_size` is even.
         """
         name = name or cls._DEFAULT_NAME
         spatial_shape, channels, sizes, dtype = check_conv_sizes(
