@@ -254,7 +254,7 @@ def test_act_norm_passes_what_tfp_asks_of_all_bijectors(make):
     assert [p.instance_event_ndims(norm) for p in norm.parameter_properties().values()] == [1, 1, 0]
     assert norm.inverse_dtype() == norm.forward_dtype() == tf.float32
     constant = norm._convert_variables_to_tensors()
-    assert constant.has_initial_values() == norm.has_start()
+    assert constant.has_initial_values() == norm.has_initial_values()
     base = tfd.Sample(tfd.Normal([0.0, 5.0], 1.0), [3])
     flow = tfd.TransformedDistribution(base, norm)
     np.testing.assert_array_equal(flow.batch_shape_tensor(), [2])
