@@ -23,7 +23,7 @@ def flow_of(layers, size):
 
 def test_one_layer_is_the_gaussian_that_fits_best(rng):
     x = correlated(rng, 5)
-    flow = flow_of([sn.SelfNormDense.trainable(5, tf.float64)], 5)
+    flow = flow_of([sn.SelfNormDense.trainable(5, dtype=tf.float64)], 5)
     sn.whiten(flow, x)
     mean, covariance = x.mean(axis=0), np.cov(x, rowvar=False)
     residual = x - mean
@@ -36,7 +36,7 @@ def test_one_layer_is_the_gaussian_that_fits_best(rng):
 
 def test_every_layer_is_whitened_after_those_before_it_and_has_its_inverse(rng):
     x = correlated(rng, 4)
-    layers = [sn.SelfNormDense.trainable(4, tf.float64, name=f"dense_{i}") for i in range(3)]
+    layers = [sn.SelfNormDense.trainable(4, dtype=tf.float64, name=f"dense_{i}") for i in range(3)]
     slope = tf.constant(0.3, tf.float64)
     bend = tfb.Invert(sn.SmoothLeakyReLU(slope))
     # Nested, and from the data on.
@@ -67,7 +67,7 @@ def test_images_are_flattened_and_other_layers_stay(rng):
 def test_a_direction_without_variance_stays_finite(rng):
     x = correlated(rng, 3)
     x[:, 1] = 2.0
-    flow = flow_of([sn.SelfNormDense.trainable(3, tf.float64)], 3)
+    flow = flow_of([sn.SelfNormDense.trainable(3, dtype=tf.float64)], 3)
     sn.whiten(flow, x)
     layer = sn.self_norm_layers(flow)[0]
     largest = np.linalg.svd(layer.inverse_kernel.numpy())[1][0]
@@ -76,14 +76,14 @@ def test_a_direction_without_variance_stays_finite(rng):
 
 def test_without_a_bias_the_mean_stays(rng):
     x = correlated(rng, 3)
-    layer = sn.SelfNormDense.trainable(3, tf.float64, use_bias=False)
+    layer = sn.SelfNormDense.trainable(3, dtype=tf.float64, use_bias=False)
     sn.whiten(flow_of([layer], 3), x)
     output = layer.inverse(tf.constant(x)).numpy()
     np.testing.assert_allclose(np.cov(output, rowvar=False), np.eye(3), atol=1e-9)
 
 
 def test_what_is_refused(rng):
-    flow = flow_of([sn.SelfNormDense.trainable(3, tf.float64)], 3)
+    flow = flow_of([sn.SelfNormDense.trainable(3, dtype=tf.float64)], 3)
     kernel = sn.self_norm_layers(flow)[0].inverse_kernel.numpy()
     with pytest.raises(TypeError, match="`distribution` must be a TFP distribution; got ndarray"):
         sn.whiten(kernel, kernel)

@@ -50,7 +50,7 @@ def adapt(distribution: TfpObject, x: Array) -> None:
     x = check_events(x, distribution)
     if tf.size(x) < 2 * distribution.event_shape.num_elements():
         raise ValueError(f"`x` must have two events or more to adapt to; got shape {tuple(x.shape)}.")
-    new = [norm.is_adapted for norm in norms if not norm.has_start()]
+    new = [norm.is_adapted for norm in norms if not norm.has_initial_values()]
     try:
         with act_norm_mode("adapt"):
             distribution.log_prob(tf.identity(x))
@@ -64,7 +64,7 @@ def adapt(distribution: TfpObject, x: Array) -> None:
 
 def is_adapted(distribution: TfpObject) -> bool:
     """Whether every `ActNorm` of a distribution or bijector has its initial values."""
-    return all(norm.has_start() for norm in bijectors_of(ActNorm, distribution, "distribution"))
+    return all(norm.has_initial_values() for norm in bijectors_of(ActNorm, distribution, "distribution"))
 
 
 def check_adapted(distribution: TfpObject) -> None:

@@ -1,4 +1,4 @@
-"""ActNorm and its start from data."""
+"""ActNorm and its initial values from data."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_act_norm_adapts_to_mean_and_deviation(rng):
         (lambda norm: norm, lambda b, x: b.inverse(x)),
         (tfb.Invert, lambda b, x: b.inverse(x)),
     ):
-        norm = sn.ActNorm.trainable(2, tf.float64)
+        norm = sn.ActNorm.trainable(2, dtype=tf.float64)
         bijector = make(norm)
         flow = tfd.TransformedDistribution(
             tfd.Sample(tfd.Normal(tf.zeros([], tf.float64), 1.0), [4, 4, 2]), bijector
@@ -53,7 +53,7 @@ def test_adapting_once_normalises_the_input_of_every_coupling(rng):
 
 
 def test_adapting_keeps_a_start_that_there_is(rng):
-    started, new = sn.ActNorm.trainable(1, tf.float64), sn.ActNorm.trainable(1, tf.float64)
+    started, new = sn.ActNorm.trainable(1, dtype=tf.float64), sn.ActNorm.trainable(1, dtype=tf.float64)
     started.is_adapted.assign(True)
     normal = tfd.Normal(tf.zeros([], tf.float64), 1.0)
     flow = tfd.TransformedDistribution(tfd.Sample(normal, [1]), tfb.Chain([started, new]))
@@ -63,30 +63,30 @@ def test_adapting_keeps_a_start_that_there_is(rng):
 
 
 def test_a_start_that_fails_half_way_is_none(rng):
-    first, second = sn.ActNorm.trainable(2, tf.float64), sn.ActNorm.trainable(2, tf.float64)
+    first, second = sn.ActNorm.trainable(2, dtype=tf.float64), sn.ActNorm.trainable(2, dtype=tf.float64)
     constant = tfb.Inline(forward_fn=tf.identity, inverse_fn=tf.zeros_like, forward_min_event_ndims=1)
     normal = tfd.Normal(tf.zeros([], tf.float64), 1.0)
     flow = tfd.TransformedDistribution(tfd.Sample(normal, [2]), tfb.Chain([first, constant, second]))
-    with pytest.raises(ValueError, match="cannot start from data of mean 0 and standard deviation 0"):
+    with pytest.raises(ValueError, match="cannot adapt to data of mean 0 and standard deviation 0"):
         sn.adapt(flow, images(rng, 50, 2))
     assert not first.is_adapted
     assert not second.is_adapted
 
 
 def test_a_start_that_fails_leaves_an_earlier_one(rng):
-    started, new = sn.ActNorm.trainable(2, tf.float64), sn.ActNorm.trainable(2, tf.float64)
+    started, new = sn.ActNorm.trainable(2, dtype=tf.float64), sn.ActNorm.trainable(2, dtype=tf.float64)
     started.is_adapted.assign(True)
     normal = tfd.Normal(tf.zeros([], tf.float64), 1.0)
     flow = tfd.TransformedDistribution(tfd.Sample(normal, [2]), tfb.Chain([started, new]))
-    with pytest.raises(ValueError, match="cannot start from data"):
+    with pytest.raises(ValueError, match="cannot adapt to data"):
         sn.adapt(flow, tf.ones([50, 2], tf.float64))
     assert started.is_adapted
     assert not new.is_adapted
 
 
 def test_act_norm_without_a_start_refuses_in_graphs_too(rng):
-    norm = sn.ActNorm.trainable(2, tf.float64)
-    message = "`act_norm` has no start yet: call `adapt`"
+    norm = sn.ActNorm.trainable(2, dtype=tf.float64)
+    message = "`act_norm` has no initial values yet: call `adapt`"
     x = images(rng, 3, 2)
     compiled = tf.function(norm.inverse)
     for call in (norm.forward, norm.inverse, norm.inverse_log_det_jacobian):
@@ -99,7 +99,7 @@ def test_act_norm_without_a_start_refuses_in_graphs_too(rng):
 
 
 def test_without_a_start_xla_gives_nan(rng):
-    norm = sn.ActNorm.trainable(2, tf.float64)
+    norm = sn.ActNorm.trainable(2, dtype=tf.float64)
     compiled = tf.function(norm.inverse, jit_compile=True)
     assert np.isnan(compiled(images(rng, 3, 2))).all()
     norm.is_adapted.assign(True)
@@ -115,7 +115,7 @@ def test_a_start_under_a_distribution_strategy(rng):
 
 
 def test_act_norm_goes_into_a_function_as_an_argument(rng):
-    norm = sn.ActNorm.trainable(2, tf.float64)
+    norm = sn.ActNorm.trainable(2, dtype=tf.float64)
     norm.is_adapted.assign(True)
     x = images(rng, 3, 2)
     np.testing.assert_array_equal(tf.function(lambda bijector, x: bijector.inverse(x))(norm, x), x)
@@ -137,8 +137,8 @@ def test_what_cannot_be_adapted_is_refused():
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.ones([5, 2]), "cannot start from data of mean 1 and standard deviation 0 in channel 0"),
-        (np.full([5, 2], np.nan), "cannot start from data of mean nan"),
+        (np.ones([5, 2]), "cannot adapt to data of mean 1 and standard deviation 0 in channel 0"),
+        (np.full([5, 2], np.nan), "cannot adapt to data of mean nan"),
         (np.ones([1, 2]), r"two events or more to adapt to; got shape \(1, 2\)"),
         (np.ones([5, 3]), r"`x` has shape \(5, 3\); expected a batch of events"),
     ],
@@ -156,7 +156,7 @@ def test_data_that_act_norm_cannot_start_from(x, message):
 
 def test_the_same_two_events_give_a_start_again(rng):
     """TFP's cache knows their tensor from the first time, as long as its latent lives."""
-    norm, x, kept = sn.ActNorm.trainable(2, tf.float64), images(rng, 2, 2), []
+    norm, x, kept = sn.ActNorm.trainable(2, dtype=tf.float64), images(rng, 2, 2), []
     flow = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(tf.zeros([], tf.float64), 1.0), [2]), norm)
     for _ in range(2):
         sn.adapt(flow, x)

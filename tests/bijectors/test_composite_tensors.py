@@ -254,18 +254,18 @@ def test_act_norm_passes_what_tfp_asks_of_all_bijectors(make):
     assert [p.instance_event_ndims(norm) for p in norm.parameter_properties().values()] == [1, 1, 0]
     assert norm.inverse_dtype() == norm.forward_dtype() == tf.float32
     constant = norm._convert_variables_to_tensors()
-    assert constant.has_start() == norm.has_start()
+    assert constant.has_initial_values() == norm.has_initial_values()
     base = tfd.Sample(tfd.Normal([0.0, 5.0], 1.0), [3])
     flow = tfd.TransformedDistribution(base, norm)
     np.testing.assert_array_equal(flow.batch_shape_tensor(), [2])
     assert flow[1].batch_shape == []
-    if norm.has_start():
+    if norm.has_initial_values():
         # exp(0) y = x + 1 around 5, of each channel
         expected = -0.5 * 3 * (4.0**2 + np.log(2.0 * np.pi))
         np.testing.assert_allclose(flow[1].log_prob(2.0 * tf.ones([3])), expected, rtol=1e-6)
         np.testing.assert_allclose(flow.log_prob(2.0 * tf.ones([3]))[1], expected, rtol=1e-6)
     else:
-        with pytest.raises(ValueError, match="has no start yet"):
+        with pytest.raises(ValueError, match="has no initial values yet"):
             flow[1].log_prob(tf.ones([3]))
-        with pytest.raises(TypeError, match="cannot start from data: its parameters are no variables"):
+        with pytest.raises(TypeError, match="cannot adapt to data: its parameters are no variables"):
             sn.adapt(flow[1], tf.constant(np.random.default_rng(1).normal(size=[9, 3]), tf.float32))

@@ -168,7 +168,7 @@ def test_channel_split_leaves_the_rest(rng):
     x = images(rng, 5, 3)
     np.testing.assert_array_equal(split.forward(x), x * [2.0, 1.0, 1.0])
     np.testing.assert_allclose(split.inverse_log_det_jacobian(tf.identity(x)), np.full(5, -np.log(2.0)))
-    halves = sn.ChannelSplit(sn.SelfNormDense.trainable(2, tf.float64))
+    halves = sn.ChannelSplit(sn.SelfNormDense.trainable(2, dtype=tf.float64))
     assert len(halves.trainable_variables) == 3
     assert len(sn.self_norm_layers(halves)) == 1
     assert sn.exact(halves).bijector.inversion == "exact"

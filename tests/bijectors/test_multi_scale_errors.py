@@ -151,9 +151,9 @@ def test_a_model_that_is_not_adapted_refuses_before_it_starts(model, method):
 @pytest.mark.parametrize("method", ["log_prob", "encode", "decode", "reconstruct"])
 def test_a_model_that_is_not_adapted_refuses_events(model, method):
     shape = [8, 2, 2, 4] if method == "decode" else [8, 4, 4, 1]
-    with pytest.raises(ValueError, match="has no start yet: call `adapt` on the flow"):
+    with pytest.raises(ValueError, match="has no initial values yet: call `adapt` on the flow"):
         getattr(model, method)(np.zeros(shape, np.float32))
-    with pytest.raises(ValueError, match="has no start yet: call `adapt` on the flow"):
+    with pytest.raises(ValueError, match="has no initial values yet: call `adapt` on the flow"):
         model.sample(3)
 
 

@@ -48,7 +48,7 @@ def regular_data(rng, size=500):
 @pytest.mark.parametrize("gradient", ["self_norm", "exact", "relative"])
 def test_minimize_finds_the_covariance_of_the_data(gradient, rng):
     data, mean, covariance = regular_data(rng)
-    layer = sn.SelfNormDense.trainable(3, tf.float64, seed=1, gradient=gradient)
+    layer = sn.SelfNormDense.trainable(3, dtype=tf.float64, seed=1, gradient=gradient)
     flow = tfd.TransformedDistribution(base(), layer)
 
     def loss():
@@ -106,13 +106,15 @@ def test_minimize_takes_every_optimizer(name, jit_compile, make_layer, rng):
 SURROGATES = {
     "forward": lambda layer: layer,
     "invert": tfb.Invert,
-    "chain of both": lambda layer: tfb.Chain([layer, tfb.Invert(sn.SelfNormDense.trainable(3, tf.float64))]),
+    "chain of both": lambda layer: tfb.Chain(
+        [layer, tfb.Invert(sn.SelfNormDense.trainable(3, dtype=tf.float64))]
+    ),
 }
 
 
 @pytest.mark.parametrize("name", ["forward", "invert"])
 def test_an_exact_surrogate_posterior(name):
-    layer = sn.SelfNormDense.trainable(3, tf.float64, seed=1, gradient="exact")
+    layer = sn.SelfNormDense.trainable(3, dtype=tf.float64, seed=1, gradient="exact")
     surrogate = tfd.TransformedDistribution(base(), SURROGATES[name](layer))
     losses = tfp.vi.fit_surrogate_posterior(
         TARGET.log_prob,
@@ -128,7 +130,7 @@ def test_an_exact_surrogate_posterior(name):
 
 @pytest.mark.parametrize("name", SURROGATES)
 def test_a_self_normalizing_surrogate_posterior(name):
-    layer = sn.SelfNormDense.trainable(3, tf.float64, seed=1)
+    layer = sn.SelfNormDense.trainable(3, dtype=tf.float64, seed=1)
     surrogate = tfd.TransformedDistribution(base(), SURROGATES[name](layer))
 
     def loss(seed):
@@ -147,7 +149,7 @@ def test_a_self_normalizing_surrogate_posterior(name):
 
 def test_a_tracked_surrogate_posterior():
     """Sampled by W, with R brought after it where TFP lets one look at each step."""
-    layer = sn.SelfNormDense.trainable(3, tf.float64, seed=1)
+    layer = sn.SelfNormDense.trainable(3, dtype=tf.float64, seed=1)
     surrogate = tfd.TransformedDistribution(base(), tfb.Invert(layer))
     tracking = sn.Tracking()
 
@@ -174,7 +176,7 @@ def test_a_tracked_surrogate_posterior():
 def test_fit_surrogate_posterior_with_a_learned_inverse(name):
     """The regularizer comes with the discrepancy; the log-dets are exact."""
     tf.random.set_seed(1)
-    layer = sn.SelfNormDense.trainable(3, tf.float64, seed=1)
+    layer = sn.SelfNormDense.trainable(3, dtype=tf.float64, seed=1)
     surrogate = tfd.TransformedDistribution(base(), SURROGATES[name](layer))
 
     def discrepancy(log_weights):

@@ -1,8 +1,8 @@
-"""What the paper compares with, as bijectors that are exact in both directions: alternatives to the
-self-normalizing convolution, for `conv_flow(layer=...)` or any other flow.
+"""The competitors of the paper, as bijectors that are exact in both directions.
 
-Two more of them are elsewhere: the relative gradient is `SelfNormDense(gradient="relative")`, and Glow's
-1x1 convolution by LU factors is `tfb.ScaleMatvecLU`, in `glow_flow(layer="lu")`.
+They replace the self-normalizing convolution in `conv_flow(layer=...)`, or in any other flow. Two more are
+elsewhere: the relative gradient is `SelfNormDense(gradient="relative")`, and Glow's 1x1 convolution by LU
+factors is `tfp.bijectors.ScaleMatvecLU`, in `glow_flow(layer="lu")`.
 """
 
 from tfp_selfnorm.baselines.convolution_exponential import ConvolutionExponential2D

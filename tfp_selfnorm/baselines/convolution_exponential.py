@@ -1,5 +1,7 @@
 """`ConvolutionExponential2D`, the matrix exponential of a convolution."""
 
+from typing import Any, Self
+
 import tensorflow as tf
 
 from tfp_selfnorm.baselines.linear_image_map import LinearImageMap
@@ -14,32 +16,38 @@ from tfp_selfnorm.bijectors.parameters import parameter_properties
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_bools, check_number
 from tfp_selfnorm.utils.seeds import stateless_seed
+from tfp_selfnorm.utils.types import DType, Parameter, Seed, Shape
 
-# Where rounding, of about exp(2 max_norm) units, still leaves digits in float32.
+# The rounding error is about exp(2 max_norm) units. Up to this limit float32 keeps some digits.
 _LARGEST_MAX_NORM = 5.0
 
 
 class ConvolutionExponential2D(LinearImageMap):
     """The exponential of a convolution: `inverse(y) = exp(M) y + bias`, `forward(x) = exp(-M) (x - bias)`.
 
-    M is the matrix of the convolution with `kernel`, of stride 1, with zero padding that keeps the size
-    ("SAME"), an odd kernel in the layout height, width, input channels, output channels, which is not
-    mirrored. Any kernel gives an invertible map. Where a bound on the spectral norm of M, the root of its
-    largest row sum times its largest column sum, exceeds `max_norm`, the kernel is scaled down to it; the
-    gradient goes through the scale. So both directions are series of a fixed number of terms, after which the
-    rest is below rounding: 15 convolutions in float32 and 23 in float64 for a `max_norm` of 2. The paper
-    limits an estimate of the norm to 0.9 and takes 6 terms; this bound is larger than the norm, for kernels
-    of random signs by far, hence a larger limit.
+    M is the matrix of the convolution with `kernel`: stride 1, zero padding that keeps the size ("SAME"), an
+    odd kernel in the layout height, width, input channels, output channels, not mirrored. Every kernel gives
+    an invertible map. The spectral norm of M has a bound: the root of its largest row sum times its largest
+    column sum. If the bound exceeds `max_norm`, the kernel is scaled down to it. The gradient includes the
+    scale. So both directions are series with a fixed number of terms; the rest is below rounding. For a
+    `max_norm` of 2 they take 15 convolutions in float32 and 23 in float64. The paper limits an estimate of
+    the norm to 0.9 and takes 6 terms. The limit here is larger because the bound is larger than the norm, for
+    kernels with random signs much larger.
 
-    `inverse_log_det_jacobian` is the trace of M, `H W` times that of the kernel's centre, exact, at O(C).
+    `inverse_log_det_jacobian` is the trace of M: `H W` times the trace of the centre of the kernel, exact, at
+    O(C).
 
     Shapes: kernel `[kh, kw, C, C]`, bias `[C]`, events `[H, W, C]`. Dtypes: float32 and float64; one for
     all. Units: nats.
 
-    >>> layer = ConvolutionExponential2D.trainable(spatial_shape=(8, 8), channels=3, seed=1)
+    >>> import math
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
+    >>> layer = sn.baselines.ConvolutionExponential2D.trainable(spatial_shape=(8, 8), channels=3, seed=1)
     >>> layer.inverse(tf.ones([2, 8, 8, 3])).shape, layer.kernel.shape
     (TensorShape([2, 8, 8, 3]), TensorShape([3, 3, 3, 3]))
-    >>> doubling = ConvolutionExponential2D(tf.fill([1, 1, 1, 1], math.log(2.0)), spatial_shape=(4, 4))
+    >>> kernel = tf.fill([1, 1, 1, 1], math.log(2.0))
+    >>> doubling = sn.baselines.ConvolutionExponential2D(kernel, spatial_shape=(4, 4))
     >>> doubling.inverse(tf.ones([4, 4, 1]))[0, 0].numpy().round(4)
     array([2.], dtype=float32)
     >>> round(float(doubling.inverse_log_det_jacobian(tf.ones([4, 4, 1]))), 4)    # 16 log 2
@@ -53,28 +61,28 @@ class ConvolutionExponential2D(LinearImageMap):
 
     def __init__(
         self,
-        kernel,
-        spatial_shape,
-        bias=None,
-        max_norm=2.0,
-        validate_args=False,
-        name=None,
-    ):
+        kernel: Parameter,
+        spatial_shape: Shape,
+        bias: Parameter = None,
+        max_norm: float = 2.0,
+        validate_args: bool = False,
+        name: str | None = None,
+    ) -> None:
         """Makes the layer from its parameters; `trainable` makes the parameters too.
 
         Args:
           kernel: float `[kh, kw, C, C]`, sizes odd: tensor or `tf.Variable`.
           spatial_shape: (H, W) of an image, positive ints.
           bias: float `[C]`, or `None`.
-          max_norm: number above 0, at most 5: the limit of the bound on the norm of M. Rounding errors grow
-            with `exp(2 max_norm)`.
-          validate_args: has no effect; wrong sizes are always refused.
+          max_norm: the limit of the bound on the norm of M, above 0 and at most 5. Rounding errors grow with
+            `exp(2 max_norm)`.
+          validate_args: has no effect; wrong sizes always raise an error.
           name: name of the ops.
 
         Raises:
           TypeError: if a parameter is not floating, the dtypes differ or `max_norm` is no number.
-          ValueError: if the kernel has an even size, another shape or as many outputs as inputs not, a size
-            of `spatial_shape` is unknown, or `max_norm` is out of range.
+          ValueError: if the kernel has an even size or another rank, or its numbers of inputs and outputs
+            differ; if a size of `spatial_shape` is unknown, or `max_norm` is out of range.
         """
         parameters = dict(locals())
         name = name or self._DEFAULT_NAME
@@ -89,20 +97,21 @@ class ConvolutionExponential2D(LinearImageMap):
     @classmethod
     def trainable(
         cls,
-        spatial_shape,
-        channels,
-        kernel_size=3,
-        dtype=tf.float32,
-        seed=None,
-        use_bias=True,
+        spatial_shape: Shape,
+        channels: int,
+        kernel_size: Shape = 3,
         *,
-        max_norm=2.0,
-        validate_args=False,
-        name=None,
-    ):
-        """Makes a layer of `tf.Variable`s that starts near the identity.
+        dtype: DType = tf.float32,
+        seed: Seed = None,
+        use_bias: bool = True,
+        max_norm: float = 2.0,
+        validate_args: bool = False,
+        name: str | None = None,
+    ) -> Self:
+        """Makes a layer of `tf.Variable`s that is initially near the identity.
 
-        The kernel starts as a hundredth of Glorot's normal noise, that of `SelfNormConv2D`; the bias at 0.
+        Initial values: the kernel is a hundredth of Glorot's normal noise, as in `SelfNormConv2D`. The bias
+        is 0.
 
         Args:
           spatial_shape: (H, W) of an image, positive ints.
@@ -116,9 +125,8 @@ class ConvolutionExponential2D(LinearImageMap):
           name: name of the layer; its variables are named after it.
 
         Raises:
-          TypeError: if an argument is of another type.
-          ValueError: if a size is not a positive int, one of the kernel is even, or `max_norm` is out of
-            range.
+          TypeError: if an argument has another type.
+          ValueError: if a size is no positive int, `kernel_size` is even, or `max_norm` is out of range.
         """
         name = name or cls._DEFAULT_NAME
         spatial_shape, channels, sizes, dtype = check_conv_sizes(
@@ -132,12 +140,12 @@ class ConvolutionExponential2D(LinearImageMap):
         return cls(kernel, spatial_shape, bias, max_norm, validate_args, name)
 
     @classmethod
-    def _parameter_properties(cls, dtype):
+    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
         return parameter_properties(kernel=4, bias=1)
 
     @property
-    def kernel(self):
-        """The kernel of M, before it is scaled."""
+    def kernel(self) -> Parameter:
+        """The kernel of M, before the scaling."""
         return self._kernel
 
     @property
@@ -145,8 +153,8 @@ class ConvolutionExponential2D(LinearImageMap):
         """The limit of the bound on the spectral norm of M."""
         return self._max_norm
 
-    def bounded_kernel(self):
-        """The kernel of M, scaled down where that is needed."""
+    def bounded_kernel(self) -> tf.Tensor:
+        """The kernel of M, scaled down if its bound exceeds `max_norm`."""
         return convolution_exponential.bounded(tf.convert_to_tensor(self._kernel), self._max_norm)
 
     def _to_latent(self, images):

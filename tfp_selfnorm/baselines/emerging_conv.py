@@ -1,5 +1,7 @@
 """`EmergingConv2D`, two masked convolutions with triangular matrices."""
 
+from typing import Any, Self
+
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -15,34 +17,37 @@ from tfp_selfnorm.bijectors.parameters import parameter_properties
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_bools
 from tfp_selfnorm.utils.seeds import stateless_seed
+from tfp_selfnorm.utils.types import DType, Parameter, Seed, Shape
 
 
 class EmergingConv2D(LinearImageMap):
     """An emerging convolution: `inverse(y) = B * (A * y) + bias`, with masked kernels A and B.
 
     The convolutions have stride 1, zero padding that keeps the size ("SAME"), odd kernels in the layout
-    height, width, input channels, output channels, and do not mirror the kernel. `A = first_kernel` is masked
-    so that each output depends on the pixels before its own in raster order, and of its own on the channels
-    up to its own; `B = second_kernel` so that it depends on those from its own on. Both matrices are
-    triangular, and what a pixel sees through both includes all that one kernel of the size sees. The masks
-    keep every element that the order allows; the paper's squares, a quarter of each kernel, are among those.
-    Masked elements have no effect and gradient 0.
+    height, width, input channels, output channels, and do not mirror the kernel. The mask of
+    `A = first_kernel` lets each output depend on the earlier pixels in raster order, and in its own pixel on
+    the channels up to its own. The mask of `B = second_kernel` does the same in the reverse order. Both
+    matrices are triangular. Together the two kernels reach every pixel that one full kernel of this size
+    reaches. The masks keep every element that the order allows. The paper keeps fewer: squares, a quarter of
+    each kernel. Masked elements have no effect and gradient 0.
 
     `inverse_log_det_jacobian` is `H W` times the sum of the logs of both diagonals, exact, at O(C).
     `forward` is exact by substitution in float64, line after line, at O(kh H (W C)^2) an image.
 
-    A zero on a diagonal makes the map singular, and the log-det minus infinity. A `forward` that meets a map
-    singular to working precision raises ValueError, inside a graph `tf.errors.InvalidArgumentError`, and is
-    NaN under XLA.
+    With a zero on a diagonal the map is singular, and the log-det is minus infinity. If the map is singular
+    to working precision, `forward` raises ValueError, and inside a graph `tf.errors.InvalidArgumentError`;
+    under XLA the result is NaN.
 
     Shapes: kernels `[kh, kw, C, C]`, bias `[C]`, events `[H, W, C]`. Dtypes: float32 and float64; one for
     all. Units: nats. `forward` is differentiable once.
 
-    >>> layer = EmergingConv2D.trainable(spatial_shape=(8, 8), channels=3, kernel_size=(3, 5), seed=1)
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
+    >>> layer = sn.baselines.EmergingConv2D.trainable((8, 8), channels=3, kernel_size=(3, 5), seed=1)
     >>> layer.inverse(tf.ones([2, 8, 8, 3])).shape, layer.first_kernel.shape
     (TensorShape([2, 8, 8, 3]), TensorShape([3, 5, 3, 3]))
     >>> two = tf.fill([1, 1, 1, 1], 2.0)
-    >>> scaled = EmergingConv2D(two, two, spatial_shape=(4, 4))
+    >>> scaled = sn.baselines.EmergingConv2D(two, two, spatial_shape=(4, 4))
     >>> round(float(scaled.inverse_log_det_jacobian(tf.ones([4, 4, 1]))), 4)    # 16 log 4
     22.1807
 
@@ -54,27 +59,27 @@ class EmergingConv2D(LinearImageMap):
 
     def __init__(
         self,
-        first_kernel,
-        second_kernel,
-        spatial_shape,
-        bias=None,
-        validate_args=False,
-        name=None,
-    ):
+        first_kernel: Parameter,
+        second_kernel: Parameter,
+        spatial_shape: Shape,
+        bias: Parameter = None,
+        validate_args: bool = False,
+        name: str | None = None,
+    ) -> None:
         """Makes the layer from its parameters; `trainable` makes the parameters too.
 
         Args:
           first_kernel: A, float `[kh, kw, C, C]`, sizes odd: tensor or `tf.Variable`.
-          second_kernel: B, of the same shape: tensor or `tf.Variable`.
+          second_kernel: B, float, with the same shape: tensor or `tf.Variable`.
           spatial_shape: (H, W) of an image, positive ints.
           bias: float `[C]`, or `None`.
-          validate_args: has no effect; wrong sizes are always refused.
+          validate_args: has no effect; wrong sizes always raise an error.
           name: name of the ops.
 
         Raises:
           TypeError: if a parameter is not floating or the dtypes differ.
-          ValueError: if a kernel has an even size, other shapes or as many outputs as inputs not, or a size
-            of `spatial_shape` is unknown.
+          ValueError: if the kernels have an even size or different shapes, or their numbers of inputs and
+            outputs differ; if a size of `spatial_shape` is unknown.
         """
         parameters = dict(locals())
         name = name or self._DEFAULT_NAME
@@ -89,19 +94,20 @@ class EmergingConv2D(LinearImageMap):
     @classmethod
     def trainable(
         cls,
-        spatial_shape,
-        channels,
-        kernel_size=3,
-        dtype=tf.float32,
-        seed=None,
-        use_bias=True,
-        validate_args=False,
-        name=None,
-    ):
-        """Makes a layer of `tf.Variable`s that starts near the identity.
+        spatial_shape: Shape,
+        channels: int,
+        kernel_size: Shape = 3,
+        *,
+        dtype: DType = tf.float32,
+        seed: Seed = None,
+        use_bias: bool = True,
+        validate_args: bool = False,
+        name: str | None = None,
+    ) -> Self:
+        """Makes a layer of `tf.Variable`s that is initially near the identity.
 
-        Both kernels start as the identity plus a hundredth of Glorot's normal noise, as `SelfNormConv2D`
-        does; the bias at 0.
+        Initial values: both kernels are the identity plus a hundredth of Glorot's normal noise, as in
+        `SelfNormConv2D`. The bias is 0.
 
         Args:
           spatial_shape: (H, W) of an image, positive ints.
@@ -114,8 +120,8 @@ class EmergingConv2D(LinearImageMap):
           name: name of the layer; its variables are named after it.
 
         Raises:
-          TypeError: if an argument is of another type.
-          ValueError: if a size is not a positive int, or one of the kernel is even.
+          TypeError: if an argument has another type.
+          ValueError: if a size is no positive int, or `kernel_size` is even.
         """
         name = name or cls._DEFAULT_NAME
         spatial_shape, channels, sizes, dtype = check_conv_sizes(
@@ -131,16 +137,16 @@ class EmergingConv2D(LinearImageMap):
         return cls(first, second, spatial_shape, bias, validate_args, name)
 
     @classmethod
-    def _parameter_properties(cls, dtype):
+    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
         return parameter_properties(first_kernel=4, second_kernel=4, bias=1)
 
     @property
-    def first_kernel(self):
-        """A, the kernel in raster order, with its masked elements: what `inverse` applies first."""
+    def first_kernel(self) -> Parameter:
+        """A, the kernel in raster order, with its masked elements. `inverse` applies it first."""
         return self._first_kernel
 
     @property
-    def second_kernel(self):
+    def second_kernel(self) -> Parameter:
         """B, the kernel in the reverse order, with its masked elements."""
         return self._second_kernel
 

@@ -1,6 +1,7 @@
-"""What the baselines share: a linear map of images of one size, and a bias for each channel."""
+"""The base class of the baselines: a linear map of images of one size, and a bias for each channel."""
 
 import abc
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -8,14 +9,24 @@ import tensorflow_probability as tfp
 from tfp_selfnorm.bijectors.conv_parameters import check_spatial_shape
 from tfp_selfnorm.bijectors.parameters import check_event_shape, ensure_event
 from tfp_selfnorm.utils.options import check_bool
+from tfp_selfnorm.utils.types import Parameter, Shape
 
 
 class LinearImageMap(tfp.bijectors.AutoCompositeTensorBijector):
-    """`inverse(y) = A y + bias`, `forward(x) = A^-1 (x - bias)`; both and `log |det A|` are a subclass's."""
+    """`inverse(y) = A y + bias`, `forward(x) = A^-1 (x - bias)`. A subclass has A, A^-1 and the log-det."""
 
     _DEFAULT_NAME: str
 
-    def __init__(self, spatial_shape, channels, bias, dtype, parameters, validate_args, name):
+    def __init__(
+        self,
+        spatial_shape: Shape,
+        channels: int,
+        bias: Parameter,
+        dtype: tf.DType,
+        parameters: dict[str, Any],
+        validate_args: bool,
+        name: str,
+    ) -> None:
         self._spatial_shape = check_spatial_shape(spatial_shape, ndims=2)
         self._event_sizes = (*self._spatial_shape, channels)
         check_bool(validate_args, "validate_args")
@@ -30,13 +41,13 @@ class LinearImageMap(tfp.bijectors.AutoCompositeTensorBijector):
         )
 
     @property
-    def spatial_shape(self) -> tuple:
+    def spatial_shape(self) -> tuple[int, ...]:
         """The sizes of an image without its channels."""
         return self._spatial_shape
 
     @property
-    def bias(self):
-        """What `inverse` adds after its linear map; `None` for none."""
+    def bias(self) -> Parameter:
+        """The bias that `inverse` adds after its linear map; `None` for none."""
         return self._bias
 
     @abc.abstractmethod

@@ -1,6 +1,8 @@
-"""`AffineCoupling`: channels scaled and shifted by what a network makes of the other channels."""
+"""`AffineCoupling`: a network of some channels scales and shifts the other channels."""
 
 import operator
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -12,74 +14,80 @@ from tfp_selfnorm.utils.compat import CompositeTensor
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_optional_name
 from tfp_selfnorm.utils.options import check_bool, check_positive
+from tfp_selfnorm.utils.types import Parameter
 
 
 class AffineCoupling(OptionalComposite):
-    """Scales and shifts some channels by a network's output for the others, which stay as they are.
+    """Scales and shifts some channels by a network of the other channels, which do not change.
 
     With the first `num_conditioning` channels a and the rest b, and `shift, h = network(a)`:
 
         inverse:  a, b -> a, exp(s) b + shift      with s = bound tanh(h / bound)
         forward:  a, b -> a, (b - shift) exp(-s)
 
-    Invertible whatever the network is. `inverse_log_det_jacobian` is the sum of s; both directions and the
-    log-det cost one pass of the network; inside a `tf.function` both ends of a pair share one.
+    The map is invertible for every network. `inverse_log_det_jacobian` is the sum of s. Both directions and
+    the log-det cost one pass of the network. Inside a `tf.function` both ends of a pair share one pass.
 
-    The network is called on one batch dimension, `[B, H, W, Ca]` for images, and must return twice as many
-    channels as b has: first the shift, then h. Any callable will do. The weights of a Keras network, which
-    must be built, are among the `variables` and `trainable_variables` of the bijector, as are those of a
-    `tf.Module`. Of weights inside a plain function TFP sees none, and `FlowModel` those that are trained.
+    The input of the network has one batch dimension, `[B, H, W, Ca]` for images. Its output must have twice
+    the channels of b: first the shift, then h. The network may be any callable. A Keras network must be
+    built. Its weights are among the `variables` and `trainable_variables` of the bijector, and so are the
+    weights of a `tf.Module`. TFP sees no weights inside a plain function; `FlowModel` sees the trainable
+    ones.
 
-    With a `condition` the network is called on a list, `network([a, condition])`, as a Keras model of two
-    inputs takes it. The condition has the leading dimensions of the events, for samples and batch, and then
-    any of its own. TFP hands arguments on by the names of bijectors: for a part of a `Chain`, be it the
-    coupling itself or in a `tfb.Invert` or `ChannelSplit` of that name, say `flow.log_prob(x,
-    bijector_kwargs={"name": {"condition": c}})`, and for a coupling on its own `{"condition": c}`.
+    With a `condition` the network gets a list, `network([a, condition])`, as a Keras model with two inputs
+    does. The condition has the sample and batch dimensions of the events, then dimensions of its own. TFP
+    passes arguments by the names of bijectors. In a `Chain`, write `flow.log_prob(x,
+    bijector_kwargs={"name": {"condition": c}})` with the name of the coupling, or the name of a
+    `tfp.bijectors.Invert` or `ChannelSplit` around it. For a coupling alone, write
+    `bijector_kwargs={"condition": c}`.
 
-    Shapes: events `[H, W, C]`, or of the rank `event_ndims`. Dtypes: those of the events; what the network
-    returns is cast, and a floating condition. `FlowModel` and TFP see its variables.
+    Shapes: events `[H, W, C]`, or events of rank `event_ndims`. Dtypes: as the events; the output of the
+    network is cast, and a floating condition.
 
-    It is a CompositeTensor, which goes into and out of a `tf.function`, if its network is a Keras model or a
-    plain function. A Keras network then computes with the variables or values that come with the coupling.
-    With a `tf.Module` it is none, and a `tf.function` takes it as any Python object.
+    With a Keras model or a plain function as its network, a coupling is a CompositeTensor: a `tf.function`
+    takes and returns it. A Keras network then computes with the variables or values of that coupling. With a
+    `tf.Module` it is no CompositeTensor, and a `tf.function` takes it as a Python object.
 
+    >>> import keras
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
     >>> network = keras.Sequential([keras.Input([4, 4, 1]), keras.layers.Conv2D(4, 3, padding="same")])
-    >>> coupling = AffineCoupling(network, num_conditioning=1)
+    >>> coupling = sn.AffineCoupling(network, num_conditioning=1)
     >>> coupling.inverse(tf.ones([2, 4, 4, 3])).shape, len(coupling.trainable_variables)
     (TensorShape([2, 4, 4, 3]), 2)
 
-    >>> coupling = AffineCoupling(lambda inputs: tf.concat(inputs, axis=-1), event_ndims=1)
+    >>> coupling = sn.AffineCoupling(lambda inputs: tf.concat(inputs, axis=-1), event_ndims=1)
     >>> coupling.inverse(tf.zeros([5, 2]), condition=tf.ones([5, 1])).shape
     TensorShape([5, 2])
 
-    References: Dinh et al., "Density estimation using Real NVP", ICLR 2017, equations 7 and 8; the bound is
-    that of the code published with Keller et al., "Self Normalizing Flows", ICML 2021.
+    References: Dinh et al., "Density estimation using Real NVP", ICLR 2017, equations 7 and 8. The bound is
+    from the published code of Keller et al., "Self Normalizing Flows", ICML 2021.
     """
 
     _PART = "network"
 
     def __init__(
         self,
-        network,
-        num_conditioning=None,
-        event_ndims=3,
-        bound=2.0,
-        validate_args=False,
-        name="affine_coupling",
-    ):
+        network: Callable,
+        num_conditioning: int | None = None,
+        event_ndims: int = 3,
+        bound: float = 2.0,
+        validate_args: bool = False,
+        name: str = "affine_coupling",
+    ) -> None:
         """Makes the bijector.
 
         Args:
           network: a callable, such as a built Keras model.
-          num_conditioning: how many channels the network sees; `None` for half of an even number.
-          event_ndims: rank of the events, 1 or more; channels are the last dimension.
-          bound: positive float, the largest |s|.
+          num_conditioning: the number of channels that the network sees; `None` for half of an even number.
+          event_ndims: rank of the events, 1 or more. Channels are the last dimension.
+          bound: positive float, the limit of |s|.
           validate_args: has no effect.
           name: name of the ops.
 
         Raises:
           TypeError: if `network` is not callable, `bound` no number, or `validate_args` no bool.
-          ValueError: if it is a Keras network that is not built, or another argument is out of range.
+          ValueError: if a Keras network is not built, or another argument is out of range.
         """
         parameters = dict(locals())
         check_optional_name(name)
@@ -87,8 +95,8 @@ class AffineCoupling(OptionalComposite):
             raise TypeError(f"`network` must be callable; got {type(network).__name__}.")
         if not getattr(network, "built", True):
             raise ValueError(
-                f"`network` {getattr(network, 'name', network)!r} has no weights yet: build it, or begin it "
-                "with keras.Input, before it goes into a bijector."
+                f"`network` {getattr(network, 'name', network)!r} has no weights yet: build it, or make it "
+                "with keras.Input, before you give it to a bijector."
             )
         if num_conditioning is not None:
             num_conditioning = check_positive_int(num_conditioning, "num_conditioning")
@@ -97,7 +105,7 @@ class AffineCoupling(OptionalComposite):
         self._network = network
         self._num_conditioning = num_conditioning
         self._bound = check_positive(bound, "bound")
-        # TFP finds the variables of attributes, but not inside a Keras network.
+        # TFP finds variables in attributes. It does not search a Keras network.
         self._network_variables = [weight.value for weight in _keras_weights(network)]
         self._passes = PairMemory()
         super().__init__(
@@ -105,12 +113,12 @@ class AffineCoupling(OptionalComposite):
         )
 
     @classmethod
-    def _parameter_properties(cls, dtype):
+    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
         return {}
 
     @property
-    def network(self):
-        """What maps the conditioning channels to shift and h."""
+    def network(self) -> Callable:
+        """The map from the conditioning channels to shift and h."""
         return self._network
 
     def _forward(self, x, condition=None):
@@ -136,7 +144,7 @@ class AffineCoupling(OptionalComposite):
         return -self._sum_of_log_scale(passed, x, condition)
 
     def _sum_of_log_scale(self, passed, value, condition):
-        # The conditioning channels are the same at both ends of a pair; the condition may be another.
+        # The conditioning channels are the same at both ends of a pair. The condition may have changed.
         log_scale, passed_condition = [*(passed or [None]), None][:2]
         if log_scale is None or passed_condition is not condition:
             kept, changed = self._split(value)
@@ -146,12 +154,12 @@ class AffineCoupling(OptionalComposite):
     def _split(self, value):
         use = "keeps {} channels to condition on"
         kept = number_of_first_channels(self, value.shape, self._num_conditioning, "num_conditioning", use)
-        # One operation, whose gradient is one too.
+        # `tf.split` is one operation, and so is its gradient.
         return tf.split(value, [kept, value.shape[-1] - kept], axis=-1)
 
     def _shift_and_log_scale(self, kept, changed, condition):
         if 0 in kept.shape:
-            # TensorFlow's convolutions of empty batches have a wrong number of channels.
+            # In TensorFlow, convolutions of empty batches have a wrong number of channels.
             return tf.zeros_like(changed), tf.zeros_like(changed)
         num_leading = kept.shape.rank - self.forward_min_event_ndims
         inputs = _with_one_batch_dimension(kept, num_leading)
@@ -184,7 +192,7 @@ class AffineCoupling(OptionalComposite):
 
     def _call_network(self, inputs):
         number = len(inputs) if isinstance(inputs, list) else 1
-        # A Keras model may leave out an input too many.
+        # A Keras model may ignore a surplus input.
         known = getattr(self._network, "inputs", None)
         try:
             if isinstance(known, list) and len(known) != number:
@@ -195,38 +203,38 @@ class AffineCoupling(OptionalComposite):
             raise ValueError(
                 f"The network of `{self.name}`, called {'with' if number > 1 else 'without'} a condition on "
                 f"shapes {shapes}, failed: {error} With the argument `condition` the network gets the list "
-                "`[kept, condition]`, without it the kept channels alone."
+                "`[kept, condition]`, without it only the kept channels."
             ) from error
 
     def _network_call(self, inputs):
         return self._network(inputs)
 
     @staticmethod
-    def _admits_composite(part):
-        """Whether a call can be given all variables that TFP sees in the network."""
+    def _allows_composite(part: Any) -> bool:
+        """Whether a call can take values for all variables that TFP sees in the network."""
         if isinstance(part, tf.Module):
             return isinstance(part, CompositeTensor)
         return not _keras_weights(part) or hasattr(part, "stateless_call")
 
 
 class _CompositeAffineCoupling(AffineCoupling, tfp.bijectors.AutoCompositeTensorBijector):
-    """Its Keras network may be called with other variables, or values, than its own.
+    """A coupling whose Keras network can compute with given variables, or values, instead of its own.
 
-    TFP takes a CompositeTensor apart into the arguments of its constructor, and makes it anew from them. It
-    does not see the variables of a Keras network. So they are an argument here, and they are among the
-    `parameters` if they are not the network's own.
+    TFP splits a CompositeTensor into the arguments of its constructor, and makes a new one from them. It does
+    not see the variables of a Keras network. So they are an argument here. They are among the `parameters` if
+    they are not the network's own.
     """
 
     def __init__(
         self,
-        network,
-        num_conditioning=None,
-        event_ndims=3,
-        bound=2.0,
-        validate_args=False,
-        name="affine_coupling",
-        network_variables=None,
-    ):
+        network: Callable,
+        num_conditioning: int | None = None,
+        event_ndims: int = 3,
+        bound: float = 2.0,
+        validate_args: bool = False,
+        name: str = "affine_coupling",
+        network_variables: Sequence[Parameter] | None = None,
+    ) -> None:
         super().__init__(network, num_conditioning, event_ndims, bound, validate_args, name)
         given = list(network_variables or ())
         self._has_other_variables = any(map(operator.is_not, given, self._network_variables))
@@ -234,11 +242,11 @@ class _CompositeAffineCoupling(AffineCoupling, tfp.bijectors.AutoCompositeTensor
             self._network_variables = self.parameters["network_variables"] = given
 
     @property
-    def network_variables(self):
+    def network_variables(self) -> list:
         """The variables, or values, that the network computes with."""
         return list(self._network_variables)
 
-    def copy(self, **override_parameters_kwargs):
+    def copy(self, **override_parameters_kwargs: Any) -> AffineCoupling:
         parameters = self.parameters | override_parameters_kwargs
         if parameters["network"] is not self._network:
             parameters.pop("network_variables", None)
@@ -247,13 +255,14 @@ class _CompositeAffineCoupling(AffineCoupling, tfp.bijectors.AutoCompositeTensor
     def _network_call(self, inputs):
         if not self._has_other_variables:
             return self._network(inputs)
-        network, weights = self._network, _keras_weights(self._network)
+        network: Any = self._network
+        weights = _keras_weights(network)
         given = dict(zip(map(id, weights), self._network_variables, strict=True))
         parts = network.trainable_variables, network.non_trainable_variables
         values = [[given.get(id(weight), weight) for weight in part] for part in parts]
         output, updated = network.stateless_call(*values, inputs)
         for variable, value in zip(values[1], updated, strict=True):
-            # Such as the moving statistics.
+            # For example, the moving statistics.
             if hasattr(variable, "assign"):
                 variable.assign(value)
         return output
@@ -268,14 +277,14 @@ def _with_one_batch_dimension(value, num_leading):
 
 
 def _remembered(log_scale, condition):
-    """What `PairMemory` keeps of a pass: it finds nothing that is outside of the graph."""
+    """The values of a pass for `PairMemory`, which finds only tensors of the graph."""
     if condition is None:
         return [log_scale]
     return [log_scale, condition] if tf.is_symbolic_tensor(condition) else []
 
 
 def _keras_weights(network):
-    """The Keras variables of a network; empty for others, whose variables TFP finds itself or not at all."""
+    """The Keras variables of a Keras network; empty for other networks."""
     weights = getattr(network, "weights", None)
     if not isinstance(weights, list) or not all(hasattr(weight, "value") for weight in weights):
         return []

@@ -1,5 +1,7 @@
 """`ChannelSplit`: a bijector on some channels, for multi-scale flows and split priors."""
 
+from typing import Any
+
 import numpy as np
 import tensorflow_probability as tfp
 
@@ -9,21 +11,25 @@ from tfp_selfnorm.utils.compat import CompositeTensor
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_optional_name
 from tfp_selfnorm.utils.options import check_bool
+from tfp_selfnorm.utils.types import TfpObject
 
 tfb = tfp.bijectors
 
 
 class ChannelSplit(OptionalComposite):
-    """Applies a bijector to the first channels and leaves the rest as they are.
+    """Applies a bijector to the first channels and does not change the others.
 
-    Nested, it makes multi-scale flows: of what comes from the data the rest meets the base distribution at
-    once, the first channels go on. A split prior is an `AffineCoupling` on the side of the data of this.
+    Nested splits make multi-scale flows: on the way from data to latent, the inner bijector maps the first
+    channels, and the others are latent at once. For a split prior, put an `AffineCoupling` between the data
+    and the split.
 
-    The log-det is that of the inner bijector. Shapes: events of the inner bijector's rank, with channels as
-    the last dimension; the inner bijector must keep the shape. Dtypes: the inner bijector's. Keyword
-    arguments go to the inner bijector. It is a CompositeTensor if the inner bijector is.
+    The log-det is the log-det of the inner bijector. Shapes: events with the rank of the inner bijector, with
+    channels as the last dimension. The inner bijector must keep the shape. Dtypes: as the inner bijector.
+    Keyword arguments go to the inner bijector. A split is a CompositeTensor if the inner bijector is one.
 
-    >>> split = ChannelSplit(tfb.Scale(2.0), num_channels=1)
+    >>> import tensorflow_probability as tfp
+    >>> import tfp_selfnorm as sn
+    >>> split = sn.ChannelSplit(tfp.bijectors.Scale(2.0), num_channels=1)
     >>> split.forward([1.0, 1.0, 1.0]).numpy()
     array([2., 1., 1.], dtype=float32)
 
@@ -33,12 +39,18 @@ class ChannelSplit(OptionalComposite):
 
     _PART = "bijector"
 
-    def __init__(self, bijector, num_channels=None, validate_args=False, name="channel_split"):
+    def __init__(
+        self,
+        bijector: TfpObject,
+        num_channels: int | None = None,
+        validate_args: bool = False,
+        name: str = "channel_split",
+    ) -> None:
         """Makes the bijector.
 
         Args:
           bijector: a TFP bijector that keeps the shape of its events.
-          num_channels: how many channels it gets; `None` for half of an even number.
+          num_channels: the number of channels of the inner bijector; `None` for half of an even number.
           validate_args: whether to check at each call that the channels can be split.
           name: name of the ops.
 
@@ -58,7 +70,7 @@ class ChannelSplit(OptionalComposite):
         check_bool(validate_args, "validate_args")
         self._bijector = bijector
         self._num_channels = num_channels
-        # TFP's cache of this one keeps track of the parts of a pair.
+        # The cache of this bijector finds the parts of a pair again.
         self._split = tfb.Split(
             2 if num_channels is None else [num_channels, -1], axis=-1, validate_args=validate_args
         )
@@ -72,19 +84,19 @@ class ChannelSplit(OptionalComposite):
         )
 
     @classmethod
-    def _parameter_properties(cls, dtype):
-        # The inner bijector's events have the rank of the whole.
+    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
+        # Events of the inner bijector have the rank of all events.
         component = tfp.util.BatchedComponentProperties(event_ndims=lambda split, event_ndims: event_ndims)
         return {"bijector": component}
 
     @property
-    def bijector(self):
-        """What the first channels go through."""
+    def bijector(self) -> TfpObject:
+        """The inner bijector, which maps the first channels."""
         return self._bijector
 
-    def __hash__(self):
-        # TFP hashes all parameters several times at each look into its cache: here a whole flow, and at each
-        # level of nesting anew. Equal bijectors have one name.
+    def __hash__(self) -> int:
+        # At each use of its cache, TFP hashes all parameters several times. Here that would be a whole flow,
+        # again at each level of nesting. Equal bijectors have equal names.
         return hash((type(self), self.name))
 
     def _forward(self, x, **kwargs):
@@ -104,18 +116,18 @@ class ChannelSplit(OptionalComposite):
         return self._bijector.inverse_log_det_jacobian(first, self.inverse_min_event_ndims, **kwargs)
 
     def _parts(self, value):
-        """The channels that the bijector gets, and the others; those of a pair are the same at each call."""
+        """The channels of the inner bijector, and the others. Calls for one pair return the same tensors."""
         use = "gives {} channels to its bijector"
         number_of_first_channels(self, value.shape, self._num_channels, "num_channels", use)
         return self._split.forward(value)
 
     @staticmethod
-    def _admits_composite(part):
+    def _allows_composite(part: Any) -> bool:
         return isinstance(part, CompositeTensor)
 
 
 class _CompositeChannelSplit(ChannelSplit, tfp.bijectors.AutoCompositeTensorBijector):
-    """One that functions take as an argument, with the variables of its bijector."""
+    """A split that a `tf.function` takes as an argument, with the variables of the inner bijector."""
 
 
 ChannelSplit._PLAIN, ChannelSplit._COMPOSITE = ChannelSplit, _CompositeChannelSplit

@@ -1,18 +1,24 @@
-"""The first channels of events, which a coupling and a split treat apart from the others."""
+"""The number of the first channels, which a coupling and a split separate from the others."""
+
+import tensorflow as tf
+
+from tfp_selfnorm.utils.types import TfpObject
 
 
-def number_of_first_channels(bijector, shape, number, argument, use):
-    """How many channels come first in events of the bijector.
+def number_of_first_channels(
+    bijector: TfpObject, shape: tf.TensorShape, number: int | None, argument: str, use: str
+) -> int:
+    """The number of the first channels in events of the bijector.
 
     Args:
       bijector: the bijector.
       shape: the static shape of its input.
-      number: the number that it was made with; `None` for half of the channels.
+      number: the number in its constructor; `None` for half of the channels.
       argument: the name of the argument with this number.
-      use: for the error, the use of these channels, such as "keeps {} channels".
+      use: the use of these channels in words, for the error: "keeps {} channels".
 
     Raises:
-      ValueError: if the number of channels is unknown, odd where it is halved, or too small.
+      ValueError: if the number of channels is unknown or too small, or is odd and must be halved.
     """
     if shape.rank is None or shape.rank < bijector.forward_min_event_ndims or shape[-1] is None:
         raise ValueError(f"`{bijector.name}` needs a known number of channels; got shape {shape}.")

@@ -1,6 +1,7 @@
-"""The base class of the bijectors that are CompositeTensors only if a part of them admits it."""
+"""The base class of bijectors that are CompositeTensors only if a part of them allows it."""
 
 import inspect
+from typing import Any
 
 import tensorflow_probability as tfp
 
@@ -8,10 +9,14 @@ from tfp_selfnorm.utils.pickling import by_parameters
 
 
 class OptionalComposite(tfp.bijectors.Bijector):
-    """A bijector with a subclass that is a CompositeTensor; the constructor chooses between the two.
+    """A bijector with a subclass that is a CompositeTensor; the constructor chooses one of the two classes.
 
-    A class gives the name of its part, the first argument of its constructor, tells whether a part admits a
-    CompositeTensor, and names the two classes. Subclasses by users are made as they are.
+    Subclasses by users get no such choice.
+
+    Attributes:
+      _PART: name of the part, the first argument of the constructor.
+      _PLAIN: the class without a CompositeTensor.
+      _COMPOSITE: its subclass that is a CompositeTensor.
     """
 
     _PART: str
@@ -19,18 +24,18 @@ class OptionalComposite(tfp.bijectors.Bijector):
     _COMPOSITE: type
     __reduce__ = by_parameters
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         """Lets editors and `help` show the arguments of `__init__` instead of those of `__new__`."""
         super().__init_subclass__(**kwargs)
         arguments = list(inspect.signature(cls.__init__).parameters.values())[1:]
         cls.__signature__ = inspect.Signature(arguments)
 
-    def __new__(cls, *args, **kwargs):
-        """Makes a CompositeTensor if the part admits it."""
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Makes a CompositeTensor if the part allows it."""
         part = args[0] if args else kwargs.get(cls._PART)
         if cls not in (cls._PLAIN, cls._COMPOSITE) or part is None:
             return super().__new__(cls)
-        if cls._admits_composite(part):
+        if cls._allows_composite(part):
             return super().__new__(cls._COMPOSITE)
         if cls is cls._PLAIN:
             return super().__new__(cls)
@@ -38,5 +43,6 @@ class OptionalComposite(tfp.bijectors.Bijector):
         return cls._PLAIN(*args, **kwargs)
 
     @staticmethod
-    def _admits_composite(part):
+    def _allows_composite(part: Any) -> bool:
+        """Whether a bijector with this part can be a CompositeTensor."""
         raise NotImplementedError

@@ -1,21 +1,25 @@
 """The parameters of convolutions: checks of arguments, and initial values."""
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.bijectors.parameters import as_parameters
 from tfp_selfnorm.utils.integers import as_sizes, check_positive_int
 from tfp_selfnorm.utils.options import check_dtype
+from tfp_selfnorm.utils.types import DType, Parameter, Shape
 
 # Standard deviation of the noise of initial kernels, relative to Glorot's.
 _NOISE_GAIN = 0.01
 
 
-def check_spatial_shape(spatial_shape, ndims):
-    """Returns it as a tuple of ints.
+def check_spatial_shape(spatial_shape: Shape, ndims: int) -> tuple[int, ...]:
+    """Converts it to a tuple of ints.
 
     Raises:
-      ValueError: if it is not of that many sizes, all known and positive.
+      ValueError: if it does not have `ndims` sizes, or a size is unknown or not positive.
     """
     sizes = as_sizes(spatial_shape)
     if sizes is None or None in sizes or len(sizes) != ndims:
@@ -23,14 +27,14 @@ def check_spatial_shape(spatial_shape, ndims):
             f"`spatial_shape` must be {ndims} positive int{'s' * (ndims > 1)}, known when the layer is made; "
             f"got {spatial_shape!r}."
         )
-    return tuple(sizes)
+    return tuple(cast(list[int], sizes))
 
 
-def check_kernel_size(kernel_size, ndims):
-    """Returns it as a list of that many ints.
+def check_kernel_size(kernel_size: Shape, ndims: int) -> list[int]:
+    """Converts it to a list of `ndims` ints.
 
     Raises:
-      ValueError: if it is not an odd positive int, or as many.
+      ValueError: if it is not an odd positive int, or `ndims` of them.
     """
     sizes = as_sizes(kernel_size) or []
     sizes = sizes * ndims if len(sizes) == 1 else sizes
@@ -38,18 +42,20 @@ def check_kernel_size(kernel_size, ndims):
         raise ValueError(
             f"`kernel_size` must be an odd positive int, or {ndims} of them; got {kernel_size!r}."
         )
-    return sizes
+    return cast(list[int], sizes)
 
 
-def check_conv_sizes(spatial_shape, channels, kernel_size, dtype, ndims):
-    """Checks the arguments of `trainable`: returns spatial shape, channels, kernel sizes and dtype."""
+def check_conv_sizes(
+    spatial_shape: Shape, channels: int, kernel_size: Shape, dtype: DType, ndims: int
+) -> tuple[tuple[int, ...], int, list[int], tf.DType]:
+    """Checks the arguments of `trainable`. Returns spatial shape, channels, kernel sizes and dtype."""
     spatial_shape = check_spatial_shape(spatial_shape, ndims)
     kernel_sizes = check_kernel_size(kernel_size, ndims)
     return spatial_shape, check_positive_int(channels, "channels"), kernel_sizes, check_dtype(dtype)
 
 
-def as_conv_parameters(ndims, bias, **kernels):
-    """The dtype, the kernels and the bias as parameters of a convolution.
+def as_conv_parameters(ndims: int, bias: Parameter, **kernels: Parameter) -> tuple[Any, ...]:
+    """Returns the dtype, the kernels and the bias of a convolution. Constants become tensors.
 
     Args:
       ndims: the number of spatial dimensions.
@@ -58,8 +64,8 @@ def as_conv_parameters(ndims, bias, **kernels):
 
     Raises:
       TypeError: if a parameter is not floating or the dtypes differ.
-      ValueError: if a kernel has an even or unknown size, or not as many outputs as inputs; if the kernels
-        differ in shape, or the bias has another number of channels.
+      ValueError: if a kernel has an even or unknown size, or its numbers of inputs and outputs differ; if
+        the shapes of the kernels differ, or the bias has another number of channels.
     """
     dtype, *values, bias = as_parameters(**kernels, bias=bias)
     kernels = dict(zip(kernels, values, strict=True))
@@ -85,31 +91,31 @@ def _check_kernel(kernel, name, ndims):
         raise ValueError(f"`{name}` must have odd sizes {layout}; got {tuple(shape)}.")
 
 
-def identity_kernel(sizes, channels, dtype):
-    """The kernel of the map that changes nothing."""
+def identity_kernel(sizes: Sequence[int], channels: int, dtype: tf.DType) -> tf.Tensor:
+    """The kernel of the identity."""
     centre = np.zeros([*sizes, 1, 1])
     centre[tuple(size // 2 for size in sizes)] = 1.0
     return tf.constant(centre, dtype) * tf.eye(channels, dtype=dtype)
 
 
-def noisy_identity_kernel(sizes, channels, dtype, seed):
-    """The kernel of the map that changes next to nothing."""
+def noisy_identity_kernel(sizes: Sequence[int], channels: int, dtype: tf.DType, seed: Any) -> tf.Tensor:
+    """The kernel of the identity plus `small_noise`."""
     return identity_kernel(sizes, channels, dtype) + small_noise(sizes, channels, dtype, seed)
 
 
-def rotation_kernel(sizes, channels, dtype, seed):
-    """The kernel that rotates the channels of each pixel at random; `seed` is a stateless one."""
+def rotation_kernel(sizes: Sequence[int], channels: int, dtype: tf.DType, seed: Any) -> tf.Tensor:
+    """The kernel of a random rotation of the channels of each pixel; `seed` is a stateless seed."""
     rotation = tf.linalg.qr(tf.random.stateless_normal([channels, channels], seed, dtype=dtype)).q
     return identity_kernel(sizes, 1, dtype) * rotation
 
 
-def small_noise(sizes, channels, dtype, seed):
-    """A hundredth of Glorot's normal noise; `seed` is a stateless one."""
+def small_noise(sizes: Sequence[int], channels: int, dtype: tf.DType, seed: Any) -> tf.Tensor:
+    """A hundredth of Glorot's normal noise; `seed` is a stateless seed."""
     stddev = _NOISE_GAIN / np.sqrt(np.prod(sizes) * channels)
     noise = tf.random.stateless_normal([*sizes, channels, channels], seed, dtype=dtype)
     return tf.cast(stddev, dtype) * noise
 
 
-def initial_bias(channels, dtype, name, use_bias):
+def initial_bias(channels: int, dtype: tf.DType, name: str, use_bias: bool) -> tf.Variable | None:
     """A variable of zeros, named after the layer; `None` without a bias."""
     return tf.Variable(tf.zeros([channels], dtype), name=f"{name}_bias") if use_bias else None

@@ -1,5 +1,7 @@
 """The base class of `LeakyReLU` and `SmoothLeakyReLU`: the rules of their negative slope."""
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -7,25 +9,27 @@ import tensorflow_probability as tfp
 from tfp_selfnorm.bijectors.parameters import as_parameters, is_checked_now, is_mutable
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_bool
+from tfp_selfnorm.utils.types import Parameter
 
 
 class LeakyActivation(tfp.bijectors.AutoCompositeTensorBijector):
-    """An increasing elementwise map, whose slope is `alpha` on the left and 1 on the right."""
+    """An increasing elementwise map. Its slope is `alpha` on the left and 1 on the right."""
 
     _DEFAULT_NAME: str
 
-    def __init__(self, negative_slope=0.3, validate_args=False, name=None):
+    def __init__(
+        self, negative_slope: Parameter = 0.3, validate_args: bool = False, name: str | None = None
+    ) -> None:
         """Makes the bijector.
 
         Args:
-          negative_slope: `alpha`, in (0, 1]; float tensor, `tf.Variable` or `TransformedVariable`.
+          negative_slope: `alpha`, in (0, 1]: float tensor, `tf.Variable` or `TransformedVariable`.
           validate_args: whether to check at each call that the slope is in (0, 1].
           name: name of the ops.
 
         Raises:
           TypeError: if the slope is not floating.
-          ValueError: if a slope known now is outside (0, 1]. The value of a variable counts only under
-            `validate_args`.
+          ValueError: if a constant slope is outside (0, 1], or a variable slope with `validate_args`.
         """
         name = self._DEFAULT_NAME if name is None else name
         parameters = dict(locals())
@@ -41,16 +45,16 @@ class LeakyActivation(tfp.bijectors.AutoCompositeTensorBijector):
             )
 
     @classmethod
-    def _parameter_properties(cls, dtype):
+    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
         slope = tfp.util.ParameterProperties(default_constraining_bijector_fn=tfp.bijectors.Sigmoid)
         return {"negative_slope": slope}
 
     @classmethod
-    def _is_increasing(cls):
+    def _is_increasing(cls) -> bool:
         return True
 
     @property
-    def negative_slope(self):
+    def negative_slope(self) -> Parameter:
         """The slope on the left."""
         return self._negative_slope
 
@@ -66,7 +70,7 @@ class LeakyActivation(tfp.bijectors.AutoCompositeTensorBijector):
 
 
 def _checked_slope(negative_slope, validate_args):
-    """Returns the slope as a tensor, or as it is if it may change; checks a slope known now."""
+    """Checks a slope that is known now. Returns the slope; a constant becomes a tensor."""
     check_bool(validate_args, "validate_args")
     _, value = as_parameters(negative_slope=negative_slope)
     is_known = not is_mutable(value) or (validate_args and tf.executing_eagerly())

@@ -1,4 +1,4 @@
-"""`LeakyReLU`, an activation of two straight lines."""
+"""`LeakyReLU`, an activation with two straight lines."""
 
 import tensorflow as tf
 
@@ -8,19 +8,23 @@ from tfp_selfnorm.bijectors.leaky_activation import LeakyActivation
 class LeakyReLU(LeakyActivation):
     """`forward(x) = x` for `x >= 0` and `alpha x` otherwise, elementwise.
 
-    `forward_log_det_jacobian` is 0 or `log(alpha)`; at 0, where there is no derivative, it is 0. Both
-    directions cost O(1) an element. The slope may be learned: give a `tf.Variable` or, to keep it in
-    (0, 1), `tfp.util.TransformedVariable(0.3, tfb.Sigmoid())`.
+    `forward_log_det_jacobian` is 0 or `log(alpha)`. At 0 the map has no derivative, and the log-det is 0.
+    Both directions cost O(1) an element. For a learned slope, give a `tf.Variable`. To keep it in (0, 1),
+    give `tfp.util.TransformedVariable(0.3, tfp.bijectors.Sigmoid())`.
 
-    The density of a flow with it jumps where an element passes 0. The gradient of a likelihood does not see
-    the jumps, so that training can end at a worse flow than with `SmoothLeakyReLU`, whose density is smooth.
+    The density of a flow with this activation jumps where an element passes 0. The gradient of a likelihood
+    does not see the jumps. So training can end at a worse flow than with `SmoothLeakyReLU`, whose density is
+    smooth.
 
     Shapes: any; `negative_slope` broadcasts. Dtypes: float32 and float64, as the slope. Units: nats.
 
-    >>> LeakyReLU(0.5).forward(tf.constant([-2.0, 3.0])).numpy()
+    >>> import tensorflow as tf
+    >>> import tensorflow_probability as tfp
+    >>> import tfp_selfnorm as sn
+    >>> sn.LeakyReLU(0.5).forward(tf.constant([-2.0, 3.0])).numpy()
     array([-1.,  3.], dtype=float32)
-    >>> slope = tfp.util.TransformedVariable(0.3, tfb.Sigmoid())
-    >>> len(LeakyReLU(slope).trainable_variables)
+    >>> slope = tfp.util.TransformedVariable(0.3, tfp.bijectors.Sigmoid())
+    >>> len(sn.LeakyReLU(slope).trainable_variables)
     1
 
     References: Maas et al., "Rectifier nonlinearities improve neural network acoustic models", 2013.
@@ -44,5 +48,5 @@ class LeakyReLU(LeakyActivation):
         return tf.math.log(self._slope(x))
 
     def _slope(self, x):
-        # `tf.where` on what is computed would give NaN where the gradient of the branch not taken overflows.
+        # With `tf.where` on the results, the gradient would be NaN where the other branch overflows.
         return tf.where(x < 0.0, self._negative_slope, tf.ones_like(x))

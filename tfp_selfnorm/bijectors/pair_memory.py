@@ -1,9 +1,11 @@
-"""What a bijector remembers of the pairs that it made, for their log-dets."""
+"""The memory of a bijector for the pairs that it made, for their log-dets."""
 
 import contextlib
 import functools
 import threading
 import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -13,11 +15,11 @@ _THREAD = threading.local()
 
 
 @contextlib.contextmanager
-def keeping_values():
-    """Within it passes keep what they computed in eager code too: for a call that changes no variable.
+def keeping_values() -> Iterator[None]:
+    """Lets passes keep their values in eager code too. Use it only for a call that changes no variable.
 
-    Otherwise a network would be called twice for a density, for a value and its log-det, with dropout of two
-    kinds, its losses counted twice, and its moving statistics moved twice.
+    Without it, a density calls a network twice: for the value and for the log-det. The two calls have
+    different dropout. The losses of the network count twice, and its moving statistics change twice.
     """
     before, _THREAD.keeps = _keeps_values(), True
     try:
@@ -31,40 +33,48 @@ def _keeps_values():
 
 
 class PairMemory:
-    """Remembers, while their tensors live, which direction made a pair, and in graphs what the pass computed.
+    """Remembers the direction that made each pair, and in graphs the values of the pass.
 
-    TFP asks for the log-det of a pair at either end; it is that of the map which made the pair. In a graph a
-    direction and its log-det share the values of a pass; eagerly a variable may change in between, and a new
-    tape would not see them, so that they are computed anew, but within `keeping_values`. All references in
-    graphs are weak.
+    TFP asks for the log-det of a pair at either end. It is the log-det of the map that made the pair. In a
+    graph, a direction and its log-det share the values of a pass. In eager code they are computed again: a
+    variable may have changed, and a new tape would not see the old values. `keeping_values` changes this.
+    An entry goes when the tensors of its pair go. All references in graphs are weak.
     """
 
-    def __init__(self):
-        self._entries = {}
+    def __init__(self) -> None:
+        self._entries: dict[tuple, tuple] = {}
 
-    def add(self, direction, x, output, values=()):
-        """Remembers a pass of a direction, from `x` to `output`."""
+    def add(self, direction: str, x: tf.Tensor, output: tf.Tensor, values: Sequence[tf.Tensor] = ()) -> None:
+        """Remembers a pass from `x` to `output`.
+
+        Args:
+          direction: "forward" or "inverse".
+          x: the input of the pass.
+          output: its output.
+          values: the tensors that the log-det needs.
+        """
+        values_of_pass: tuple = ()
         if not tf.executing_eagerly():
-            values = tuple(map(weakref.ref, values))
-        else:
-            # Nothing else holds them; they go with the pair.
-            values = tuple(functools.partial(_same, value) for value in values) if _keeps_values() else ()
+            values_of_pass = tuple(map(weakref.ref, values))
+        elif _keeps_values():
+            # Only the entry holds these tensors. They go with the pair.
+            values_of_pass = tuple(functools.partial(_same, value) for value in values)
         entries, keys = self._entries, ((direction, "input", id(x)), (direction, "output", id(output)))
 
         def forget(_):
             for key in keys:
                 entries.pop(key, None)
 
-        # The pair goes when either end does.
+        # The entry goes when either end of the pair goes.
         for key, tensor in zip(keys, (x, output), strict=True):
-            entries[key] = weakref.ref(tensor, forget), values
+            entries[key] = weakref.ref(tensor, forget), values_of_pass
 
-    def values_by_input(self, direction, x):
-        """The values of the pass that took `x`; empty if they must be computed, `None` without a pass."""
+    def values_by_input(self, direction: str, x: tf.Tensor) -> tuple[Any, ...] | None:
+        """The values of the pass with this input; empty if they must be computed, `None` without a pass."""
         return self._values((direction, "input", id(x)), x)
 
-    def values_by_output(self, direction, output):
-        """The same for the pass that returned `output`."""
+    def values_by_output(self, direction: str, output: tf.Tensor) -> tuple[Any, ...] | None:
+        """The values of the pass with this output; see `values_by_input`."""
         return self._values((direction, "output", id(output)), output)
 
     def _values(self, key, tensor):
@@ -80,7 +90,7 @@ def _same(value):
 
 
 def _can_be_used(value):
-    """Whether the tensor lives, in this graph or one around it, and not in another branch of a `tf.cond`."""
+    """Whether the tensor exists and can be used here, and is not in another branch of a `tf.cond`."""
     if value is None:
         return False
     if not tf.is_symbolic_tensor(value):

@@ -1,34 +1,43 @@
 """The parameters of bijectors: their dtype, their shapes, and the shapes of events."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.utils.types import Parameter, TfpObject
 
-def ensure_event(x, event_sizes):
-    """`x`, whose last sizes are checked at run time where they are not known before."""
+
+def ensure_event(x: tf.Tensor, event_sizes: Sequence[int]) -> tf.Tensor:
+    """Returns `x` with the sizes of an event; sizes that are unknown now are checked at run time."""
     if x.shape.rank is None:
         return x
-    # A reshape would take any sizes of the right product.
+    # A reshape would accept all sizes with the right product.
     batch = [None] * (x.shape.rank - len(event_sizes))
     return tf.ensure_shape(x, [*batch, *event_sizes])
 
 
-def kernel_variables(forward_kernel, inverse_kernel, name):
-    """The two kernels as variables, named after the layer."""
-    # A replica of a distributed step assigns R too; all of them assign the same.
-    return [
-        tf.Variable(value, name=f"{name}_{direction}_kernel", aggregation=tf.VariableAggregation.MEAN)
-        for direction, value in (("forward", forward_kernel), ("inverse", inverse_kernel))
-    ]
+def kernel_variables(
+    forward_kernel: tf.Tensor, inverse_kernel: tf.Tensor, name: str
+) -> tuple[tf.Variable, tf.Variable]:
+    """R and W as variables, named after the layer."""
+    # Each replica of a distributed step assigns R; all replicas assign the same value.
+    options = {"aggregation": tf.VariableAggregation.MEAN}
+    return (
+        tf.Variable(forward_kernel, name=f"{name}_forward_kernel", **options),
+        tf.Variable(inverse_kernel, name=f"{name}_inverse_kernel", **options),
+    )
 
 
-def as_parameters(**values):
-    """The one dtype of the parameters, and each of them: a tensor, or as it is if it may change.
+def as_parameters(**values: Parameter) -> tuple[Any, ...]:
+    """Returns the dtype of the parameters, and the parameters. Constants become tensors.
 
-    The dtype is float32 or float64; Python numbers count as float32. Only a `bias` may be `None`.
+    The dtype is float32 or float64, the same for all. Python numbers are float32. Only a `bias` may be
+    `None`.
 
     Raises:
-      TypeError: if a parameter is of another dtype or missing, or the dtypes differ.
+      TypeError: if a parameter has another dtype or is missing, or the dtypes differ.
     """
     dtype = _common_dtype(**values)
     return dtype, *(
@@ -61,28 +70,35 @@ def _as_tensor(value, name):
         raise TypeError(f"`{name}` must be a tensor of numbers or a tf.Variable; got {value!r}.") from error
 
 
-def is_mutable(value):
-    """Whether the value of a parameter may change: of a variable or a `tfp.util.DeferredTensor`."""
+def is_mutable(value: Parameter) -> bool:
+    """Whether the value of a parameter may change: it is a variable or a `tfp.util.DeferredTensor`."""
     return isinstance(value, (tf.Variable, tfp.util.DeferredTensor))
 
 
-def is_checked_now(bijector, value, is_init):
-    """Whether TFP is to check a parameter: a constant in the constructor, a mutable value at each call."""
+def is_checked_now(bijector: TfpObject, value: Parameter, is_init: bool) -> bool:
+    """Whether TFP must check a parameter now: a constant in the constructor, a mutable value at each call."""
     return bijector.validate_args and is_init != is_mutable(value)
 
 
-def parameter_properties(**event_ndims):
-    """TFP's properties of parameters, given the rank of each in a bijector without a batch shape."""
+def parameter_properties(**event_ndims: int) -> dict[str, Any]:
+    """TFP's properties of parameters, from the rank of each in a bijector without a batch shape."""
     return {name: tfp.util.ParameterProperties(event_ndims=ndims) for name, ndims in event_ndims.items()}
 
 
-def check_event_shape(x, event_sizes, name, owner):
-    """Raises ValueError unless `x`, so called, may be a batch of events of these sizes, the owner's."""
+def check_event_shape(x: tf.Tensor, event_sizes: Sequence[int], name: str, owner: str) -> None:
+    """Raises ValueError if `x` cannot be a batch of events.
+
+    Args:
+      x: the input of a bijector.
+      event_sizes: the sizes of an event.
+      name: the name of the argument.
+      owner: the name of the bijector.
+    """
     ndims = len(event_sizes)
     if x.shape.rank is None:
         return
     if x.shape.rank < ndims or not x.shape[x.shape.rank - ndims :].is_compatible_with(event_sizes):
         raise ValueError(
             f"`{name}` of `{owner}` has shape {tuple(x.shape)}; expected "
-            f"(..., {', '.join(map(str, event_sizes))}): that is the shape of its events."
+            f"(..., {', '.join(map(str, event_sizes))}), a batch of events."
         )

@@ -1,6 +1,7 @@
-"""What the self-normalizing layers share: two kernels, two directions, and the training scope."""
+"""`SelfNorm`, the base class of the self-normalizing layers: two kernels, and the training scope."""
 
 import abc
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -11,22 +12,32 @@ from tfp_selfnorm.inverse_learning.scope import LayerPass, current_terms
 from tfp_selfnorm.math import linear
 from tfp_selfnorm.utils.options import check_bool, check_choice, check_number
 from tfp_selfnorm.utils.pickling import by_parameters
+from tfp_selfnorm.utils.types import Parameter
 
 INVERSIONS = ("learned", "exact")
 
 
 class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
-    """A linear bijector with a learned inverse; base of `SelfNormDense`.
+    """A linear bijector with a learned inverse: base of `SelfNormDense` and the convolutions.
 
-    `inverse(y) = W y + bias` with `W = inverse_kernel`; `forward(x) = R (x - bias)` with
-    `R = forward_kernel`, or the solve with W where `inversion="exact"`.
+    `inverse(y) = W y + bias` with `W = inverse_kernel`. `forward(x) = R (x - bias)` with
+    `R = forward_kernel`; with `inversion="exact"` it is the solve with W.
     """
 
-    _GRADIENTS: tuple = linear.GRADIENTS
+    _GRADIENTS: tuple[str, ...] = linear.GRADIENTS
     __reduce__ = by_parameters
 
-    def __init__(self, operations, dtype, forward_kernel, inverse_kernel, bias, parameters, name):
-        """`parameters` are the arguments of the subclass: the options of all layers are among them."""
+    def __init__(
+        self,
+        operations: linear.Operations,
+        dtype: tf.DType,
+        forward_kernel: Parameter,
+        inverse_kernel: Parameter,
+        bias: Parameter,
+        parameters: dict[str, Any],
+        name: str,
+    ) -> None:
+        """`parameters` are the arguments of the subclass, with the options of all layers."""
         options = {key: parameters[key] for key in ("gradient", "mixture", "inversion", "validate_args")}
         self.check_options(**options)
         self._forward_kernel = forward_kernel
@@ -47,7 +58,13 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         )
 
     @classmethod
-    def check_options(cls, gradient, mixture, inversion, validate_args):
+    def check_options(cls, gradient: str, mixture: float, inversion: str | None, validate_args: bool) -> None:
+        """Checks the options that all layers have.
+
+        Raises:
+          TypeError: if `mixture` is no number, or `validate_args` no bool.
+          ValueError: if an option is out of range.
+        """
         check_choice(gradient, "gradient", cls._GRADIENTS)
         if inversion is not None:
             check_choice(inversion, "inversion", INVERSIONS, expected="None or one of {}")
@@ -55,38 +72,38 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         check_bool(validate_args, "validate_args")
 
     @property
-    def forward_kernel(self):
+    def forward_kernel(self) -> Parameter:
         """R, the kernel of `forward`: latent to data."""
         return self._forward_kernel
 
     @property
-    def inverse_kernel(self):
+    def inverse_kernel(self) -> Parameter:
         """W, the kernel of `inverse`: data to latent."""
         return self._inverse_kernel
 
     @property
-    def bias(self):
-        """What `inverse` adds after its kernel; `None` for none."""
+    def bias(self) -> Parameter:
+        """The bias that `inverse` adds to the product with W; `None` for none."""
         return self._bias
 
     @property
     def gradient(self) -> str:
-        """Which gradient the log-det has inside a `training_scope`: "self_norm", "exact" or "relative"."""
+        """The gradient of the log-det inside a `training_scope`: "self_norm", "exact" or "relative"."""
         return self._gradient
 
     @property
     def mixture(self) -> float:
-        """The weight of the direction that is computed in the self-normalizing objective."""
+        """The weight of the density of the computed direction; for `inverse`, of p_f."""
         return self._mixture
 
     @property
     def inversion(self) -> str:
-        """What `forward` computes: "learned" (the product with R) or "exact" (the solve with W)."""
+        """The map of `forward`: "learned" (the product with R) or "exact" (the solve with W)."""
         return self._inversion
 
     @property
-    def identity(self):
-        """Hashable; equal for copies of a layer, which share its variables."""
+    def identity(self) -> Any:
+        """A key for dictionaries, equal for copies of a layer, which share its variables."""
         kernel = self._inverse_kernel
         return kernel.ref() if hasattr(kernel, "ref") else id(kernel)
 
@@ -97,32 +114,32 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
 
     @property
     def has_matrix_kernels(self) -> bool:
-        """Whether the kernels are matrices, so that a kernel R can be the inverse of W."""
+        """Whether the kernels are matrices. A kernel R can then be the inverse of W."""
         return self._operations.has_matrix_kernels
 
     @property
     def operations(self) -> linear.Operations:
-        """What can be computed with the kernels."""
+        """The products with the kernels."""
         return self._operations
 
-    def exact_log_det(self):
+    def exact_log_det(self) -> tf.Tensor:
         """`log |det W|` in nats, exact."""
         return self._operations.log_det(tf.convert_to_tensor(self._inverse_kernel))
 
     @property
     @abc.abstractmethod
     def refresh_interval(self) -> int:
-        """Steps between two exact refreshes, of R and the held log-det, that cost little beside the steps."""
+        """The number of steps between two refreshes, which then cost little beside the steps."""
 
     @property
     @abc.abstractmethod
-    def event_sizes(self) -> tuple:
+    def event_sizes(self) -> tuple[int, ...]:
         """The sizes of an event."""
 
     def _inverse(self, y):
         terms = current_terms(self)
         kernels = self._read_kernels("inverse", terms)
-        x = self._pass_kernel(self._check_event(y, "y"), kernels, "inverse", terms)
+        x = self._apply_kernel(self._check_event(y, "y"), kernels, "inverse", terms)
         x = x if self._bias is None else x + self._bias
         self._pairs.add("inverse", y, x, kernels)
         return x
@@ -135,7 +152,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         if self._inversion == "exact":
             y = self._operations.solve(kernels[0], centred)
         else:
-            y = self._pass_kernel(centred, kernels, "forward", terms)
+            y = self._apply_kernel(centred, kernels, "forward", terms)
         self._pairs.add("forward", x, y, kernels)
         return y
 
@@ -156,23 +173,24 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         return x
 
     def _read_kernels(self, direction, terms):
-        """The kernel of a direction and the one of the way back, as tensors."""
+        """The kernel of a direction and the kernel of the other one, as tensors."""
         kernels = self._inverse_kernel, self._forward_kernel
         if direction == "forward" and self._inversion == "learned":
             kernels = kernels[::-1]
         if terms.scope is None:
-            # The other one plays no part. If it were read, a tape would ask for its gradient, which is None.
+            # The other kernel has no part here. If it were read, its gradient in a tape would be `None`.
             kernels = kernels[:1] * 2
         return tuple(tf.convert_to_tensor(kernel) for kernel in kernels)
 
-    def _pass_kernel(self, x, kernels, direction, terms):
+    def _apply_kernel(self, x, kernels, direction, terms):
         kernel, other_kernel = kernels
-        # Graph optimisation may drop the order between a read and a later assignment where the value read
-        # only enters another variable's gradient. Behind this, every gradient waits for both reads.
+        # TensorFlow may drop the order between a read and a later assignment, if only the gradient of another
+        # variable uses the read value. With this dependency every gradient waits for both reads.
         with tf.control_dependencies([kernel, other_kernel]):
             x = tf.identity(x)
-        options = terms.gradient, terms.mixture, terms.trained_kernels
-        output, error = linear.linear_map(self._operations, x, kernel, other_kernel, *options)
+        output, error = linear.linear_map(
+            self._operations, x, kernel, other_kernel, terms.gradient, terms.mixture, terms.trained_kernels
+        )
         if terms.scope is not None:
             terms.scope.record(LayerPass(self, direction, kernel, other_kernel, x, output, error))
         return output
@@ -185,14 +203,14 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         terms = current_terms(self)
         held = terms.held_log_det
         if self._inversion == "exact":
-            # The solve has the whole and ordinary gradient, so its log-det has too.
+            # The solve has the plain gradient, with weight 1. Its log-det must have it too.
             gradient = "exact" if terms.gradient == "relative" else terms.gradient
             return -self._log_det(read, "forward", terms._replace(gradient=gradient, mixture=1.0), held)
         return self._log_det(read, "forward", terms, None if held is None else -held)
 
     def _log_det(self, read, direction, terms, held):
-        """The log-det of the map of a direction; `read` holds the kernels that its pass read, if known."""
-        # A pass outside the scope reads one kernel, which then stands in both places.
+        """The log-det of the map of a direction; `read` has the kernels that its pass read, if known."""
+        # A pass outside the scope reads one kernel, and has it in both places.
         if not read or (read[0] is read[1] and terms.scope is not None):
             read = self._read_kernels(direction, terms)
         kernel, other_kernel = read

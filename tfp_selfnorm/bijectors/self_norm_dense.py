@@ -1,5 +1,7 @@
 """`SelfNormDense`, the dense self-normalizing layer."""
 
+from typing import Any, Self
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -11,30 +13,33 @@ from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_bool, check_dtype, check_not_negative
 from tfp_selfnorm.utils.seeds import stateless_seed
+from tfp_selfnorm.utils.types import DType, Parameter, Seed
 
 
 class SelfNormDense(SelfNorm):
     """A dense layer that learns its inverse: `inverse(y) = W y + bias`, `forward(x) = R (x - bias)`.
 
-    `W = inverse_kernel` maps data to latent, `R = forward_kernel` latent to data. Training keeps
-    `R` close to `W^-1`, by a regularizer or by tracking (see `training_scope`), and puts `R^T` where
-    the gradient of `log |det W|` has `W^-T`: O(D^2) a training step in place of O(D^3).
+    `W = inverse_kernel` maps data to latent, `R = forward_kernel` latent to data. Training keeps `R` close to
+    `W^-1`, by a regularizer or by tracking (see `training_scope`). The gradient of `log |det W|` then has
+    `R^T` instead of `W^-T`. A training step costs O(D^2) instead of O(D^3).
 
     `inverse_log_det_jacobian` is `log |det W|`. `forward_log_det_jacobian` is `log |det R|`, or
-    `-log |det W|` where `inversion="exact"`. Neither falls back on the other, so nothing here claims
-    that R is the inverse of W; but as TFP does, a pair that one direction made keeps the log-det of
-    that direction: `log_prob` is the exact density that W induces. Outside a `training_scope` the
-    values and the gradients of log-dets are exact and cost O(D^3) (LU); inside they have held values and the
-    gradient that the layer names, and cost O(D^2).
+    `-log |det W|` with `inversion="exact"`. No log-det assumes that R is the inverse of W. A pair that one
+    direction made keeps the log-det of this direction, as in TFP. So `log_prob` is the exact density of W.
+    Outside a `training_scope` the values and the gradients of log-dets are exact and cost O(D^3) (LU). Inside
+    they have held values and the gradient that the layer names, and cost O(D^2).
 
-    A bijector that cuts its input anew for the log-det, such as `tfb.RealNVP` with a `bijector_fn`, hides the
-    pair: give the layers in it `inversion="exact"` and `mixture=1.0`, for which every log-det is W's.
+    Some bijectors slice their input again for the log-det, for example `tfb.RealNVP` with a `bijector_fn`.
+    The layer then does not know the pair. Give layers in such a bijector `inversion="exact"` and
+    `mixture=1.0`: every log-det is then the log-det of W.
 
     Shapes: kernels `[..., D, D]` (both of one shape), bias `[..., D]`, events `[D]`; the batches of kernels
     and data broadcast.
     Dtypes: float32 and float64; one for all. Units: nats.
 
-    >>> layer = SelfNormDense(forward_kernel=tf.eye(2) / 2.0, inverse_kernel=2.0 * tf.eye(2))
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
+    >>> layer = sn.SelfNormDense(forward_kernel=tf.eye(2) / 2.0, inverse_kernel=2.0 * tf.eye(2))
     >>> layer.inverse([1.0, 3.0]).numpy()
     array([2., 6.], dtype=float32)
     >>> round(float(layer.inverse_log_det_jacobian(tf.constant([1.0, 3.0]))), 4)
@@ -46,37 +51,36 @@ class SelfNormDense(SelfNorm):
 
     def __init__(
         self,
-        forward_kernel,
-        inverse_kernel,
-        bias=None,
-        gradient="self_norm",
-        mixture=0.5,
-        inversion=None,
-        validate_args=False,
-        name="self_norm_dense",
-    ):
+        forward_kernel: Parameter,
+        inverse_kernel: Parameter,
+        bias: Parameter = None,
+        gradient: str = "self_norm",
+        mixture: float = 0.5,
+        inversion: str | None = None,
+        validate_args: bool = False,
+        name: str = "self_norm_dense",
+    ) -> None:
         """Makes the layer from its parameters; `trainable` makes the parameters too.
 
         Args:
           forward_kernel: R, float `[..., D, D]`: tensor or `tf.Variable`.
           inverse_kernel: W, float `[..., D, D]`: tensor or `tf.Variable`.
           bias: float `[..., D]`, or `None`.
-          gradient: of the likelihood with respect to the kernels, inside a `training_scope` (outside it is
-            exact): "self_norm" (the learned inverse in place of the inverse transpose), "exact" (one inverse
-            a step), or "relative" (the exact one times `W^T W`, with no inverse; where `forward` solves with
-            W, its gradients are exact).
-          mixture: weight in [0, 1], for "self_norm" inside a `training_scope`, of the density of the
-            direction that is computed, against that of the other: for `inverse`, of p_f against p_g. 0.5 is
-            the paper's. 1 gives W the plain gradient, and R none but that of a regularizer.
-          inversion: what `forward` computes: "learned" (the product with R, O(D^2)) or "exact" (the
-            solve with W, O(D^3)). `None` is "learned" for "self_norm" and "exact" for the others,
-            whose likelihood does not train R.
+          gradient: the gradient of the likelihood by the kernels, inside a `training_scope`: "self_norm" (R^T
+            instead of the inverse transpose), "exact" (one inverse a step), or "relative" (the exact gradient
+            times `W^T W`, with no inverse; if `forward` solves with W, its gradients are exact).
+          mixture: the weight of p_f against p_g for `inverse`, in [0, 1]; for `forward`, of p_g against p_f.
+            "self_norm" uses it inside a `training_scope`. 0.5 is the value of the paper. With 1, W has the
+            plain gradient, and only a regularizer trains R.
+          inversion: the map of `forward`: "learned" (the product with R, O(D^2)) or "exact" (the solve with
+            W, O(D^3)). `None` is "learned" with the gradient "self_norm", and "exact" with the others, for
+            which the likelihood does not train R.
           validate_args: whether to check at each call that W is not singular to working precision.
           name: name of the ops.
 
         Raises:
           TypeError: if a parameter is not floating or the dtypes differ.
-          ValueError: if a kernel is not square, the sizes differ, or an option is unknown.
+          ValueError: if a kernel is not square, the sizes differ, or an option is out of range.
         """
         parameters = dict(locals())
         check_name(name)
@@ -90,21 +94,21 @@ class SelfNormDense(SelfNorm):
     @classmethod
     def trainable(
         cls,
-        event_size,
-        dtype=tf.float32,
-        seed=None,
-        use_bias=True,
-        bias_stddev=1e-3,
+        event_size: int,
         *,
-        gradient="self_norm",
-        mixture=0.5,
-        inversion=None,
-        validate_args=False,
-        name="self_norm_dense",
-    ):
+        dtype: DType = tf.float32,
+        seed: Seed = None,
+        use_bias: bool = True,
+        bias_stddev: float = 1e-3,
+        gradient: str = "self_norm",
+        mixture: float = 0.5,
+        inversion: str | None = None,
+        validate_args: bool = False,
+        name: str = "self_norm_dense",
+    ) -> Self:
         """Makes a layer of `tf.Variable`s with the paper's initial values.
 
-        W starts as the identity, R as its transpose, the bias as `N(0, bias_stddev^2)`.
+        Initial values: W and R are the identity, the bias is drawn from `N(0, bias_stddev^2)`.
 
         Args:
           event_size: D, a positive int.
@@ -112,17 +116,18 @@ class SelfNormDense(SelfNorm):
           seed: int or stateless TFP seed of the bias.
           use_bias: whether there is a bias.
           bias_stddev: standard deviation of the bias, 0 or more.
-          gradient: see the constructor, as for the arguments below.
+          gradient: see the constructor.
           mixture: see the constructor.
           inversion: see the constructor.
           validate_args: see the constructor.
           name: name of the layer; its variables are named after it.
 
         Raises:
-          TypeError: if an argument is of another type.
+          TypeError: if an argument has another type.
           ValueError: if `event_size` is not a positive int, or an option is out of range.
 
-        >>> SelfNormDense.trainable(4, seed=1).inverse_kernel.shape
+        >>> import tfp_selfnorm as sn
+        >>> sn.SelfNormDense.trainable(4, seed=1).inverse_kernel.shape
         TensorShape([4, 4])
         """
         event_size, dtype = check_positive_int(event_size, "event_size"), check_dtype(dtype)
@@ -138,7 +143,7 @@ class SelfNormDense(SelfNorm):
         return cls(forward_kernel, inverse_kernel, bias, gradient, mixture, inversion, validate_args, name)
 
     @classmethod
-    def _parameter_properties(cls, dtype):
+    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
         def square(sample_shape):
             return tf.concat([sample_shape, sample_shape[-1:]], axis=0)
 
@@ -156,11 +161,11 @@ class SelfNormDense(SelfNorm):
 
     @property
     def refresh_interval(self) -> int:
-        """Steps after which an inverse in O(D^3) is well under a tenth of the O(D^2) steps since the last."""
+        """The number of steps between two refreshes, which then cost well under a tenth of the steps."""
         return max(20, self.event_size // 8)
 
     @property
-    def event_sizes(self):
+    def event_sizes(self) -> tuple[int, ...]:
         return (self.event_size,)
 
     def _parameter_control_dependencies(self, is_init):

@@ -1,4 +1,4 @@
-"""Trainable spline activations, from TFP's rational quadratic spline."""
+"""Trainable spline activations, made of TFP's rational quadratic spline."""
 
 import functools
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from tfp_selfnorm.utils.compat import BijectorCacheWithGreedyAttrs
 from tfp_selfnorm.utils.integers import as_sizes, check_int
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_dtype, check_positive
+from tfp_selfnorm.utils.types import DType, Shape, TfpObject
 
 _TfpSpline = tfp.bijectors.RationalQuadraticSpline
 _MIN_BIN_FRACTION = 1e-3
@@ -18,7 +19,7 @@ _MIN_SLOPE = 1e-3
 
 
 class _Bins(NamedTuple):
-    """For each element its bin: the lower left corner, the size, the slope, and the slopes at its ends."""
+    """The bin of each element: its lower left corner, its sizes, its slope, and the slopes at its ends."""
 
     out_of_bounds: tf.Tensor
     x_k: tf.Tensor
@@ -30,18 +31,19 @@ class _Bins(NamedTuple):
     d_kp1: tf.Tensor
 
     def _compute_shared(self, x=None, y=None):
-        """Stands in for the bijector, so that TFP's formulas take bins that were found before."""
+        """Replaces the method of the bijector, so that TFP's formulas take these bins."""
         return self
 
 
 class _Spline(_TfpSpline):  # type: ignore[misc, valid-type]
-    """TFP's; but each pass finds its bins once, for the map and its log-det, in one table of all bins.
+    """TFP's spline with a faster search: a pass finds its bins once, for the map and its log-det.
 
-    TFP's gathers six times from copies of the knots for each element, and then again for the log-det. Its
-    formulas are the identity out of bounds, but their gradients overflow there: they get a knot instead.
+    It reads them from one table of all bins. TFP's spline gathers six times from copies of the knots for each
+    element, and again for the log-det. Out of bounds, TFP's formulas are the identity and their gradients
+    overflow. There they get a knot instead of the element.
     """
 
-    # The log-det is there before it is asked for, as with TFP's own FFJORD; graphs drop it if it never is.
+    # A pass computes the log-det too, as in TFP's FFJORD. Graphs drop a log-det that nothing uses.
     _cache = BijectorCacheWithGreedyAttrs(
         forward_name="_augmented_forward", inverse_name="_augmented_inverse"
     )
@@ -89,8 +91,8 @@ def _knots(bin_sizes, range_min):
 def _inverse_in_bins(bins, y):
     """The root of Durkan's quadratic, as sums of terms that are 0 or more.
 
-    The textbook discriminant `b^2 - 4 a c` is a difference: rounding makes it negative, or 0, where a bin is
-    much flatter than its ends, and the root or its gradient is then not finite. It equals
+    The textbook discriminant `b^2 - 4 a c` is a difference. If a bin is much flatter than its ends, rounding
+    makes it negative or 0. The root or its gradient is then not finite. The discriminant equals
     `across^2 + 4 s^2 eta (1 - eta)`.
     """
     eta = (y - bins.y_k) / bins.h_k
@@ -98,7 +100,7 @@ def _inverse_in_bins(bins, y):
     rise = 2.0 * bins.s_k * eta
     product = 2.0 * rise * bins.s_k * (1.0 - eta)
     total = tf.sqrt(tf.square(across) + product) + tf.abs(across)
-    # Of `across + sqrt(...)`, where `across` is negative, the same without a difference.
+    # This is `across + sqrt(...)`. If `across` is negative, the quotient is the same without a difference.
     rest = tf.where(across < 0.0, product / total, total)
     return bins.x_k + bins.w_k * rise / (rise + rest)
 
@@ -113,29 +115,37 @@ def _slopes(logits):
     return _MIN_SLOPE + (1.0 - _MIN_SLOPE) * tf.math.softplus(logits + np.log(np.e - 1.0))
 
 
-def trainable_spline(event_shape, num_bins=5, bound=10.0, dtype=tf.float32, name="trainable_spline"):
-    """A monotone rational quadratic spline for each dimension, which starts as the identity.
+def trainable_spline(
+    event_shape: Shape,
+    num_bins: int = 5,
+    bound: float = 10.0,
+    dtype: DType = tf.float32,
+    name: str = "trainable_spline",
+) -> TfpObject:
+    """Makes a monotone rational quadratic spline for each dimension. Initially it is the identity.
 
     Inside `[-bound, bound]` each dimension has `num_bins` bins with trainable widths, heights and inner
-    slopes; outside the map is the identity. All variables start at 0. Both directions and log-dets are
-    closed forms of O(num_bins) an element.
+    slopes. Outside, the map is the identity. The initial values of all variables are 0. Both directions and
+    the log-dets are closed forms and cost O(num_bins) an element.
 
     Args:
-      event_shape: int, tuple or `tf.TensorShape`; one spline for each element of such an event.
+      event_shape: int, tuple or `tf.TensorShape`: the shape of an event, with one spline for each element.
       num_bins: number of bins, from 2 to 999.
       bound: positive float, half the width of the interval.
       dtype: floating dtype.
       name: name of the bijector and its variables.
 
     Returns:
-      A `tfb.RationalQuadraticSpline` with trainable variables, of a subclass that is faster.
+      A `tfp.bijectors.RationalQuadraticSpline` with trainable variables; a faster subclass.
 
     Raises:
       TypeError: if `bound` is no number, or `dtype` not floating.
-      ValueError: if `num_bins` is out of range, `bound` not positive and finite, or `event_shape` not of
-        positive ints.
+      ValueError: if `num_bins` is out of range, `bound` is not positive and finite, or `event_shape` has a
+        size that is not a positive int.
 
-    >>> spline = trainable_spline(4)
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
+    >>> spline = sn.trainable_spline(4)
     >>> spline.forward(tf.constant([-20.0, -1.0, 0.5, 3.0])).numpy().round(4)
     array([-20. ,  -1. ,   0.5,   3. ], dtype=float32)
 
@@ -154,7 +164,7 @@ def trainable_spline(event_shape, num_bins=5, bound=10.0, dtype=tf.float32, name
         return tfp.util.DeferredTensor(variable, transform)
 
     bins = functools.partial(_bin_sizes, bound=bound)
-    # TFP asks for a name, and functions of functions have no pickles.
+    # TFP reads a name. A function inside a function could not be pickled.
     bins.__name__ = "bins"  # type: ignore[attr-defined]
     return _Spline(
         bin_widths=deferred(num_bins, bins, "widths"),

@@ -1,5 +1,7 @@
 """`Squeeze`: space to depth and back."""
 
+from typing import Any
+
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -9,25 +11,28 @@ from tfp_selfnorm.utils.options import check_bool
 
 
 class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
-    """Moves blocks of pixels into channels: `[H, W, C]` to `[H / b, W / b, b b C]`, and back by `inverse`.
+    """Moves blocks of pixels to channels: `[H, W, C]` to `[H / b, W / b, b b C]`, and back with `inverse`.
 
-    A permutation, with log-det 0. The channel of pixel (i, j) and channel c of a block is `(i b + j) C + c`.
+    It is a permutation, with log-det 0. Pixel (i, j) and channel c of a block become channel
+    `(i b + j) C + c`.
     Shapes: events of rank 3. Any dtype.
 
-    >>> Squeeze().forward(tf.reshape(tf.range(4.0), [2, 2, 1])).numpy().tolist()
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
+    >>> sn.Squeeze().forward(tf.reshape(tf.range(4.0), [2, 2, 1])).numpy().tolist()
     [[[0.0, 1.0, 2.0, 3.0]]]
-    >>> Squeeze(2).forward_event_shape([28, 28, 1])
+    >>> sn.Squeeze(2).forward_event_shape([28, 28, 1])
     TensorShape([14, 14, 4])
 
     References: Dinh et al., "Density estimation using Real NVP", ICLR 2017, section 3.6.
     """
 
-    def __init__(self, block_size=2, validate_args=False, name="squeeze"):
+    def __init__(self, block_size: int = 2, validate_args: bool = False, name: str = "squeeze") -> None:
         """Makes the bijector.
 
         Args:
           block_size: b, a Python int, 1 or more.
-          validate_args: has no effect; wrong sizes are always refused.
+          validate_args: has no effect; wrong sizes always raise an error.
           name: name of the ops.
 
         Raises:
@@ -46,7 +51,7 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
         )
 
     @classmethod
-    def _parameter_properties(cls, dtype):
+    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
         return {}
 
     @property
@@ -113,12 +118,12 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
 
 
 def _sizes(images):
-    """Height, width and channels, as far as they are known as Python ints."""
+    """Height, width and channels: Python ints where they are known, otherwise tensors."""
     dynamic = tf.shape(images)
     return [images.shape[i] or dynamic[i] for i in (-3, -2, -1)]
 
 
 def _with_axes_swapped(images, sizes):
     """The images as arrays of five sizes, with the second and the third axis swapped."""
-    # TensorFlow's `space_to_depth` has no GPU kernel for float64, and wants blocks of 2 or more.
+    # TensorFlow's `space_to_depth` has no GPU kernel for float64, and needs blocks of 2 or more.
     return tf.transpose(tf.reshape(images, [-1, *sizes]), [0, 1, 3, 2, 4, 5])

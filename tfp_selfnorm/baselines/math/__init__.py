@@ -1,1 +1,1 @@
-"""The maps of the paper's competitors, as functions of tensors."""
+"""The maps of the baselines, as functions of tensors."""

@@ -1,11 +1,12 @@
-"""The masked convolution whose matrix is triangular, and its solution by substitution.
+"""The masked convolution with a triangular matrix, and its solution by substitution.
 
-Pixels are in raster order, and the channels of a pixel in theirs; each output depends on the inputs up to
-its own place, or in the reverse order on those from its own place on. Images are `[B, H, W, C]`, kernels
-`[kh, kw, C, C]` of odd sizes, with zero padding and stride 1. Hoogeboom et al. (2019), section 3.
+Pixels are in raster order; in a pixel, the channels are in order. Each output depends on the inputs up to its
+own place. In the reverse order it depends on the inputs from its own place on. Images are `[B, H, W, C]`,
+kernels `[kh, kw, C, C]` with odd sizes, zero padding and stride 1. Hoogeboom et al. (2019), section 3.
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -16,8 +17,8 @@ from tfp_selfnorm.math import conv, exact_conv
 _NUM_PROBES = 4
 
 
-def mask(kernel_size, channels, reverse=False):
-    """Which elements of a kernel keep the order: a numpy array of booleans `[kh, kw, C, C]`."""
+def mask(kernel_size: Sequence[int], channels: int, reverse: bool = False) -> np.ndarray:
+    """The elements of a kernel that keep the order: a numpy array of booleans `[kh, kw, C, C]`."""
     height, width = kernel_size
     pixel = np.arange(height * width).reshape(height, width, 1, 1) - height * width // 2
     channel = np.arange(channels)[:, np.newaxis] - np.arange(channels)
@@ -25,31 +26,31 @@ def mask(kernel_size, channels, reverse=False):
     return keeps_order[::-1, ::-1, ::-1, ::-1] if reverse else keeps_order
 
 
-def masked(kernel, reverse=False):
-    """The kernel with zeros where it would break the order."""
+def masked(kernel: tf.Tensor, reverse: bool = False) -> tf.Tensor:
+    """The kernel with zeros for the elements that break the order."""
     keeps_order = mask(kernel.shape[:2], kernel.shape[-1], reverse)
     return tf.where(keeps_order, kernel, tf.zeros([], kernel.dtype))
 
 
-def log_det(kernel, spatial_shape):
-    """`log |det|` in nats of the masked convolution of images of `spatial_shape`; -inf where it is 0.
+def log_det(kernel: tf.Tensor, spatial_shape: Sequence[int]) -> tf.Tensor:
+    """`log |det|` of the masked convolution in nats, for images of `spatial_shape`; -inf for a zero det.
 
-    Cost: O(C), for the diagonal of the matrix is the same at each pixel.
+    Cost: O(C), because the diagonal of the matrix is the same at each pixel.
     """
     height, width = kernel.shape[:2]
     diagonal = tf.linalg.diag_part(kernel[height // 2, width // 2])
     return float(np.prod(spatial_shape)) * tf.reduce_sum(tf.math.log(tf.abs(diagonal)))
 
 
-def solve(kernel, z, reverse=False, name="kernel"):
-    """The images `[B, H, W, C]` whose convolution with the masked kernel is `z`; computed in float64.
+def solve(kernel: tf.Tensor, z: tf.Tensor, reverse: bool = False, name: str = "kernel") -> tf.Tensor:
+    """The images `[B, H, W, C]` with the masked convolution `z`, computed in float64.
 
-    Differentiable once, by the substitution of the transposed map. Cost: O(kh (W C)^2) for each line of an
-    image, the lines one after another.
+    It is differentiable once, by the substitution of the transposed map. Cost: O(kh (W C)^2) for each line of
+    an image, one line after the other.
 
     Raises:
-      ValueError: in eager mode, if the convolution is singular to working precision; in a graph that is a
-        `tf.errors.InvalidArgumentError`, and NaN where XLA drops it.
+      ValueError: if the convolution is singular to working precision, in eager mode. In a graph the error is
+        `tf.errors.InvalidArgumentError`; under XLA the result is NaN.
     """
 
     @tf.custom_gradient
@@ -68,7 +69,7 @@ def solve(kernel, z, reverse=False, name="kernel"):
     return apply(kernel, z)
 
 
-# Some hundred small operations: eagerly they take twenty times as long.
+# The solution has some hundred small operations. In eager mode they take twenty times as long.
 @functools.cache
 def _compiled(reverse, kernel_shape, event_shape):
     return tf.function(
@@ -80,7 +81,7 @@ def _compiled(reverse, kernel_shape, event_shape):
 
 
 def _solution_and_error(reverse, kernel, z):
-    """The solution, and the relative error with which random images come back from map and solution."""
+    """The solution, and the relative error of random images after the map and the solution."""
     if reverse:
         kernel, z = tf.reverse(kernel, [0, 1, 2, 3]), tf.reverse(z, [1, 2, 3])
     probes = tf.constant(np.random.default_rng(0).standard_normal([_NUM_PROBES, *z.shape[1:]]))
@@ -96,10 +97,10 @@ def _substituted(kernel, z):
     above = min(radius, height - 1)
     matrices = line_matrices(kernel, width)
     own = tf.transpose(matrices[radius])
-    # TensorFlow has errors of its own for zeros; with these the error that is measured is infinite.
+    # TensorFlow raises its own errors for zeros. With these values the measured error is infinite.
     tiny = tf.constant(np.finfo(np.float64).tiny, own.dtype)
     own = tf.where(own == 0.0, tiny * tf.eye(size, dtype=own.dtype), own)
-    # Lines above in the order in which the window has them: the last one first.
+    # The window has the lines above with the last one first; their matrices get the same order.
     earlier = tf.transpose(tf.reverse(matrices[radius - above : radius], axis=[0]), [2, 0, 1])
     earlier = tf.reshape(earlier, [size, above * size])
     lines = tf.transpose(tf.reshape(z, [-1, height, size]), [1, 2, 0])

@@ -1,22 +1,24 @@
 """The zero-padded convolution of stride 1 as products of whole lines with matrices.
 
-Images are `[B, H, W, C]` and kernels `[kh, kw, C, C]` of odd sizes; a line is a row of W C numbers.
+Images are `[B, H, W, C]` and kernels `[kh, kw, C, C]` with odd sizes. A line is a row of W C numbers.
 """
+
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 from tfp_selfnorm.math import conv
 
-# TensorFlow's convolutions of few channels waste their time on the CPU: up to ten times that of the products
-# with matrices, though these compute with W / kw times as many numbers.
+# On the CPU, TensorFlow's convolutions of few channels are slow: they take up to ten times as long as the
+# products with matrices, although these compute with W / kw times as many numbers.
 _FEWER_CHANNELS_THAN = 4
 _LARGEST_LINE = 128
 
 
-def line_matrices(kernel, width):
-    """The matrices `[kh, W C, W C]` whose sum of products, from the right, with kh lines gives a line.
+def line_matrices(kernel: tf.Tensor, width: int) -> tf.Tensor:
+    """The matrices `[kh, W C, W C]` of the convolution, one for each of kh lines of an image.
 
-    The line in the middle of the kh has the place of the result.
+    The sum of `line @ matrix` over kh lines is a line of the result, at the place of the middle line.
     """
     height, _, channels, _ = kernel.shape
     size, radius = width * channels, height // 2
@@ -26,10 +28,11 @@ def line_matrices(kernel, width):
     return tf.reverse(tf.transpose(responses, [1, 0, 2]), axis=[0])
 
 
-def linear_map(kernel, spatial_shape):
-    """The convolution as a function of images and of parameters, which it is linear in, and these parameters.
+def linear_map(kernel: tf.Tensor, spatial_shape: Sequence[int]) -> tuple[Callable, tf.Tensor]:
+    """The convolution as a function of images and parameters, and the parameters.
 
-    They are the kernel, or the matrices of lines where the product with these is faster.
+    The function is linear in both. The parameters are the kernel, or the matrices of lines if the product
+    with these is faster.
     """
     height, width = spatial_shape
     channels = kernel.shape[-1]
@@ -46,7 +49,7 @@ def linear_map(kernel, spatial_shape):
     return apply, tf.reshape(line_matrices(kernel, width), [-1, size])
 
 
-def convolve(images, kernel):
-    """The convolution, as `conv.convolve` has it, by whichever way is faster."""
+def convolve(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """The convolution, as in `conv.convolve`, in the faster way."""
     apply, parameters = linear_map(kernel, images.shape[1:3])
     return apply(images, parameters)
