@@ -9,7 +9,7 @@ import tensorflow_probability as tfp
 from tfp_selfnorm.bijectors import SelfNormDense
 from tfp_selfnorm.bijectors.act_norm import ActNorm, act_norm_mode
 from tfp_selfnorm.inverse_learning.scope import training_scope
-from tfp_selfnorm.structure.layers import bijectors_of
+from tfp_selfnorm.structure.layers import at_inference, bijectors_of
 from tfp_selfnorm.utils.checks import check_events
 from tfp_selfnorm.utils.types import Array, TfpObject
 
@@ -53,7 +53,7 @@ def adapt(distribution: TfpObject, x: Array) -> None:
     new = [norm.is_adapted for norm in norms if not norm.has_initial_values()]
     try:
         with act_norm_mode("adapt"):
-            distribution.log_prob(tf.identity(x))
+            at_inference(distribution).log_prob(tf.identity(x))
     except Exception:
         # If a later `ActNorm` refused the data, the earlier ones have no initial values either.
         for has_values in new:
@@ -63,7 +63,10 @@ def adapt(distribution: TfpObject, x: Array) -> None:
 
 
 def is_adapted(distribution: TfpObject) -> bool:
-    """Whether every `ActNorm` of a distribution or bijector has its initial values."""
+    """Whether each `ActNorm` that is a part of a distribution or bijector has its initial values.
+
+    An `ActNorm` that a Python function holds is not found.
+    """
     return all(norm.has_initial_values() for norm in bijectors_of(ActNorm, distribution, "distribution"))
 
 
@@ -121,7 +124,7 @@ def whiten(distribution: TfpObject, x: Array) -> None:
 def _next_pass(distribution, x, done):
     """The first pass, from data to latent, of a dense layer that is not done, or `None`."""
     with training_scope(inverse_learning=None) as scope:
-        distribution.log_prob(tf.identity(x))
+        at_inference(distribution).log_prob(tf.identity(x))
     for layer_pass in scope.passes:
         layer = layer_pass.layer
         is_dense = isinstance(layer, SelfNormDense) and layer.inverse_kernel.shape.rank == 2

@@ -26,13 +26,13 @@ class ConvolutionExponential2D(LinearImageMap):
     """The exponential of a convolution: `inverse(y) = exp(M) y + bias`, `forward(x) = exp(-M) (x - bias)`.
 
     M is the matrix of the convolution with `kernel`: stride 1, zero padding that keeps the size ("SAME"), an
-    odd kernel in the layout height, width, input channels, output channels, not mirrored. Every kernel gives
-    an invertible map. The spectral norm of M has a bound: the root of its largest row sum times its largest
-    column sum. If the bound exceeds `max_norm`, the kernel is scaled down to it. The gradient includes the
-    scale. So both directions are series with a fixed number of terms; the rest is below rounding. For a
-    `max_norm` of 2 they take 15 convolutions in float32 and 23 in float64. The paper limits an estimate of
-    the norm to 0.9 and takes 6 terms. The limit here is larger because the bound is larger than the norm, for
-    kernels with random signs much larger.
+    odd kernel in the layout height, width, input channels, output channels, not mirrored. Every kernel of
+    elements below 1e18 gives an invertible map. The spectral norm of M has a bound: the root of its largest
+    row sum times its largest column sum. If the bound exceeds `max_norm`, the kernel is scaled down to it.
+    The gradient includes the scale. So both directions are series with a fixed number of terms; the rest is
+    below rounding. For a `max_norm` of 2 they take 15 convolutions in float32 and 23 in float64. The paper
+    limits an estimate of the norm to 0.9 and takes 6 terms. The limit here is larger because the bound is
+    larger than the norm, for kernels with random signs much larger.
 
     `inverse_log_det_jacobian` is the trace of M: `H W` times the trace of the centre of the kernel, exact, at
     O(C).

@@ -15,7 +15,7 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
 
     It is a permutation, with log-det 0. Pixel (i, j) and channel c of a block become channel
     `(i b + j) C + c`.
-    Shapes: events of rank 3. Any dtype.
+    Shapes: events of rank 3. Any dtype; log-dets are for dtypes with negative numbers.
 
     >>> import tensorflow as tf
     >>> import tfp_selfnorm as sn
@@ -74,9 +74,11 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
         return tf.ensure_shape(image, output_shape)
 
     def _forward_log_det_jacobian(self, x):
+        self._forward_event_shape(x.shape)
         return tf.zeros([], x.dtype)
 
     def _inverse_log_det_jacobian(self, y):
+        self._inverse_event_shape(y.shape)
         return tf.zeros([], y.dtype)
 
     def _forward_event_shape(self, input_shape):

@@ -70,7 +70,8 @@ def glow_flow(
         as its LU factors, `tfb.ScaleMatvecLU`; or "emerging" or "exponential", that convolution and after it
         a `baselines.EmergingConv2D` or `baselines.ConvolutionExponential2D`, which starts near the identity.
       preprocessing: bijector that ends the way from latent to data, such as `images.pixel_sigmoid()`.
-      dtype: float32 or float64, of events, kernels and all arithmetic but that of the coupling networks.
+      dtype: float32 or float64, of events, kernels and results. Coupling networks have their own; exact
+        log-dets and solves of convolutions compute in float64.
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
       **layer_options: `gradient`, `mixture` and `inversion` of the layer "self_norm", as in `conv_flow`.

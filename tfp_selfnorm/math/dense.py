@@ -37,8 +37,8 @@ def sketch_and_project(
     columns of `probes`. After a step of training E has low rank, and the `r` lie where the error is largest
     (as in the randomized range finder of Halko et al., 2011). Let `u = inverse_kernel r`. Of all matrices
     that map every `u` to its `r`, as the inverse does, the result is the nearest to `forward_kernel` in the
-    Frobenius norm (Gower & Richtarik, 2017, the multi-secant update). The distance to the inverse never
-    grows. Cost: 5 n D^2 for n probes.
+    Frobenius norm (Gower & Richtarik, 2017, the multi-secant update). Except for rounding, the distance
+    to the inverse never grows. Cost: 5 n D^2 for n probes.
 
     Args:
       forward_kernel: float tensor `[..., D, D]`.

@@ -62,7 +62,8 @@ class DistributionModel(keras.Model):
         """Trains the model on events, without targets. Other arguments are as in Keras.
 
         Args:
-          x: events: an array of any library, a `tf.data.Dataset` of batches, or another form of Keras.
+          x: events: a dense array that numpy can convert, a `tf.data.Dataset` of batches, or another form of
+            Keras.
           y: labels, used for `class_weight` only.
           validation_data: events in a form that `x` may have, or a tuple or list that begins with them:
             `(x,)`, `(x, y)` or `(x, y, sample_weight)`; `y` may be `None`.

@@ -44,8 +44,8 @@ class FlowModel(FlowTrainer):
     A training step costs a few products with each kernel. With `gradient="exact"` it also costs an O(D^3)
     inverse for each dense layer, or a block elimination for each convolution. The log-det of each layer is
     held in a variable. It is refreshed between the compiled steps: at every `refresh_interval` steps of the
-    layer, and when `evaluate` and `predict` begin. So `nll` in training may be this many steps old, and
-    `val_nll` is exact.
+    layer or `refresh_every` of `Tracking`, and when `evaluate` and `predict` begin. So `nll` in training may
+    be this many steps old, and `val_nll` is exact.
 
     The model can be a layer of a bigger model. `model(x)` is the log density of each event, with exact values
     and gradients, at O(D^3) for each self-normalizing layer. It adds its regularizer by `add_loss`. For steps
@@ -114,7 +114,8 @@ class FlowModel(FlowTrainer):
 
         Args:
           builder: a builder of this package. Or your own function that returns a TFP distribution and is
-            registered with `keras.saving.register_keras_serializable()`.
+            registered with `keras.saving.register_keras_serializable()`. Its arguments must have other names
+            than those of this method.
           inverse_learning, bits_per_dim: see `FlowModel`.
           **arguments: arguments of the builder, with `name`. They may be numbers, strings and None; dtypes,
             shapes, constant arrays and tensors; registered functions; TFP's elementary bijectors with
@@ -152,15 +153,14 @@ class FlowModel(FlowTrainer):
         self, filepath: str | os.PathLike, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any
     ) -> None:
         """Saves a model that `from_builder` made; an earlier file stays until the new one is complete.
-
+        With `zipped=False` Keras writes over an earlier folder.
         Args:
           filepath: a path that ends in `.keras`; with `zipped=False` the path of a folder.
           overwrite, zipped, **kwargs: as in Keras.
 
         Raises:
           OSError: if the folder does not exist, or the disk is full.
-          TypeError: if `filepath` is no path.
-          ValueError: if the model was made from a distribution, or `filepath` has another suffix.
+          TypeError, ValueError: if the model was made from a distribution, or for another path or suffix.
         """
         self.get_config()
         is_file = zipped is not False and is_local(filepath)
@@ -173,15 +173,14 @@ class FlowModel(FlowTrainer):
 
     def save_weights(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
         """Saves the weights by name; an earlier file stays until the new one is complete.
-
+        With `max_shard_size` Keras writes over earlier shards.
         Args:
           filepath: a path that ends in `.weights.h5`; with `max_shard_size` in `.weights.json`.
           overwrite, **kwargs: as in Keras.
 
         Raises:
           OSError: if the folder does not exist, or the disk is full.
-          TypeError: if `filepath` is no path.
-          ValueError: if `filepath` has another suffix.
+          TypeError, ValueError: if `filepath` is no path, or has another suffix.
         """
         is_sharded = kwargs.get("max_shard_size") is not None
         check_suffix(filepath, (".weights.json",) if is_sharded else (".weights.h5",))
@@ -192,6 +191,7 @@ class FlowModel(FlowTrainer):
 
     def load_weights(self, filepath: str | os.PathLike, skip_mismatch: bool = False, **kwargs: Any) -> None:
         """Loads weights by name; changes nothing if one does not fit.
+        The state of another kind of optimizer is left out, with a warning of Keras.
 
         Args:
           filepath: a `.weights.h5` or a `.keras` file.
@@ -247,6 +247,8 @@ class FlowModel(FlowTrainer):
 
     def log_prob(self, x: Array) -> tf.Tensor:
         """Returns the exact log density of each event in nats, at O(D^3) for each self-normalizing layer.
+
+        Inside an open `training_scope` it is the surrogate of the scope.
 
         Args:
           x: events `(..., *event_shape)`, floating; cast to the dtype of the distribution.

@@ -10,11 +10,11 @@ from tfp_selfnorm.utils.types import TfpObject
 
 
 def exact(distribution_or_bijector: TfpObject) -> TfpObject:
-    """A copy of a distribution or bijector with exact gradients and an exact `forward` in every layer.
+    """A copy of a distribution or bijector with exact gradients and an exact `forward` in its layers.
 
     The copy shares the variables, so it is the same model. Its samples are made by the exact inverse of the
     map in `log_prob`, at O(D^3). The original uses the learned inverse, at O(D^2). Layers that a Python
-    function makes at each call are not found and do not change.
+    function makes or holds are not found and do not change.
 
     Raises:
       TypeError: if the argument is neither a distribution nor a bijector of TFP.

@@ -43,10 +43,11 @@ def check_latent(distribution: TfpObject) -> None:
 
 
 def as_array(x: Array, name: str = "x") -> Array:
-    """Converts an array of any library, or nested lists of numbers, to a numpy array or a tensor.
+    """Converts a dense array, or nested lists of numbers, to a numpy array or a tensor.
 
     Raises:
-      TypeError: if `x` is no dense array. Examples are None, a dictionary, a string, a `keras.Input`.
+      TypeError: if `x` is no dense array. Examples are None, a dictionary, a string, a `keras.Input`, or if
+        values are masked.
       ValueError: if its rows differ in length.
     """
     if isinstance(x, keras.KerasTensor):
@@ -64,6 +65,8 @@ def as_array(x: Array, name: str = "x") -> Array:
         raise TypeError(f"`{name}` must be an array or a tensor of floats; got {x!r:.60}.")
     if isinstance(x, keras.Variable):
         x = x.value
+    if np.ma.is_masked(x):
+        raise TypeError(f"`{name}` must have all its values; got a masked array with masked ones.")
     if isinstance(x, np.ndarray) or tf.is_tensor(x):
         return x
     try:
