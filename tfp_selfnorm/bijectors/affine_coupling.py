@@ -29,9 +29,9 @@ class AffineCoupling(OptionalComposite):
     the log-det cost one pass of the network. Inside a `tf.function` both ends of a pair share one pass.
 
     The input of the network has one batch dimension, `[B, H, W, Ca]` for images. Its output must have twice
-    the channels of b: first the shift, then h. It may be a function of tensors. A Keras network must be
-    built. Its weights are among the `variables` and `trainable_variables` of the bijector, and so are the
-    weights of a `tf.Module`. TFP sees no weights inside a plain function; `FlowModel` sees the trainable
+    the channels of b: first the shift, then h. The network may be a function of tensors. A Keras network
+    must be built. Its weights are among the `variables` and `trainable_variables` of the bijector, and so are
+    the weights of a `tf.Module`. TFP sees no weights inside a plain function; `FlowModel` sees the trainable
     ones.
 
     With a `condition` the network gets a list, `network([a, condition])`, as a Keras model with two inputs

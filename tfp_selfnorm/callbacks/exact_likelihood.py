@@ -1,7 +1,9 @@
 """`ExactLikelihood`, the likelihood of given events between epochs."""
 
+import os
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -10,6 +12,7 @@ from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.structure.layers import self_norm_layers
 from tfp_selfnorm.utils.checks import check_events, check_finite
 from tfp_selfnorm.utils.integers import check_positive_int
+from tfp_selfnorm.utils.types import Array
 
 
 class ExactLikelihood(FlowCallback):
@@ -41,8 +44,9 @@ class ExactLikelihood(FlowCallback):
       ValueError: if `x` is empty or not finite, or a number is not positive; at the start of training, if
         `x` does not consist of events; in training, if the kernel of a convolution is singular.
 
+    >>> import numpy as np, tensorflow as tf, tfp_selfnorm as sn
     >>> from tfp_selfnorm.callbacks import ExactLikelihood
-    >>> model = FlowModel(dense_flow(3, seed=1))
+    >>> model = sn.FlowModel(sn.dense_flow(3, seed=1))
     >>> model.compile("adam")
     >>> likelihood = ExactLikelihood(np.zeros([50, 3]), every_steps=2)
     >>> history = model.fit(tf.zeros([40, 3]), batch_size=8, callbacks=[likelihood], verbose=0)
@@ -50,20 +54,28 @@ class ExactLikelihood(FlowCallback):
     [2, 4, 5]
     """
 
-    def __init__(self, x, every_steps=100, batch_size=100, log_dir=None, verbose=0):
+    def __init__(
+        self,
+        x: Array,
+        every_steps: int = 100,
+        batch_size: int = 100,
+        log_dir: str | os.PathLike | None = None,
+        verbose: bool | int = 0,
+    ) -> None:
         x, batch_size = _check_array(x), check_positive_int(batch_size, "batch_size")
         super().__init__(log_dir, every_steps=every_steps, verbose=verbose)
-        self.x, self.batch_size, self.history = x, batch_size, []
+        self.x, self.batch_size = x, batch_size
+        self.history: list[tuple[int, float]] = []
         self._layers: list = []
         self._mean_nll: Any = None
         self._step = 0
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         if model is not self.model:
             self.history, self._mean_nll = [], None
         super().set_model(model)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         distribution = self.distribution
         check_events(self.x[0], distribution, name="x[0]")
         if self._mean_nll is None:
@@ -71,20 +83,20 @@ class ExactLikelihood(FlowCallback):
             self._mean_nll = _compiled_mean_nll(distribution, self._layers, self.x)
         self._step = self._iterations()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         # Keras's number of the batch counts whole executions, also where the data end within one.
         step = self._iterations()
         if step // self.every_steps > self._step // self.every_steps:
             self._evaluate()
         self._step = step
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if not self.history:
             self._evaluate()
         if logs is not None:
             logs["exact_nll"] = self.history[-1][1]
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None) -> None:
         if self.history and self.history[-1][0] == self._iterations():
             # Averaged or restored weights may have taken the place of the last step's.
             self.history.pop()

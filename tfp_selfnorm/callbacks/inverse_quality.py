@@ -1,5 +1,7 @@
 """`InverseQuality`, the errors of learned inverses."""
 
+from typing import Any
+
 import numpy as np
 
 from tfp_selfnorm.callbacks.shared import FlowCallback
@@ -36,8 +38,9 @@ class InverseQuality(FlowCallback):
       ValueError: if a number is not positive, or `seed` or `verbose` no int; at the start of training, if no
         layer needs a learned inverse.
 
+    >>> import tensorflow as tf, tfp_selfnorm as sn
     >>> from tfp_selfnorm.callbacks import InverseQuality
-    >>> model = FlowModel(dense_flow(3, seed=1))
+    >>> model = sn.FlowModel(sn.dense_flow(3, seed=1))
     >>> model.compile("adam")
     >>> quality = InverseQuality()
     >>> history = model.fit(tf.zeros([8, 3]), callbacks=[quality], verbose=0)
@@ -45,13 +48,17 @@ class InverseQuality(FlowCallback):
     (['dense_0', 'dense_1'], True)
     """
 
-    def __init__(self, num_probes=32, every_epochs=1, seed=0, verbose=0):
+    def __init__(
+        self, num_probes: int = 32, every_epochs: int = 1, seed: int = 0, verbose: bool | int = 0
+    ) -> None:
         super().__init__(every_epochs=every_epochs, verbose=verbose)
         self.num_probes = check_positive_int(num_probes, "num_probes")
         self.seed = check_int(seed, "seed", -(2**63), 2**63 - 1)
-        self.errors, self.worst_layer, self._layers = {}, None, {}
+        self.errors: dict[str, float] = {}
+        self.worst_layer: Any = None
+        self._layers: dict[str, Any] = {}
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         self.errors, self.worst_layer, self._layers = {}, None, {}
         for layer in self_norm_layers(self.distribution):
             if layer.needs_inverse:
@@ -61,7 +68,7 @@ class InverseQuality(FlowCallback):
                 "InverseQuality needs a layer with a learned inverse; the distribution has none."
             )
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if (epoch + 1) % self.every_epochs == 0 or not self.errors:
             self.errors = {
                 name: float(inverse_error(layer, self.num_probes, seed=[self.seed, i]))

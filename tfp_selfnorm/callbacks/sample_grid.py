@@ -1,6 +1,7 @@
 """`SampleGrid`, pictures of samples."""
 
 import math
+import os
 import warnings
 
 import numpy as np
@@ -9,6 +10,7 @@ import tensorflow as tf
 from tfp_selfnorm.callbacks.shared import FlowCallback, check_path
 from tfp_selfnorm.utils.integers import check_int, check_positive_int
 from tfp_selfnorm.utils.seeds import check_seed
+from tfp_selfnorm.utils.types import Seed
 
 _RED, _GREY = (255, 0, 0), 128
 
@@ -38,10 +40,10 @@ class SampleGrid(FlowCallback):
         out of range; at the start of training, if the events are no images of shape (height, width),
         (height, width, 1) or (height, width, 3).
 
-    >>> import os, tempfile
+    >>> import os, tempfile, tensorflow as tf, tfp_selfnorm as sn
     >>> from tfp_selfnorm.callbacks import SampleGrid
-    >>> flow = dense_flow((4, 4), num_layers=1, preprocessing=pixel_sigmoid(num_levels=16), seed=1)
-    >>> model = FlowModel(flow)
+    >>> pixels = sn.images.pixel_sigmoid(num_levels=16)
+    >>> model = sn.FlowModel(sn.dense_flow((4, 4), num_layers=1, preprocessing=pixels, seed=1))
     >>> model.compile("adam")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     grid = SampleGrid(os.path.join(folder, "{epoch:03d}.png"), num_levels=16, num_samples=9)
@@ -51,8 +53,15 @@ class SampleGrid(FlowCallback):
     """
 
     def __init__(
-        self, filepath=None, num_levels=256, num_samples=64, every_epochs=1, exact=False, seed=0, log_dir=None
-    ):
+        self,
+        filepath: str | os.PathLike | None = None,
+        num_levels: int = 256,
+        num_samples: int = 64,
+        every_epochs: int = 1,
+        exact: bool = False,
+        seed: Seed = 0,
+        log_dir: str | os.PathLike | None = None,
+    ) -> None:
         if filepath is None and log_dir is None:
             raise ValueError("`filepath` or `log_dir` must be given: where to write the samples.")
         filepath = None if filepath is None else _check_pattern(check_path(filepath, "filepath"))
@@ -62,7 +71,7 @@ class SampleGrid(FlowCallback):
         super().__init__(log_dir, every_epochs=every_epochs, exact=exact)
         self.filepath, self.num_levels, self.num_samples, self.seed = filepath, num_levels, num_samples, seed
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         distribution = self.distribution
         batch, event = distribution.batch_shape, distribution.event_shape
         if batch.rank != 0 or not (event.rank == 2 or (event.rank == 3 and event[-1] in (1, 3))):
@@ -71,7 +80,7 @@ class SampleGrid(FlowCallback):
                 f"3) for SampleGrid; got event shape {tuple(event)} and batch shape {batch}."
             )
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         epoch += 1
         if epoch % self.every_epochs:
             return

@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,12 +12,13 @@ import tensorflow as tf
 from tfp_selfnorm.model.flow_model import FlowModel
 from tfp_selfnorm.utils.integers import check_int, check_positive_int
 from tfp_selfnorm.utils.options import check_bool
+from tfp_selfnorm.utils.types import TfpObject
 
 
 class FlowCallback(keras.callbacks.Callback):
     """The base of the callbacks: it checks the arguments that several have, and writes for TensorBoard."""
 
-    def __init__(self, log_dir=None, **arguments):
+    def __init__(self, log_dir: str | os.PathLike | None = None, **arguments: Any) -> None:
         """Keeps each argument under its name; the folder is made now, so call this after all other checks.
 
         Args:
@@ -34,13 +37,13 @@ class FlowCallback(keras.callbacks.Callback):
         self._writer = _summary_writer(log_dir)
 
     @property
-    def distribution(self):
+    def distribution(self) -> TfpObject:
         """The distribution that the model scores; raises TypeError if the model is no `FlowModel`."""
         if not isinstance(self.model, FlowModel):
             raise TypeError(f"{type(self).__name__} needs a FlowModel; got {type(self.model).__name__}.")
         return self.model.inference_distribution
 
-    def summarize(self, write, name, value, step):
+    def summarize(self, write: Callable, name: str, value: Any, step: int) -> None:
         """Writes the value by a function of `tf.summary`, where there is a folder for TensorBoard."""
         if self._writer is not None:
             with self._writer.as_default():

@@ -1,6 +1,8 @@
 """What the builders of flows share."""
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -9,6 +11,7 @@ from tfp_selfnorm.bijectors import LeakyReLU, SmoothLeakyReLU, trainable_spline
 from tfp_selfnorm.utils.integers import as_sizes
 from tfp_selfnorm.utils.options import check_choice
 from tfp_selfnorm.utils.seeds import stateless_seed
+from tfp_selfnorm.utils.types import Seed, Shape
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -18,13 +21,17 @@ ACTIVATIONS = ("smooth_leaky_relu", "leaky_relu", "spline")
 SELF_NORM_OPTIONS = {"gradient": "self_norm", "mixture": 0.5, "inversion": None}
 
 
-def standard_normal_flow(latent_shape, bijectors, dtype, name):
+def standard_normal_flow(
+    latent_shape: Sequence[int], bijectors: list, dtype: tf.DType, name: str
+) -> tfp.distributions.TransformedDistribution:
     """The bijectors, from data to latent, over a standard normal base."""
     normal = tfd.Normal(tf.zeros([], dtype), tf.ones([], dtype))
     return tfd.TransformedDistribution(tfd.Sample(normal, latent_shape), tfb.Chain(bijectors), name=name)
 
 
-def layer_maker(layer, layer_options, makers, check_options):
+def layer_maker(
+    layer: str, layer_options: dict[str, Any], makers: Mapping[str, Any], check_options: Callable
+) -> Callable:
     """The function that makes the linear layers of a flow.
 
     Args:
@@ -57,7 +64,7 @@ def layer_maker(layer, layer_options, makers, check_options):
     return functools.partial(makers[layer], **layer_options)
 
 
-def trainable_lu(matrix, name):
+def trainable_lu(matrix: tf.Tensor, name: str) -> tfp.bijectors.ScaleMatvecLU:
     """`tfb.ScaleMatvecLU` with the LU factors of a matrix as initial values."""
     lower_upper, permutation = tf.linalg.lu(matrix)
     # A variable too, so that it is saved with the factors that it belongs to.
@@ -65,7 +72,7 @@ def trainable_lu(matrix, name):
     return tfb.ScaleMatvecLU(tf.Variable(lower_upper, name=f"{name}_lower_upper"), permutation, name=name)
 
 
-def activation_maker(activation, dtype):
+def activation_maker(activation: str | Callable | None, dtype: tf.DType) -> Callable | None:
     """A function from the event shape, or size, and a name to the bijector, data to latent."""
     if activation is None:
         return None
@@ -102,15 +109,17 @@ def check_preprocessing(preprocessing: tfp.bijectors.Bijector | None) -> list:
     return [preprocessing]
 
 
-def split_seeds(seed, count, salt):
+def split_seeds(seed: Seed, count: int, salt: str) -> list:
+    """As many seeds."""
     return tf.unstack(tfp.random.split_seed(stateless_seed(seed), n=count, salt=salt))
 
 
-def squeezed(shape):
+def squeezed(shape: Sequence[int]) -> tuple[int, int, int]:
+    """The shape of an image after a `Squeeze`."""
     return shape[0] // 2, shape[1] // 2, 4 * shape[2]
 
 
-def known_sizes(event_shape):
+def known_sizes(event_shape: Shape) -> list:
     """The sizes of an event as a list; raises ValueError if one of them is unknown, or there is none."""
     sizes = as_sizes(event_shape)
     if not sizes or None in sizes:
@@ -121,13 +130,14 @@ def known_sizes(event_shape):
     return sizes
 
 
-def check_image_shape(image_shape, divisor):
+def check_image_shape(image_shape: Shape, divisor: int) -> tuple:
+    """Returns it as a tuple; raises ValueError if a size is unknown, or a side is not divisible."""
     sizes = as_sizes(image_shape)
     if sizes is None or len(sizes) != 3 or None in sizes:
         raise ValueError(
             f"`image_shape` must be (height, width, channels), known and positive; got {image_shape!r}."
         )
-    if sizes[0] % divisor or sizes[1] % divisor:
+    if any((size or 0) % divisor for size in sizes[:2]):
         raise ValueError(
             f"`image_shape` must have a height and a width divisible by {divisor} for so many blocks; got "
             f"{image_shape!r}."

@@ -1,5 +1,8 @@
 """`conv_flow`, the paper's convolutional flow."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -18,6 +21,7 @@ from tfp_selfnorm.flows.building import (
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_optional_name
 from tfp_selfnorm.utils.options import check_dtype
+from tfp_selfnorm.utils.types import DType, Seed, Shape
 
 tfb = tfp.bijectors
 
@@ -30,19 +34,19 @@ _LAYERS = {
 
 @keras.saving.register_keras_serializable("tfp_selfnorm")
 def conv_flow(
-    image_shape,
+    image_shape: Shape,
     *,
-    num_blocks=3,
-    layers_per_block=3,
-    kernel_size=3,
-    activation="smooth_leaky_relu",
-    layer="self_norm",
-    preprocessing=None,
-    dtype=tf.float32,
-    seed=None,
-    name="conv_flow",
-    **layer_options,
-):
+    num_blocks: int = 3,
+    layers_per_block: int = 3,
+    kernel_size: Shape = 3,
+    activation: str | Callable | None = "smooth_leaky_relu",
+    layer: str = "self_norm",
+    preprocessing: tfp.bijectors.Bijector | None = None,
+    dtype: DType = tf.float32,
+    seed: Seed = None,
+    name: str = "conv_flow",
+    **layer_options: Any,
+) -> tfp.distributions.TransformedDistribution:
     """The paper's convolutional flow: blocks of self-normalizing convolutions with a squeeze between.
 
     From data to latent: preprocessing, then blocks of `SelfNormConv2D` or of a layer that it competes with,
@@ -73,7 +77,8 @@ def conv_flow(
       ValueError: for an unknown activation, layer or value of an option, an option that the layer does
         not have, a shape that is unknown or not divisible, or a number that is not positive.
 
-    >>> flow = conv_flow((8, 8, 1), num_blocks=2, layers_per_block=2, seed=1)
+    >>> import tensorflow as tf, tfp_selfnorm as sn
+    >>> flow = sn.conv_flow((8, 8, 1), num_blocks=2, layers_per_block=2, seed=1)
     >>> flow.log_prob(tf.zeros([5, 8, 8, 1])).shape, flow.distribution.event_shape
     (TensorShape([5]), TensorShape([4, 4, 4]))
 

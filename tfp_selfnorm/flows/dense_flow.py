@@ -1,6 +1,8 @@
 """`dense_flow`, the paper's dense flow."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -20,23 +22,24 @@ from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_optional_name
 from tfp_selfnorm.utils.options import check_dtype
 from tfp_selfnorm.utils.seeds import stateless_seed
+from tfp_selfnorm.utils.types import DType, Seed, Shape
 
 tfb = tfp.bijectors
 
 
 @keras.saving.register_keras_serializable("tfp_selfnorm")
 def dense_flow(
-    event_shape,
+    event_shape: Shape,
     *,
-    num_layers=2,
-    activation="smooth_leaky_relu",
-    layer="self_norm",
-    preprocessing=None,
-    dtype=tf.float32,
-    seed=None,
-    name="dense_flow",
-    **layer_options,
-):
+    num_layers: int = 2,
+    activation: str | Callable | None = "smooth_leaky_relu",
+    layer: str = "self_norm",
+    preprocessing: tfp.bijectors.Bijector | None = None,
+    dtype: DType = tf.float32,
+    seed: Seed = None,
+    name: str = "dense_flow",
+    **layer_options: Any,
+) -> tfp.distributions.TransformedDistribution:
     """The paper's dense flow: self-normalizing layers with an activation between, standard normal base.
 
     From data to latent: preprocessing, flattening, then `num_layers` times a `SelfNormDense` or a layer that
@@ -66,7 +69,8 @@ def dense_flow(
       ValueError: for an unknown activation, layer or value of an option, an option that the layer does not
         have, a shape that is not fully defined, or no layer.
 
-    >>> flow = dense_flow(event_shape=(8, 8), num_layers=2, seed=1)
+    >>> import tensorflow as tf, tfp_selfnorm as sn
+    >>> flow = sn.dense_flow(event_shape=(8, 8), num_layers=2, seed=1)
     >>> flow.log_prob(tf.zeros([5, 8, 8])).shape, flow.sample(3, seed=2).shape
     (TensorShape([5]), TensorShape([3, 8, 8]))
 

@@ -1,6 +1,7 @@
 """`glow_flow`, the Glow-like flow of the paper."""
 
 import functools
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -22,28 +23,29 @@ from tfp_selfnorm.flows.networks import check_policy, coupling_network
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_optional_name
 from tfp_selfnorm.utils.options import check_bools, check_dtype
+from tfp_selfnorm.utils.types import DType, Seed, Shape
 
 tfb = tfp.bijectors
 
 
 @keras.saving.register_keras_serializable("tfp_selfnorm")
 def glow_flow(
-    image_shape,
+    image_shape: Shape,
     *,
-    num_blocks=2,
-    steps_per_block=16,
-    kernel_size=1,
-    width=512,
-    network_dtype=None,
-    act_norm=True,
-    split_prior=True,
-    layer="self_norm",
-    preprocessing=None,
-    dtype=tf.float32,
-    seed=None,
-    name="glow_flow",
-    **layer_options,
-):
+    num_blocks: int = 2,
+    steps_per_block: int = 16,
+    kernel_size: Shape = 1,
+    width: int = 512,
+    network_dtype: Any = None,
+    act_norm: bool = True,
+    split_prior: bool = True,
+    layer: str = "self_norm",
+    preprocessing: tfp.bijectors.Bijector | None = None,
+    dtype: DType = tf.float32,
+    seed: Seed = None,
+    name: str = "glow_flow",
+    **layer_options: Any,
+) -> tfp.distributions.TransformedDistribution:
     """The Glow-like flow of the paper: squeezes, steps of normalisation, mixing and coupling, and splits.
 
     From data to latent: preprocessing, then in each block a `Squeeze`, and `steps_per_block` times an
@@ -85,8 +87,9 @@ def glow_flow(
         with another kernel than 1x1, a shape that is unknown or not divisible, or a number that is not
         positive.
 
-    >>> flow = glow_flow((8, 8, 1), num_blocks=2, steps_per_block=1, width=8, seed=1)
-    >>> adapt(flow, np.random.default_rng(1).normal(size=[100, 8, 8, 1]))
+    >>> import numpy as np, tensorflow as tf, tfp_selfnorm as sn
+    >>> flow = sn.glow_flow((8, 8, 1), num_blocks=2, steps_per_block=1, width=8, seed=1)
+    >>> sn.adapt(flow, np.random.default_rng(1).normal(size=[100, 8, 8, 1]))
     >>> flow.log_prob(tf.zeros([5, 8, 8, 1])).shape, flow.sample(3, seed=2).shape
     (TensorShape([5]), TensorShape([3, 8, 8, 1]))
 

@@ -6,11 +6,20 @@ import keras
 
 from tfp_selfnorm.utils.integers import as_sizes, check_int, check_positive_int
 from tfp_selfnorm.utils.names import check_name
+from tfp_selfnorm.utils.types import Shape
 
 _POLICY_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-def coupling_network(input_shape, num_outputs, width=512, kernel_size=3, seed=None, dtype=None, name=None):
+def coupling_network(
+    input_shape: Shape,
+    num_outputs: int,
+    width: int = 512,
+    kernel_size: Shape = 3,
+    seed: int | None = None,
+    dtype: Any = None,
+    name: str | None = None,
+) -> keras.Sequential:
     """The paper's coupling network: convolutions 3x3, 1x1 and 3x3 with ReLU between, zero at the start.
 
     The last layer starts at 0, so that a coupling starts as the identity.
@@ -32,7 +41,8 @@ def coupling_network(input_shape, num_outputs, width=512, kernel_size=3, seed=No
       TypeError: if `dtype` is no policy of floats.
       ValueError: if another argument is out of range.
 
-    >>> coupling_network((4, 4, 2), num_outputs=4, width=16).output_shape
+    >>> import tfp_selfnorm as sn
+    >>> sn.coupling_network((4, 4, 2), num_outputs=4, width=16).output_shape
     (None, 4, 4, 4)
 
     References: Kingma & Dhariwal, "Glow", NeurIPS 2018, section 3.3.
@@ -69,7 +79,7 @@ def coupling_network(input_shape, num_outputs, width=512, kernel_size=3, seed=No
     )
 
 
-def check_policy(dtype, name="dtype"):
+def check_policy(dtype: Any, name: str = "dtype") -> keras.DTypePolicy:
     """Returns the Keras dtype policy, the global one for `None`; raises TypeError if it is none of floats."""
     try:
         policy = keras.dtype_policies.get(keras.config.dtype_policy() if dtype is None else dtype)

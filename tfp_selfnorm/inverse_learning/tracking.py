@@ -22,11 +22,11 @@ _NUM_IMAGES = 8
 class Tracking(InverseLearning):
     """Learns the inverse by tracking: a sketch-and-project update after each step, and refreshes at times.
 
-    The update is `R += (r - R u) (u^T u)^-1 u^T`. Random probes `e` give the directions of the error,
-    `r = (I - R W)^T e`, and `u = W r`. It costs 5 n D^2 for n probes, needs no optimizer state, and, except for
-    rounding, never increases the distance to the inverse. Every `refresh_every` steps R is set to the inverse
-    of W. This also corrects R in directions that W has left. W takes the plain gradient of the likelihood
-    (mixture 1).
+    The update is `R += (r - R u) (u^T u)^-1 u^T`. Random probes `e` give the directions of the error, `r = (I
+    - R W)^T e`, and `u = W r`. It costs 5 n D^2 for n probes and needs no optimizer state. Except for
+    rounding, it never increases the distance to the inverse. Every `refresh_every` steps R is set to the
+    inverse of W. This also corrects R in directions that W has left. W takes the plain gradient of the
+    likelihood (mixture 1).
 
     The inverse of a convolution wider than 1x1 has no kernel, so it cannot be tracked. Such layers learn it
     from a regularizer, as in the paper.

@@ -101,12 +101,12 @@ def raising_named_batches() -> Iterator[None]:
 class _CheckedPyDataset(keras.utils.PyDataset):
     """A `keras.utils.PyDataset` with checked batches."""
 
-    def __init__(self, data, form, keeps_labels):
+    def __init__(self, data: Any, form: EventForm, keeps_labels: bool) -> None:
         options = ("workers", "use_multiprocessing", "max_queue_size")
         super().__init__(**{option: getattr(data, option) for option in options})
         self._data, self._form, self._keeps_labels = data, form, keeps_labels
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple:
         return _checked_element(self._data[index], index, self._form, self._keeps_labels)
 
     @property

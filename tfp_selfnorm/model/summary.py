@@ -107,8 +107,9 @@ def _flow_rows(distribution, expand_nested, hidden):
 class _Walk:
     """Makes rows from data to latent; carries the event shape and, to find hidden variables, an event."""
 
-    def __init__(self, shape, value, hidden, expand_nested, level=0):
-        self.shape, self.value, self.rows = shape, value, []
+    def __init__(self, shape: Any, value: Any, hidden: Any, expand_nested: bool, level: int = 0) -> None:
+        self.shape, self.value = shape, value
+        self.rows: list[Row] = []
         self._hidden, self._expand_nested, self._level = hidden, expand_nested, level
 
     def pass_through(self, bijector, inverted=False):
