@@ -182,7 +182,7 @@ WRONG |= {
     "InverseQuality.seed": [*NO_INT, None],
     "is_adapted.distribution": NO_OBJECT,
     "SampleGrid.seed": [value for value in NO_SEED if value is not None],
-    "Tracking.update.seed": NO_INT,
+    "Tracking.follow.seed": NO_INT,
 }
 # The data have tests of their own, and so have names.
 NOT_HERE = {"name", "x"}
