@@ -132,3 +132,20 @@ def test_the_scope_has_the_surrogate_and_outside_log_prob_is_exact(rng):
     with sn.training_scope():
         inside = model.log_prob(x)
     np.testing.assert_allclose(model.log_prob(x) - inside, np.full(4, 2.0 * np.log(3.0)), rtol=1e-5)
+
+
+def test_a_function_takes_a_coupling_of_a_module_as_any_python_object(rng):
+    class Network(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = tf.Variable(0.3)
+
+        def __call__(self, kept):
+            return self.weight * tf.concat([kept, kept], -1)
+
+    network = Network()
+    coupling, y = sn.AffineCoupling(network, event_ndims=1), tf.constant(rng.normal(size=[3, 4]), tf.float32)
+    inverse = tf.function(lambda bijector, y: bijector.inverse(y))
+    for weight in (0.3, -0.7):
+        network.weight.assign(weight)
+        np.testing.assert_allclose(inverse(coupling, y), coupling.inverse(tf.identity(y)), rtol=1e-6)
