@@ -100,8 +100,8 @@ def test_wrong_act_norms():
         ((8, 8), r"`image_shape` must be \(height, width, channels\), known.*\(8, 8\)"),
         (tf.TensorShape(None), r"`image_shape` must be \(height, width, channels\), known"),
         ((8, 8, 0), r"`image_shape` must be .*positive; got \(8, 8, 0\)"),
-        ((10, 8, 1), r"divisible by (4|8) for so many blocks; got \(10, 8, 1\)"),
-        ((8, 9, 1), r"divisible by (4|8) for so many blocks; got \(8, 9, 1\)"),
+        ((10, 8, 1), r"divisible by (4|8) for this number of blocks; got \(10, 8, 1\)"),
+        ((8, 9, 1), r"divisible by (4|8) for this number of blocks; got \(8, 9, 1\)"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""What the builders of flows share."""
+"""Functions that the builders of flows share."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,14 @@ tfb = tfp.bijectors
 tfd = tfp.distributions
 
 ACTIVATIONS = ("smooth_leaky_relu", "leaky_relu", "spline")
-# The options of self-normalizing layers that builders pass on, with the values that are taken without them.
+# The options of self-normalizing layers that builders pass on, with their default values.
 SELF_NORM_OPTIONS = {"gradient": "self_norm", "mixture": 0.5, "inversion": None}
 
 
 def standard_normal_flow(
     latent_shape: Sequence[int], bijectors: list, dtype: tf.DType, name: str
 ) -> tfp.distributions.TransformedDistribution:
-    """The bijectors, from data to latent, over a standard normal base."""
+    """A flow of bijectors, from data to latent, with a standard normal base."""
     normal = tfd.Normal(tf.zeros([], dtype), tf.ones([], dtype))
     return tfd.TransformedDistribution(tfd.Sample(normal, latent_shape), tfb.Chain(bijectors), name=name)
 
@@ -36,21 +36,21 @@ def layer_maker(
 
     Args:
       layer: the name of the layer, one of `makers`.
-      layer_options: the options of the layer "self_norm", by name; no other layer has any.
+      layer_options: the options of the layer "self_norm", by name; no other layer has options.
       makers: functions that make a layer, by name.
-      check_options: raises TypeError or ValueError for a wrong value of an option of "self_norm".
+      check_options: raises TypeError or ValueError if an option of "self_norm" has a wrong value.
 
     Raises:
-      TypeError: if there is no such option.
-      ValueError: for an unknown layer, or an option of another layer.
+      TypeError: if an option is unknown.
+      ValueError: if the layer is unknown, or a layer without options gets one.
     """
     unknown = next((option for option in layer_options if option not in SELF_NORM_OPTIONS), None)
     if unknown is not None:
         allowed = ", ".join(f"`{option}`" for option in SELF_NORM_OPTIONS)
-        renamed = "; since version 0.1.0 it is called `layer`" if unknown == "mixing" else ""
+        renamed = " After version 0.1.0 it is called `layer`." if unknown == "mixing" else ""
         raise TypeError(
-            f"`{unknown}` is no argument of the builder and no option of `layer` 'self_norm', which are "
-            f"{allowed}{renamed}."
+            f"`{unknown}` is no argument of the builder and no option of `layer` 'self_norm'. These options "
+            f"are {allowed}.{renamed}"
         )
     check_choice(layer, "layer", tuple(makers))
     if layer == "self_norm":
@@ -58,8 +58,8 @@ def layer_maker(
     elif layer_options:
         option, value = next(iter(layer_options.items()))
         raise ValueError(
-            f"`{option}` is an option of `layer` 'self_norm' alone; got {value!r} for {layer!r}, which is "
-            "exact in both directions."
+            f"`{option}` is an option of `layer` 'self_norm' alone; got {value!r} for {layer!r}. That "
+            "layer is exact in both directions."
         )
     return functools.partial(makers[layer], **layer_options)
 
@@ -67,13 +67,13 @@ def layer_maker(
 def trainable_lu(matrix: tf.Tensor, name: str) -> tfp.bijectors.ScaleMatvecLU:
     """`tfb.ScaleMatvecLU` with the LU factors of a matrix as initial values."""
     lower_upper, permutation = tf.linalg.lu(matrix)
-    # A variable too, so that it is saved with the factors that it belongs to.
+    # A variable, so that it is saved together with the factors.
     permutation = tf.Variable(permutation, trainable=False, name=f"{name}_permutation")
     return tfb.ScaleMatvecLU(tf.Variable(lower_upper, name=f"{name}_lower_upper"), permutation, name=name)
 
 
 def activation_maker(activation: str | Callable | None, dtype: tf.DType) -> Callable | None:
-    """A function from the event shape, or size, and a name to the bijector, data to latent."""
+    """A function that makes a bijector, from data to latent, for the shape or size of events and a name."""
     if activation is None:
         return None
     if callable(activation) and not isinstance(activation, tfb.Bijector):
@@ -94,14 +94,14 @@ def _made_by(activation, event_shape):
     bijector = activation(event_shape)
     if not isinstance(bijector, tfb.Bijector):
         raise TypeError(
-            "`activation` must return a TFP bijector for the shape of an event; got "
+            "`activation` must return a TFP bijector for the shape of events; got "
             f"{type(bijector).__name__} from {activation!r}."
         )
     return bijector
 
 
 def check_preprocessing(preprocessing: tfp.bijectors.Bijector | None) -> list:
-    """Returns it in a list, empty for `None`; raises TypeError if it is no TFP bijector."""
+    """Returns a list of the bijector, empty for `None`; raises TypeError if it is no TFP bijector."""
     if preprocessing is None:
         return []
     if not isinstance(preprocessing, tfb.Bijector):
@@ -110,7 +110,7 @@ def check_preprocessing(preprocessing: tfp.bijectors.Bijector | None) -> list:
 
 
 def split_seeds(seed: Seed, count: int, salt: str) -> list:
-    """As many seeds."""
+    """Splits a seed into `count` seeds."""
     return tf.unstack(tfp.random.split_seed(stateless_seed(seed), n=count, salt=salt))
 
 
@@ -120,7 +120,7 @@ def squeezed(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def known_sizes(event_shape: Shape) -> list:
-    """The sizes of an event as a list; raises ValueError if one of them is unknown, or there is none."""
+    """The sizes of an event as a list; raises ValueError if a size is unknown, or there are no sizes."""
     sizes = as_sizes(event_shape)
     if not sizes or None in sizes:
         raise ValueError(
@@ -131,7 +131,7 @@ def known_sizes(event_shape: Shape) -> list:
 
 
 def check_image_shape(image_shape: Shape, divisor: int) -> tuple:
-    """Returns it as a tuple; raises ValueError if a size is unknown, or a side is not divisible."""
+    """Returns the shape as a tuple; raises ValueError if a size is unknown, or a side is not divisible."""
     sizes = as_sizes(image_shape)
     if sizes is None or len(sizes) != 3 or None in sizes:
         raise ValueError(
@@ -139,7 +139,7 @@ def check_image_shape(image_shape: Shape, divisor: int) -> tuple:
         )
     if any((size or 0) % divisor for size in sizes[:2]):
         raise ValueError(
-            f"`image_shape` must have a height and a width divisible by {divisor} for so many blocks; got "
-            f"{image_shape!r}."
+            f"`image_shape` must have a height and a width divisible by {divisor} for this number of blocks; "
+            f"got {image_shape!r}."
         )
     return tuple(sizes)

@@ -47,37 +47,38 @@ def conv_flow(
     name: str = "conv_flow",
     **layer_options: Any,
 ) -> tfp.distributions.TransformedDistribution:
-    """The paper's convolutional flow: blocks of self-normalizing convolutions with a squeeze between.
+    """The paper's convolutional flow: blocks of self-normalizing convolutions with a squeeze between blocks.
 
-    From data to latent: preprocessing, then blocks of `SelfNormConv2D` or of a layer that it competes with,
-    an activation after each layer of the flow but the last, and a `Squeeze` between blocks, which halves the
-    image and takes four times the channels. The base is standard normal, of the shape of the last block's
-    images.
+    From data to latent: preprocessing, then blocks of convolutions. An activation follows each layer of the
+    flow except the last. A `Squeeze` between blocks halves both sides of the images and multiplies the number
+    of channels by four. The base is standard normal; its events have the shape of the images in the last
+    block.
 
     Args:
-      image_shape: (height, width, channels), known; the sides divisible by `2**(num_blocks - 1)`.
+      image_shape: (height, width, channels), known. `2**(num_blocks - 1)` must divide height and width.
       num_blocks: number of blocks, 1 or more.
-      layers_per_block: convolutions in a block, 1 or more.
+      layers_per_block: number of convolutions in a block, 1 or more.
       kernel_size: an odd int, or two.
-      activation: as in `dense_flow`; a callable gets the shape of the images.
+      activation: as in `dense_flow`; a function gets the shape of the images.
       layer: "self_norm", a `SelfNormConv2D`; or "emerging" or "exponential", a `baselines.EmergingConv2D` or
-        `baselines.ConvolutionExponential2D`. These are exact in both directions and in their gradient.
-      preprocessing: bijector that ends the way from latent to data, such as `images.pixel_sigmoid()`.
+        `baselines.ConvolutionExponential2D`. These two are exact in both directions and in their gradient.
+      preprocessing: bijector from latent to data that is applied last, for example `images.pixel_sigmoid()`.
       dtype: float32 or float64.
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
-      **layer_options: `gradient`, `mixture` and `inversion` of the layer "self_norm", as in `dense_flow`, but
-        without the gradient "relative".
+      **layer_options: `gradient`, `mixture` and `inversion` of the layer "self_norm", as in `dense_flow`,
+        except that there is no gradient "relative".
 
     Returns:
       A `tfd.TransformedDistribution`. `log_prob` is in nats.
 
     Raises:
       TypeError: if an argument is unknown or of another type.
-      ValueError: for an unknown activation, layer or value of an option, an option that the layer does
-        not have, a shape that is unknown or not divisible, or a number that is not positive.
+      ValueError: if the activation or layer is unknown, an option has a wrong value, the layer has no such
+        option, the shape is unknown or not divisible, or a number is not positive.
 
-    >>> import tensorflow as tf, tfp_selfnorm as sn
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
     >>> flow = sn.conv_flow((8, 8, 1), num_blocks=2, layers_per_block=2, seed=1)
     >>> flow.log_prob(tf.zeros([5, 8, 8, 1])).shape, flow.distribution.event_shape
     (TensorShape([5]), TensorShape([4, 4, 4]))

@@ -40,36 +40,37 @@ def dense_flow(
     name: str = "dense_flow",
     **layer_options: Any,
 ) -> tfp.distributions.TransformedDistribution:
-    """The paper's dense flow: self-normalizing layers with an activation between, standard normal base.
+    """The paper's dense flow: self-normalizing layers with activations between, and a standard normal base.
 
-    From data to latent: preprocessing, flattening, then `num_layers` times a `SelfNormDense` or a layer that
-    it competes with, with the activation after each but the last.
+    From data to latent: preprocessing, flattening, then `num_layers` dense layers. An activation follows each
+    layer except the last.
 
     Args:
       event_shape: shape of an event: int, tuple or `tf.TensorShape`.
       num_layers: number of dense layers, 1 or more.
-      activation: "smooth_leaky_relu" (slope 0.3), "leaky_relu" (slope 0.3), "spline" (trainable, for
-        each dimension), `None`, or a callable that takes the event size and returns the bijector from
-        data to latent, elementwise or on vectors.
-      layer: "self_norm", a `SelfNormDense`; or "lu", a matrix that is kept as its LU factors,
-        `tfb.ScaleMatvecLU`, and a bias. Its initial values are those of "self_norm"; it is exact in both
-        directions and in its gradient, at O(D^2).
-      preprocessing: bijector that ends the way from latent to data, such as `images.pixel_sigmoid()`.
+      activation: "smooth_leaky_relu" (slope 0.3), "leaky_relu" (slope 0.3), "spline" (trainable, one for
+        each dimension), `None`, or a function. The function takes the event size and returns the bijector
+        from data to latent, elementwise or on vectors.
+      layer: "self_norm", a `SelfNormDense`; or "lu", a matrix of LU factors (`tfb.ScaleMatvecLU`) and a bias.
+        Both layers have the same initial map. "lu" is exact in both directions and in its gradient, at O(D^2)
+        an event. Its gradient holds one D x D matrix per event.
+      preprocessing: bijector from latent to data that is applied last, for example `images.pixel_sigmoid()`.
       dtype: float32 or float64.
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
-      **layer_options: `gradient`, `mixture` and `inversion` of the layer "self_norm", see `SelfNormDense`; no
-        other layer has them.
+      **layer_options: `gradient`, `mixture` and `inversion` of the layer "self_norm", see `SelfNormDense`.
+        "lu" has no options.
 
     Returns:
       A `tfd.TransformedDistribution`. `log_prob` is in nats.
 
     Raises:
       TypeError: if an argument is unknown or of another type.
-      ValueError: for an unknown activation, layer or value of an option, an option that the layer does not
-        have, a shape that is not fully defined, or no layer.
+      ValueError: if the activation or layer is unknown, an option has a wrong value, the layer has no such
+        option, the shape is not fully defined, or `num_layers` is not positive.
 
-    >>> import tensorflow as tf, tfp_selfnorm as sn
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
     >>> flow = sn.dense_flow(event_shape=(8, 8), num_layers=2, seed=1)
     >>> flow.log_prob(tf.zeros([5, 8, 8])).shape, flow.sample(3, seed=2).shape
     (TensorShape([5]), TensorShape([3, 8, 8]))
@@ -94,7 +95,7 @@ def dense_flow(
 
 
 def _lu_layer(event_size, dtype, seed, name):
-    """A layer of LU factors and a bias, with the initial values of `SelfNormDense`."""
+    """A layer of LU factors and a bias; its initial map is the map of a `SelfNormDense`."""
     noise = tf.random.stateless_normal([event_size], stateless_seed(seed, "self_norm_dense"), dtype=dtype)
     bias = tf.Variable(1e-3 * noise, name=f"{name}_bias")
     factors = trainable_lu(tf.eye(event_size, dtype=dtype), name)

@@ -46,33 +46,34 @@ def glow_flow(
     name: str = "glow_flow",
     **layer_options: Any,
 ) -> tfp.distributions.TransformedDistribution:
-    """The Glow-like flow of the paper: squeezes, steps of normalisation, mixing and coupling, and splits.
+    """The paper's Glow-like flow: squeezes, steps of normalization, mixing and coupling, and splits.
 
-    From data to latent: preprocessing, then in each block a `Squeeze`, and `steps_per_block` times an
-    `ActNorm`, a mixing of the channels and an `AffineCoupling`. After each block but the last half of the
-    channels meet the base, and the others go on; with `split_prior` a coupling conditioned on those that go
-    on comes before. The base is standard normal, of the shape of the first block's images: what the later
-    blocks end with is put back into them.
+    From data to latent: preprocessing, then the blocks. A block is a `Squeeze` and `steps_per_block` steps.
+    Each step is an `ActNorm`, a mixing of the channels, and an `AffineCoupling`. A split follows each block
+    except the last: one half of the channels is latent at once, and the later blocks map the other half. With
+    `split_prior`, a coupling before the split changes the latent half, conditioned on the other half. The
+    base is standard normal. Its events have the shape of the images in the first block; the latents of later
+    blocks are put back into these images.
 
-    With `act_norm` the flow refuses to compute until `adapt(flow, data)`, or `FlowModel.adapt`, has given it
-    its start.
+    With `act_norm` the flow has no initial values, and its calls raise errors, until `adapt(flow, data)` or
+    `FlowModel.adapt` is called.
 
     Args:
-      image_shape: (height, width, channels), known; the sides divisible by `2**num_blocks`.
+      image_shape: (height, width, channels), known. `2**num_blocks` must divide height and width.
       num_blocks: number of blocks, 1 or more.
-      steps_per_block: steps in a block, 1 or more.
-      kernel_size: of the mixing convolutions, an odd int, or two. They start as random rotations of the
-        channels, whatever their size: a coupling changes one half of them alone.
-      width: hidden channels of the coupling networks, see `coupling_network`.
-      network_dtype: Keras dtype policy of the coupling networks, such as "mixed_float16" or "mixed_bfloat16";
-        `None` is the global policy for a float32 flow, and the dtype of others.
-      act_norm: whether steps begin with an `ActNorm`.
-      split_prior: whether a coupling comes before each split.
-      layer: the mixing of the channels: "self_norm", a `SelfNormConv2D`; "lu", a 1x1 convolution that is kept
-        as its LU factors, `tfb.ScaleMatvecLU`; or "emerging" or "exponential", that convolution and after it
-        a `baselines.EmergingConv2D` or `baselines.ConvolutionExponential2D`, which starts near the identity.
-      preprocessing: bijector that ends the way from latent to data, such as `images.pixel_sigmoid()`.
-      dtype: float32 or float64, of events, kernels and results. Coupling networks have their own; exact
+      steps_per_block: number of steps in a block, 1 or more.
+      kernel_size: size of the mixing convolutions, an odd int, or two. Their initial map is a random rotation
+        of the channels at every size, because a coupling changes only half of the channels.
+      width: number of hidden channels of the coupling networks, see `coupling_network`.
+      network_dtype: Keras dtype policy of the coupling networks, for example "mixed_float16" or
+        "mixed_bfloat16". `None` is the global policy if the flow is float32, and otherwise the flow's dtype.
+      act_norm: whether steps have an `ActNorm`.
+      split_prior: whether there is a coupling before each split.
+      layer: the mixing of the channels: "self_norm", a `SelfNormConv2D`; "lu", a 1x1 convolution with LU
+        factors (`tfb.ScaleMatvecLU`); or "emerging" or "exponential". These two are the convolution of "lu"
+        and then a `baselines.EmergingConv2D` or `baselines.ConvolutionExponential2D` near the identity.
+      preprocessing: bijector from latent to data that is applied last, for example `images.pixel_sigmoid()`.
+      dtype: float32 or float64, of events, kernels and results. Coupling networks have their own dtype. Exact
         log-dets and solves of convolutions compute in float64.
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
@@ -83,11 +84,12 @@ def glow_flow(
 
     Raises:
       TypeError: if an argument is unknown or of another type.
-      ValueError: for an unknown layer or value of an option, an option that the layer does not have, "lu"
-        with another kernel than 1x1, a shape that is unknown or not divisible, or a number that is not
-        positive.
+      ValueError: if the layer is unknown, an option has a wrong value, the layer has no such option, "lu" has
+        a kernel that is not 1x1, the shape is unknown or not divisible, or a number is not positive.
 
-    >>> import numpy as np, tensorflow as tf, tfp_selfnorm as sn
+    >>> import numpy as np
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
     >>> flow = sn.glow_flow((8, 8, 1), num_blocks=2, steps_per_block=1, width=8, seed=1)
     >>> sn.adapt(flow, np.random.default_rng(1).normal(size=[100, 8, 8, 1]))
     >>> flow.log_prob(tf.zeros([5, 8, 8, 1])).shape, flow.sample(3, seed=2).shape
@@ -121,7 +123,7 @@ def glow_flow(
 
 
 def _nested(blocks):
-    """The bijectors of all blocks, data to latent: a block ends with a split, which holds the later ones."""
+    """The bijectors of all blocks, from data to latent. The split of a block holds the later blocks."""
     bijectors: list = []
     for i, block in reversed(list(enumerate(blocks))):
         later = tfb.Chain([*bijectors, Squeeze()])
@@ -131,7 +133,7 @@ def _nested(blocks):
 
 
 def _mixing_maker(layer, layer_options, kernel_size, dtype):
-    """A function from the sides and the channels of images, a seed and a name to a mixing."""
+    """A function that makes a mixing for the sides and channels of images, a seed and a name."""
     make_layer = layer_maker(layer, layer_options, _LAYERS, SelfNormConv2D.check_options)
     if set(check_kernel_size(kernel_size, ndims=2)) != {1} and layer == "lu":
         raise ValueError(f"`layer` 'lu' needs `kernel_size` 1; got {kernel_size!r}.")
@@ -139,7 +141,7 @@ def _mixing_maker(layer, layer_options, kernel_size, dtype):
 
 
 def _coupling_maker(width, network_dtype, dtype):
-    """A function from the sides and the channels of images, a seed and a name to a coupling."""
+    """A function that makes a coupling for the sides and channels of images, a seed and a name."""
     check_positive_int(width, "width")
     check_policy(network_dtype, "network_dtype")
     if network_dtype is None and dtype != tf.float32:
@@ -148,8 +150,9 @@ def _coupling_maker(width, network_dtype, dtype):
     def make_coupling(sides, channels, seed, name):
         seed = int(tf.random.stateless_uniform([], seed, 0, 2**31 - 1, tf.int32))
         options = {"seed": seed, "dtype": network_dtype, "name": f"{name}_network"}
-        kept = channels // 2
-        network = coupling_network((*sides, kept), 2 * (channels - kept), width, **options)
+        num_conditioning = channels // 2
+        num_outputs = 2 * (channels - num_conditioning)
+        network = coupling_network((*sides, num_conditioning), num_outputs, width, **options)
         return AffineCoupling(network, name=name)
 
     return make_coupling
@@ -162,7 +165,7 @@ def _rotation(spatial_shape, channels, kernel_size, dtype, seed, name):
 
 
 def _rotation_before(make, spatial_shape, channels, kernel_size, dtype, seed, name):
-    """The rotation, and after it a convolution that starts near the identity."""
+    """A rotation, and then a convolution whose initial map is near the identity."""
     options = {"kernel_size": kernel_size, "dtype": dtype, "seed": seed, "name": name}
     parts = [maker(spatial_shape, channels, **options) for maker in (_rotation, make)]
     return tfb.Chain(parts, name=name)

@@ -20,25 +20,25 @@ def coupling_network(
     dtype: Any = None,
     name: str | None = None,
 ) -> keras.Sequential:
-    """The paper's coupling network: convolutions 3x3, 1x1 and 3x3 with ReLU between, zero at the start.
+    """The paper's coupling network: 3x3, 1x1 and 3x3 convolutions with ReLU between them.
 
-    The last layer starts at 0, so that a coupling starts as the identity.
+    The initial weights of the last layer are 0. The initial map of a coupling is then the identity.
 
     Args:
-      input_shape: (height, width, channels) of what the coupling conditions on; `None` for a height or a
-        width that is not known.
-      num_outputs: channels out, twice as many as the coupling changes.
-      width: channels of the two hidden layers.
-      kernel_size: of the first and the last convolution, an int or two.
+      input_shape: (height, width, channels) of the input that the coupling conditions on. `None` stands
+        for an unknown height or width.
+      num_outputs: number of output channels: twice the channels that the coupling changes.
+      width: number of channels of the two hidden layers.
+      kernel_size: size of the first and the last kernel, an int or two.
       seed: int of the initial weights, or `None`.
-      dtype: Keras dtype policy, such as "float32" or "mixed_float16"; `None` for the global one.
+      dtype: Keras dtype policy, for example "float32" or "mixed_float16"; `None` is the global policy.
       name: name of the network; its weights are named after it.
 
     Returns:
       A built `keras.Sequential`.
 
     Raises:
-      TypeError: if `dtype` is no policy of floats.
+      TypeError: if `dtype` is no Keras dtype policy with a floating dtype.
       ValueError: if another argument is out of range.
 
     >>> import tfp_selfnorm as sn
@@ -69,7 +69,7 @@ def coupling_network(
 
     return keras.Sequential(
         [
-            # Without its dtype Keras rounds what comes in to the global one.
+            # Without a dtype, Keras rounds the input to the global dtype.
             keras.Input(sizes, dtype=policy.compute_dtype),
             convolution(width, kernel_size, "first", activation="relu", kernel_initializer=initializer(0)),
             convolution(width, 1, "second", activation="relu", kernel_initializer=initializer(1)),
@@ -80,15 +80,15 @@ def coupling_network(
 
 
 def check_policy(dtype: Any, name: str = "dtype") -> keras.DTypePolicy:
-    """Returns the Keras dtype policy, the global one for `None`; raises TypeError if it is none of floats."""
+    """Returns the Keras policy, the global one for `None`; raises TypeError if it is not floating."""
     try:
         policy = keras.dtype_policies.get(keras.config.dtype_policy() if dtype is None else dtype)
     except (KeyError, TypeError, ValueError):
         policy = None
     if getattr(policy, "compute_dtype", None) not in _POLICY_DTYPES:
         raise TypeError(
-            f"`{name}` must be a Keras dtype policy of floats, such as 'float32' or 'mixed_float16'; got "
-            f"{dtype!r}."
+            f"`{name}` must be a Keras dtype policy with a floating dtype, for example 'float32' or "
+            f"'mixed_float16'; got {dtype!r}."
         )
     return policy
 
@@ -96,11 +96,11 @@ def check_policy(dtype: Any, name: str = "dtype") -> keras.DTypePolicy:
 def _check_kernel_size(kernel_size):
     sizes = as_sizes(kernel_size)
     if sizes is None or len(sizes) not in (1, 2) or None in sizes:
-        raise ValueError(f"`kernel_size` must be a positive int, or 2 of them; got {kernel_size!r}.")
+        raise ValueError(f"`kernel_size` must be a positive int or two positive ints; got {kernel_size!r}.")
     return sizes * (3 - len(sizes))
 
 
 def computes_in_float16(network: Any) -> bool:
-    """Whether a layer of a Keras network does, so that its gradients need a scaled loss."""
+    """Whether a layer of a Keras network computes in float16; its gradients then need a scaled loss."""
     layers = network._flatten_layers() if isinstance(network, keras.Layer) else []
     return any(layer.compute_dtype == "float16" for layer in layers)
