@@ -1,15 +1,15 @@
 """Self-normalizing flows for TensorFlow Probability and Keras.
 
-Words that the documentation uses:
+Words of the documentation:
 
 W: the kernel that maps data to latent, `inverse_kernel` of a layer.
-R: the kernel that maps latent to data, `forward_kernel`, the learned inverse. Training keeps R close to the
-    inverse of W.
-event: one example of a distribution, such as an image.
-pass: one call of a layer's `inverse` or `forward`.
-scope: a `training_scope`. Inside it a log-det has a value that is held, and the gradient that the layer
-    names. Outside it values and gradients are exact.
-held log-det: the value of `log |det W|` in nats that a scope uses, computed some steps before.
+R: the kernel that maps latent to data, `forward_kernel` of a layer: the learned inverse. Training keeps R
+    close to the inverse of W.
+event: one example of a distribution, for example one image.
+pass: one call of `inverse` or `forward` of a layer.
+scope: a `training_scope`. Inside it a log-det has a held value, and the gradient that the layer names.
+    Outside it the values and gradients are exact.
+held log-det: the value of `log |det W|`, in nats, that a scope uses. It was computed some steps before.
 refresh: an exact computation of a held log-det, or of R as the inverse of W.
 """
 

@@ -1,4 +1,4 @@
-"""Keras callbacks that watch a `FlowModel` train: its samples, its learned inverses, its exact likelihood."""
+"""Keras callbacks for the training of a `FlowModel`: samples, learned inverses, exact likelihood."""
 
 from tfp_selfnorm.callbacks.exact_likelihood import ExactLikelihood
 from tfp_selfnorm.callbacks.inverse_quality import InverseQuality

@@ -1,4 +1,4 @@
-"""`ExactLikelihood`, the likelihood of given events between epochs."""
+"""`ExactLikelihood`: the exact likelihood of given events during training."""
 
 import os
 from typing import Any
@@ -16,35 +16,37 @@ from tfp_selfnorm.utils.types import Array
 
 
 class ExactLikelihood(FlowCallback):
-    """Computes the exact mean negative log-likelihood of given events while the model trains, in nats.
+    """Computes the exact mean negative log-likelihood of given events during training, in nats.
 
-    That is after every so many steps of the optimizer, and at the end of training; with
-    `steps_per_execution`, at the end of the execution that the step falls into. Training goes on as it would
-    without, to the bit. Each time costs one exact log-det a layer (O(D^3) if dense) and O(D^2) an event; the
-    first compiles.
+    It does so each `every_steps` steps of the optimizer, and at the end of training. With
+    `steps_per_execution` it waits for the end of the execution. The results of training do not change, to the
+    bit. Each value costs one exact log-det for each layer (O(D^3) if dense) and O(D^2) for each event. The
+    first one compiles the function.
 
-    At the end of an epoch `logs` get the last figure as `exact_nll`, for Keras's own callbacks behind this
-    one in the list (EarlyStopping takes `mode="min"`); the first epoch has one in any case. A figure that is
-    not finite is reported as it is.
+    At the end of an epoch `logs` get the last value as `exact_nll`. Keras's callbacks after this one in the
+    list can use it (EarlyStopping with `mode="min"`). The first epoch always has a value. Values that are not
+    finite are reported unchanged.
 
     Args:
       x: events `(number, *event_shape)`, an array of a floating dtype.
-      every_steps: steps from one figure to the next.
-      batch_size: how many events to take at a time.
-      log_dir: folder for TensorBoard (which must be installed); the scalar is called `exact_nll`.
-      verbose: whether to print a line with each figure.
+      every_steps: number of steps from one value to the next.
+      batch_size: number of events in a batch.
+      log_dir: folder for TensorBoard, which must be installed. The scalar is called `exact_nll`.
+      verbose: whether to print a line with each value.
 
     Attributes:
-      history: list of `(step, nll)`, `optimizer.iterations` and nats; further calls of `fit` add to it. The
-        last entry is of the weights that training ends with, averaged or restored ones if so.
+      history: list of `(step, nll)`: `optimizer.iterations`, and the value in nats. Further calls of `fit`
+        add to it. The last entry is the value of the final weights, also if these are averaged or restored.
 
     Raises:
       ImportError: if `log_dir` is given and TensorBoard is not installed.
-      TypeError: if `x` is not floating; at the start of training, if the model is no `FlowModel`.
-      ValueError: if `x` is empty or not finite, or a number is not positive; at the start of training, if
-        `x` does not consist of events; in training, if the kernel of a convolution is singular.
+      TypeError: if `x` is not floating; when training begins, if the model is no `FlowModel`.
+      ValueError: if `x` is empty or not finite, or a number is not positive; when training begins, if `x` has
+        no events of the model; during training, if the kernel of a convolution is singular.
 
-    >>> import numpy as np, tensorflow as tf, tfp_selfnorm as sn
+    >>> import numpy as np
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
     >>> from tfp_selfnorm.callbacks import ExactLikelihood
     >>> model = sn.FlowModel(sn.dense_flow(3, seed=1))
     >>> model.compile("adam")
@@ -84,7 +86,7 @@ class ExactLikelihood(FlowCallback):
         self._step = self._iterations()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        # Keras's number of the batch counts whole executions, also where the data end within one.
+        # The argument `batch` counts whole executions, also if the data end within an execution.
         step = self._iterations()
         if step // self.every_steps > self._step // self.every_steps:
             self._evaluate()
@@ -98,7 +100,7 @@ class ExactLikelihood(FlowCallback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         if self.history and self.history[-1][0] == self._iterations():
-            # Averaged or restored weights may have taken the place of the last step's.
+            # Other callbacks may have averaged or restored the weights since the last step.
             self.history.pop()
         self._evaluate()
 
@@ -117,7 +119,7 @@ class ExactLikelihood(FlowCallback):
 
 
 def _compiled_mean_nll(distribution, layers, x):
-    """The mean NLL of a batch like those of `x`, as a function of it and of the layers' log-dets."""
+    """A function of a batch of events of `x` and the log-dets of the layers: the mean NLL of the batch."""
     events = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
     log_dets = [
         tf.TensorSpec(layer.inverse_kernel.shape[: -layer.operations.kernel_ndims], layer.dtype)
@@ -137,8 +139,8 @@ def _check_array(x):
     x = np.asarray(x)
     if not np.issubdtype(x.dtype, np.floating):
         raise TypeError(
-            f"`x` must be an array of a floating dtype; got dtype {x.dtype}. Cast it, or for integer pixels "
-            "use `tfp_selfnorm.images.dequantize`."
+            f"`x` must be an array of a floating dtype; got dtype {x.dtype}. Cast the array. For integer "
+            "pixels, use `tfp_selfnorm.images.dequantize`."
         )
     if x.size == 0 or x.ndim == 0:
         raise ValueError(f"`x` must be a batch of events, one or more; got shape {x.shape}.")

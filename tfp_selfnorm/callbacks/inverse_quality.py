@@ -1,4 +1,4 @@
-"""`InverseQuality`, the errors of learned inverses."""
+"""`InverseQuality`: the errors of learned inverses."""
 
 from typing import Any
 
@@ -12,33 +12,35 @@ from tfp_selfnorm.utils.integers import check_int, check_positive_int
 
 
 class InverseQuality(FlowCallback):
-    """Estimates at the end of epochs how far each learned inverse is off, and names the worst layer.
+    """Estimates the error of each learned inverse at the end of epochs, and names the worst layer.
 
-    The error of a layer is `||I - R W|| / ||I||` (Frobenius norm), with W from data to latent and R back:
-    what random probes, the same each time, lose on the way there and back. 0 is exact, and 1 no better than
-    an R of zeros. Of a batch of kernels it is the largest, of a convolution that of its map, zero padding
-    included. Costs O(n D^2) a layer for n probes.
+    The error of a layer is `||I - R W|| / ||I||` (Frobenius norm). 0 is exact; an R of zeros has the error 1.
+    The estimate maps random probes by W and back by R, with the same probes each time. For a batch of kernels
+    it is the largest error. For a convolution it is the error of the whole map, with the zero padding. It
+    costs O(n D^2) for each layer, with n probes.
 
-    `logs` get the largest error as `worst_inverse_error`, for Keras's own callbacks behind this one in the
-    list (EarlyStopping takes `mode="min"`); an epoch without an estimate, where `every_epochs` is more than
-    1, repeats the last. Values that are not finite are reported as they are, and NaN counts as the worst.
+    `logs` get the largest error as `worst_inverse_error`. Keras's callbacks after this one in the list can
+    use it (EarlyStopping with `mode="min"`). An epoch without an estimate repeats the last one. Errors that
+    are not finite are reported unchanged, and NaN counts as the largest.
 
     Args:
-      num_probes: probes of a layer; at most D, or 8 images of a convolution wider than 1x1, are used.
-      every_epochs: epochs from one estimate to the next; the first epoch has one too.
-      seed: int that the probes depend on.
+      num_probes: number of probes for each layer. At most D are used, or 8 images for a convolution wider
+        than 1x1.
+      every_epochs: number of epochs from one estimate to the next; the first epoch always has one.
+      seed: int, the seed of the probes.
       verbose: whether to print a line with each estimate.
 
     Attributes:
-      errors: dict from the names of the layers that need their learned inverse, made unique, to the errors.
-      worst_layer: the name of the layer with the largest error.
+      errors: dict from unique names to errors, for the layers that need a learned inverse.
+      worst_layer: name of the layer with the largest error.
 
     Raises:
-      TypeError: at the start of training, if the model is no `FlowModel`.
-      ValueError: if a number is not positive, or `seed` or `verbose` no int; at the start of training, if no
+      TypeError: when training begins, if the model is no `FlowModel`.
+      ValueError: if a number is not positive, or `seed` or `verbose` is no int; when training begins, if no
         layer needs a learned inverse.
 
-    >>> import tensorflow as tf, tfp_selfnorm as sn
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
     >>> from tfp_selfnorm.callbacks import InverseQuality
     >>> model = sn.FlowModel(sn.dense_flow(3, seed=1))
     >>> model.compile("adam")
@@ -74,7 +76,7 @@ class InverseQuality(FlowCallback):
                 name: float(inverse_error(layer, self.num_probes, seed=[self.seed, i]))
                 for i, (name, layer) in enumerate(self._layers.items())
             }
-            # To argmax, NaN is the largest.
+            # For argmax, NaN is the largest.
             self.worst_layer = list(self.errors)[np.argmax(list(self.errors.values()))]
             if self.verbose:
                 worst = self.errors[self.worst_layer]

@@ -1,4 +1,4 @@
-"""`SampleGrid`, pictures of samples."""
+"""`SampleGrid`: pictures of samples."""
 
 import math
 import os
@@ -16,31 +16,34 @@ _RED, _GREY = (255, 0, 0), 128
 
 
 class SampleGrid(FlowCallback):
-    """Draws samples at the end of epochs, as one picture: a PNG file, an image in TensorBoard, or both.
+    """Draws samples at the end of epochs as one picture: a PNG file, an image in TensorBoard, or both.
 
-    The latents are the same each time, so that epochs can be compared. Samples are laid out by rows, in a
-    square or nearly, with grey lines between. A pixel is rounded down to its level, and levels from 0 to
-    `num_levels - 1` are drawn from black to white; what is outside is clipped. Pixels that are not finite
-    are red, and a warning says how many samples hold any. Costs one `model.sample`.
+    The latents are the same each time, so that epochs can be compared. The samples fill a square, or almost a
+    square, row by row, with grey lines between them. A pixel is rounded down to its level, and clipped to
+    levels from 0 (black) to `num_levels - 1` (white). Pixels that are not finite are red, and a warning gives
+    the number of samples with such pixels. Each picture costs one `model.sample`.
 
     Args:
-      filepath: where to write the PNG (RGB), as in `samples/{epoch:03d}.png`, where epochs count from 1;
-        without `{epoch}` it is written over. Missing folders are made.
+      filepath: path of the PNG (RGB), for example `samples/{epoch:03d}.png`. Epochs count from 1. Without
+        `{epoch}`, each picture overwrites the last. Missing folders are made.
       num_levels: number of levels of a pixel, 256 for 8-bit images.
-      num_samples: how many samples to draw.
-      every_epochs: epochs from one picture to the next.
-      exact: whether to sample by the exact inverse, at O(D^3), in place of the learned one.
+      num_samples: number of samples.
+      every_epochs: number of epochs from one picture to the next.
+      exact: whether to sample by the exact inverse, at O(D^3), instead of the learned inverse.
       seed: int or stateless TFP seed.
-      log_dir: folder for TensorBoard (which must be installed); the image is called `samples`.
+      log_dir: folder for TensorBoard, which must be installed. The image is called `samples`.
 
     Raises:
       ImportError: if `log_dir` is given and TensorBoard is not installed.
-      TypeError: if an argument is of another type; at the start of training, if the model is no `FlowModel`.
-      ValueError: if neither `filepath` nor `log_dir` is given, `filepath` holds another field, or a number is
-        out of range; at the start of training, if the events are no images of shape (height, width),
+      TypeError: if an argument has another type; when training begins, if the model is no `FlowModel`.
+      ValueError: if neither `filepath` nor `log_dir` is given, `filepath` has another field, or a number is
+        out of range; when training begins, if the events are no images of shape (height, width),
         (height, width, 1) or (height, width, 3).
 
-    >>> import os, tempfile, tensorflow as tf, tfp_selfnorm as sn
+    >>> import os
+    >>> import tempfile
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
     >>> from tfp_selfnorm.callbacks import SampleGrid
     >>> pixels = sn.images.pixel_sigmoid(num_levels=16)
     >>> model = sn.FlowModel(sn.dense_flow((4, 4), num_layers=1, preprocessing=pixels, seed=1))
@@ -63,7 +66,7 @@ class SampleGrid(FlowCallback):
         log_dir: str | os.PathLike | None = None,
     ) -> None:
         if filepath is None and log_dir is None:
-            raise ValueError("`filepath` or `log_dir` must be given: where to write the samples.")
+            raise ValueError("`filepath` or `log_dir` must be given, for the pictures; got neither.")
         filepath = None if filepath is None else _check_pattern(check_path(filepath, "filepath"))
         num_levels = check_int(num_levels, "num_levels", lowest=2)
         num_samples = check_positive_int(num_samples, "num_samples")
@@ -99,11 +102,11 @@ class SampleGrid(FlowCallback):
 
 
 def _grid(samples, num_levels):
-    """The samples, `(number, height, width)` with 1, 3 or no channels, as one picture of RGB in uint8."""
+    """One RGB picture, uint8, of the samples `(number, height, width)`, with 1, 3 or no channels."""
     images = samples if samples.ndim == 4 else samples[..., np.newaxis]
     finite = np.isfinite(images).all(axis=-1, keepdims=True)
     levels = np.floor(np.clip(np.where(finite, images, 0.0), 0.0, num_levels - 1.0))
-    # Broadcasts one channel of grey, too, to the three of red.
+    # One grey channel is broadcast to the three channels of red.
     colours = np.where(finite, np.rint(levels * (255.0 / (num_levels - 1.0))), _RED).astype(np.uint8)
     number, height, width, _ = colours.shape
     columns = math.ceil(math.sqrt(number))
@@ -118,7 +121,7 @@ def _check_pattern(filepath):
         filepath.format(epoch=1)
     except (IndexError, KeyError, ValueError) as error:
         raise ValueError(
-            f"`filepath` may hold the field {{epoch}} and no other, as in 'samples/{{epoch:03d}}.png'; got "
-            f"{filepath!r}."
+            f"`filepath` may hold the field {{epoch}} and no other, for example "
+            f"'samples/{{epoch:03d}}.png'; got {filepath!r}."
         ) from error
     return filepath

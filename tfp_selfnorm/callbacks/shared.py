@@ -1,4 +1,4 @@
-"""What the callbacks share."""
+"""The base class of the callbacks."""
 
 import importlib.util
 import os
@@ -16,15 +16,15 @@ from tfp_selfnorm.utils.types import TfpObject
 
 
 class FlowCallback(keras.callbacks.Callback):
-    """The base of the callbacks: it checks the arguments that several have, and writes for TensorBoard."""
+    """The base class of the callbacks: checks their common arguments, and writes for TensorBoard."""
 
     def __init__(self, log_dir: str | os.PathLike | None = None, **arguments: Any) -> None:
-        """Keeps each argument under its name; the folder is made now, so call this after all other checks.
+        """Stores each argument under its name. It makes the folder, so call it after all other checks.
 
         Args:
           log_dir: folder for TensorBoard, or `None`.
-          **arguments: some of `every_epochs` and `every_steps`, positive ints; `exact`, a bool; and
-            `verbose`, a bool, or an int of 0 or more.
+          **arguments: `every_epochs` or `every_steps`, a positive int; `exact`, a bool; `verbose`, a bool or
+            an int of 0 or more.
 
         Raises:
           ImportError: if `log_dir` is given and TensorBoard is not installed.
@@ -38,13 +38,13 @@ class FlowCallback(keras.callbacks.Callback):
 
     @property
     def distribution(self) -> TfpObject:
-        """The distribution that the model scores; raises TypeError if the model is no `FlowModel`."""
+        """The distribution of the model; raises TypeError if the model is no `FlowModel`."""
         if not isinstance(self.model, FlowModel):
             raise TypeError(f"{type(self).__name__} needs a FlowModel; got {type(self.model).__name__}.")
         return self.model.inference_distribution
 
     def summarize(self, write: Callable, name: str, value: Any, step: int) -> None:
-        """Writes the value by a function of `tf.summary`, where there is a folder for TensorBoard."""
+        """Writes the value by a function of `tf.summary`, if there is a folder for TensorBoard."""
         if self._writer is not None:
             with self._writer.as_default():
                 write(name, value, step=step)
@@ -52,7 +52,7 @@ class FlowCallback(keras.callbacks.Callback):
 
 
 def check_path(path: str | os.PathLike, name: str) -> str:
-    """Returns it as a string; raises TypeError if it is no path."""
+    """Returns the path as a string; raises TypeError if it is no path."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"`{name}` must be a path: a string or a pathlib.Path; got {path!r}.")
     return os.fspath(path)
