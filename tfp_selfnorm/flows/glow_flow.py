@@ -55,8 +55,8 @@ def glow_flow(
     base is standard normal. Its events have the shape of the images in the first block; the latents of later
     blocks are put back into these images.
 
-    With `act_norm` the flow has no initial values, and its calls raise errors, until `adapt(flow, data)` or
-    `FlowModel.adapt` is called.
+    With `act_norm` the flow cannot be used until `adapt(flow, data)` or `FlowModel.adapt` has set the initial
+    values of its ActNorms.
 
     Args:
       image_shape: (height, width, channels), known. `2**num_blocks` must divide height and width.
