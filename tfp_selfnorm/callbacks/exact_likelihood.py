@@ -41,8 +41,8 @@ class ExactLikelihood(FlowCallback):
     Raises:
       ImportError: if `log_dir` is given and TensorBoard is not installed.
       TypeError: if `x` is not floating; when training begins, if the model is no `FlowModel`.
-      ValueError: if `x` is empty or not finite, or a number is not positive; when training begins, if `x` does
-        not hold events of the model; during training, if the kernel of a convolution is singular.
+      ValueError: if `x` is empty or not finite, or a number is not positive; when training begins, if `x`
+        holds no events of the model; during training, if the kernel of a convolution is singular.
 
     >>> import numpy as np
     >>> import tensorflow as tf
