@@ -126,7 +126,7 @@ def sigkill_and_resume(builder, folder):
 
 
 def mirrored(builder, folder):
-    """Two replicas of one process train as one device does, and skip a batch together."""
+    """Two replicas of one process stay equal, train as one device does, and skip a batch together."""
     finish([start_training("mirrored", builder, folder)])
     check_same_training(builder, [folder])
 
@@ -268,11 +268,17 @@ def train(kind, builder, folder, kill):
     # Of the 4 steps of an epoch 3 at once, so that there is an execution that ends with the data.
     several = kind == "resumable" and builder == "dense_flow"
     options = {"steps_per_execution": 3} if several else {}
-    with make_strategy[kind]().scope():
+    strategy = make_strategy[kind]()
+    with strategy.scope():
         model = make_model(builder, **options)
     callbacks = [keras.callbacks.BackupAndRestore(folder / "backup")] if kind == "resumable" else []
     callbacks += [KillInSecondEpoch()] if kill else []
     history = fit(model, data=images_with_a_fault(), callbacks=callbacks)
+    for variable in model.variables:
+        first, *others = map(np.asarray, strategy.experimental_local_results(variable.value))
+        assert len(others) == (kind == "mirrored"), variable.path
+        for other in others:
+            np.testing.assert_array_equal(other, first, err_msg=variable.path)
     np.savez(folder / "weights.npz", *model.get_weights())
     (folder / "history.json").write_text(json.dumps(history))
 

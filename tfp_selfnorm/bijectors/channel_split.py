@@ -7,7 +7,6 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.channels import number_of_first_channels
 from tfp_selfnorm.bijectors.composite import OptionalComposite
-from tfp_selfnorm.utils.compat import CompositeTensor
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_optional_name
 from tfp_selfnorm.utils.options import check_bool
@@ -120,10 +119,6 @@ class ChannelSplit(OptionalComposite):
         use = "gives {} channels to its bijector"
         number_of_first_channels(self, value.shape, self._num_channels, "num_channels", use)
         return self._split.forward(value)
-
-    @staticmethod
-    def _allows_composite(part: Any) -> bool:
-        return isinstance(part, CompositeTensor)
 
 
 class _CompositeChannelSplit(ChannelSplit, tfp.bijectors.AutoCompositeTensorBijector):

@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.utils.compat import CompositeTensor
 from tfp_selfnorm.utils.pickling import by_parameters
 
 
@@ -44,5 +45,5 @@ class OptionalComposite(tfp.bijectors.Bijector):
 
     @staticmethod
     def _allows_composite(part: Any) -> bool:
-        """Whether a bijector with this part can be a CompositeTensor."""
-        raise NotImplementedError
+        """Whether a bijector with this part can be a CompositeTensor: if the part is one."""
+        return isinstance(part, CompositeTensor)
