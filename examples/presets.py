@@ -129,12 +129,12 @@ def _presets():
     )
     selfnorm_cnn = Preset(
         "conv_flow",
-        {"num_blocks": 3, "layers_per_block": 3, "activation": "spline"},
+        {"num_blocks": 3, "layers_per_block": 3, "activation": "spline", "centering": False},
         sn.Reconstruction("data", 1.0),
     )
     selfnorm_glow = Preset(
         "glow_flow",
-        {"num_blocks": 2, "steps_per_block": 16, "width": 512},
+        {"num_blocks": 2, "steps_per_block": 16, "width": 512, "centering": False},
         sn.Reconstruction("data", 100.0),
     )
     lu = {"layer": "lu"}
@@ -164,6 +164,7 @@ def _presets():
         "relative_fc_mnist": _change(selfnorm_fc, flow=relative, inverse_learning=None),
         "selfnorm_cnn_mnist": selfnorm_cnn,
         "exact_cnn_mnist": _change(selfnorm_cnn, flow=exact, inverse_learning=None),
+        "circulant_cnn_mnist": _change(selfnorm_cnn, flow={"gradient": "circulant"}, inverse_learning=None),
         "emerging_cnn_mnist": _change(selfnorm_cnn, flow={"layer": "emerging"}, inverse_learning=None),
         "exponential_cnn_mnist": _change(selfnorm_cnn, flow={"layer": "exponential"}, inverse_learning=None),
         "conv1x1_glow_mnist": conv1x1_glow,

@@ -49,6 +49,20 @@ def _convolutions(changes):
     return {label: (preset, changes) for label, preset in names.items()}
 
 
+def _gradients(changes):
+    """The gradients of a convolution, with data that the flow centres, and without."""
+    presets = ("circulant_cnn_mnist", "exact_cnn_mnist", "selfnorm_cnn_mnist")
+    probes = _learning(kind="probes", weight=10.0)
+    return {
+        f"{preset.split('_')[0]}, {'centred' if centering else 'as they are'}": (
+            preset,
+            {**changes, "flow.centering": centering, **(probes if preset == presets[2] else {})},
+        )
+        for centering in (True, False)
+        for preset in presets
+    }
+
+
 STUDIES = {
     "dense": {
         "tracked": (_TRACKED, {}),
@@ -99,6 +113,8 @@ STUDIES = {
         )
     },
     "conv_spline": _convolutions(_FAST),
+    "conv_gradients": _gradients(_LEAKY),
+    "conv_gradients_spline": _gradients(_FAST),
     "glow": {
         "1x1": ("selfnorm_glow_mnist", _SMALL_GLOW),
         "5x5": ("selfnorm_glow_mnist", {**_SMALL_GLOW, "flow.kernel_size": 5}),

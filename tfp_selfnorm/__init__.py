@@ -17,6 +17,7 @@ from tfp_selfnorm import baselines, bijectors, callbacks, flows, images
 from tfp_selfnorm.bijectors import (
     ActNorm,
     AffineCoupling,
+    Centering,
     ChannelSplit,
     LeakyReLU,
     SelfNormConv1D,
@@ -47,6 +48,7 @@ __all__ = [
     "ActNorm",
     "AdaptiveWeight",
     "AffineCoupling",
+    "Centering",
     "ChannelSplit",
     "FlowModel",
     "LeakyReLU",

@@ -1,4 +1,4 @@
-"""Initial values from data: `adapt` for each `ActNorm`, `whiten` for dense layers."""
+"""Initial values from data: `adapt` for each `Centering` and `ActNorm`, `whiten` for dense layers."""
 
 from typing import Any
 
@@ -7,25 +7,29 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import SelfNormDense
-from tfp_selfnorm.bijectors.act_norm import ActNorm, act_norm_mode
+from tfp_selfnorm.bijectors.adaptable import Adaptable, adaptation_mode
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.structure.layers import at_inference, bijectors_of
 from tfp_selfnorm.utils.checks import check_events
+from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.types import Array, TfpObject
 
 # In units of the largest variance. Smaller variances count as this one.
 _SMALLEST_VARIANCE = 1e-8
 
 
-def adapt(distribution: TfpObject, x: Array) -> None:
-    """Sets each `ActNorm`, in place: on these data its output has channels of mean 0 and variance 1.
+def adapt(distribution: TfpObject, x: Array, whitens: bool = False) -> None:
+    """Sets each `Centering` and each `ActNorm`, in place, and with `whitens` each dense layer.
 
-    The data pass the flow once, eagerly and in one batch. Each `ActNorm` takes its initial values from its
-    input. A flow without an `ActNorm` is not changed.
+    On these data the output of a `Centering` has mean 0, and the output of an `ActNorm` has channels of mean
+    0 and variance 1. The data pass the flow once, eagerly and in one batch. Each bijector takes its initial
+    values from its input. A flow without such bijectors is not changed.
 
     Args:
       distribution: a TFP distribution, for example from `glow_flow`.
-      x: events `(batch, *event_shape)`, floating; some hundreds are enough.
+      x: events `(batch, *event_shape)`, floating. Some hundreds are enough for an `ActNorm`. The mean of
+        each pixel in a `Centering` is as good as the number of events: thousands are better.
+      whitens: whether to set each `SelfNormDense` too, as `whiten` does.
 
     Raises:
       TypeError: if `distribution` is no TFP distribution, or `x` is not floating.
@@ -44,39 +48,43 @@ def adapt(distribution: TfpObject, x: Array) -> None:
     """
     if not isinstance(distribution, tfp.distributions.Distribution):
         raise TypeError(f"`distribution` must be a TFP distribution; got {type(distribution).__name__}.")
-    norms = bijectors_of(ActNorm, distribution)
-    if norms and is_adapted(distribution):
+    check_bool(whitens, "whitens")
+    adaptables = bijectors_of(Adaptable, distribution)
+    if adaptables and is_adapted(distribution):
         raise ValueError("The flow is adapted already: other initial values would undo its training.")
     x = check_events(x, distribution)
     if tf.size(x) < 2 * distribution.event_shape.num_elements():
         raise ValueError(f"`x` must have two events or more to adapt to; got shape {tuple(x.shape)}.")
-    new = [norm.is_adapted for norm in norms if not norm.has_initial_values()]
+    new = [part.is_adapted for part in adaptables if not part.has_initial_values()]
     try:
-        with act_norm_mode("adapt"):
+        with adaptation_mode("adapt"):
             at_inference(distribution).log_prob(tf.identity(x))
     except Exception:
-        # If a later `ActNorm` refused the data, the earlier ones have no initial values either.
+        # If a later bijector refused the data, the earlier ones have no initial values either.
         for has_values in new:
             if isinstance(has_values, tf.Variable):
                 has_values.assign(False)
         raise
+    if whitens:
+        whiten(distribution, x)
 
 
 def is_adapted(distribution: TfpObject) -> bool:
-    """Whether each `ActNorm` that is a part of a distribution or bijector has its initial values.
+    """Whether each `Centering` and `ActNorm` in a distribution or bijector has its initial values.
 
-    An `ActNorm` that a Python function holds is not found.
+    Those that a Python function holds are not found.
     """
-    return all(norm.has_initial_values() for norm in bijectors_of(ActNorm, distribution, "distribution"))
+    return all(part.has_initial_values() for part in bijectors_of(Adaptable, distribution, "distribution"))
 
 
 def check_adapted(distribution: TfpObject) -> None:
-    """Raises ValueError if an `ActNorm` has no initial values."""
-    if not is_adapted(distribution):
-        raise ValueError(
-            "The flow has an `ActNorm` without initial values: call `adapt` with some training data before "
-            "the model is fitted or evaluated."
-        )
+    """Raises ValueError if a `Centering` or an `ActNorm` has no initial values."""
+    for part in bijectors_of(Adaptable, distribution, "distribution"):
+        if not part.has_initial_values():
+            raise ValueError(
+                f"The flow has a `{type(part).__name__}` without initial values: call `adapt` with some "
+                "training data before the model is fitted or evaluated."
+            )
 
 
 def whiten(distribution: TfpObject, x: Array) -> None:

@@ -2,6 +2,7 @@
 
 from tfp_selfnorm.bijectors.act_norm import ActNorm
 from tfp_selfnorm.bijectors.affine_coupling import AffineCoupling
+from tfp_selfnorm.bijectors.centering import Centering
 from tfp_selfnorm.bijectors.channel_split import ChannelSplit
 from tfp_selfnorm.bijectors.leaky_relu import LeakyReLU
 from tfp_selfnorm.bijectors.self_norm import SelfNorm
@@ -14,6 +15,7 @@ from tfp_selfnorm.bijectors.squeeze import Squeeze
 __all__ = [
     "ActNorm",
     "AffineCoupling",
+    "Centering",
     "ChannelSplit",
     "LeakyReLU",
     "SelfNorm",

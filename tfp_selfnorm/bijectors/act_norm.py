@@ -1,24 +1,19 @@
 """`ActNorm`: a scale and a shift for each channel, with initial values from data."""
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
+from tfp_selfnorm.bijectors.adaptable import Adaptable, adaptation_flag
 from tfp_selfnorm.bijectors.parameters import as_parameters, parameter_properties
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_name
-from tfp_selfnorm.utils.options import check_bool, check_dtype
+from tfp_selfnorm.utils.options import check_dtype
 from tfp_selfnorm.utils.types import DType, Parameter
 
-_THREAD = threading.local()
 
-
-class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
+class ActNorm(Adaptable):
     """A scale and a shift for each channel: `forward(x) = exp(log_scale) x + shift`.
 
     `trainable` makes variables without initial values. `adapt` (or `FlowModel.adapt`) sets them from data: on
@@ -62,29 +57,18 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         is_adapted = bool(is_adapted) if isinstance(is_adapted, np.bool_) else is_adapted
         parameters = dict(locals())
         check_name(name)
-        check_bool(validate_args, "validate_args")
         with tf.name_scope(name):
             dtype, self._shift, self._log_scale = as_parameters(shift=shift, log_scale=log_scale)
-            self._is_adapted = is_adapted
             shapes = self._shift.shape, self._log_scale.shape
             if not shapes[0].rank or shapes[0] != shapes[1]:
                 raise ValueError(
                     f"`shift` and `log_scale` must have one shape (C,); got {tuple(shapes[0])} and "
                     f"{tuple(shapes[1])}. A batch of them is (..., C)."
                 )
-            can_adapt = shapes[0].rank == 1 and hasattr(shift, "assign") and hasattr(log_scale, "assign")
-            # TFP makes copies with tensors instead of variables.
-            is_bool = getattr(is_adapted, "dtype", None) == tf.bool
-            is_variable = hasattr(is_adapted, "assign")
-            if is_adapted is not True and not (is_bool and (can_adapt or not is_variable)):
-                raise TypeError(
-                    "`is_adapted` must be True, or a tf.Variable of a bool, or a bool tensor. With a "
-                    "variable, `shift` and `log_scale` must be variables of shape (C,) too; got "
-                    f"{is_adapted!r}."
-                )
             super().__init__(
+                is_adapted,
+                can_adapt=shapes[0].rank == 1 and hasattr(shift, "assign") and hasattr(log_scale, "assign"),
                 forward_min_event_ndims=1,
-                is_constant_jacobian=True,
                 dtype=dtype,
                 parameters=parameters,
                 validate_args=validate_args,
@@ -115,8 +99,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         shift, log_scale = (
             tf.Variable(tf.zeros([channels], dtype), name=f"{name}_{part}") for part in ("shift", "log_scale")
         )
-        is_adapted = tf.Variable(False, trainable=False, name=f"{name}_is_adapted")
-        return cls(shift, log_scale, is_adapted, name=name)
+        return cls(shift, log_scale, adaptation_flag(name), name=name)
 
     @classmethod
     def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
@@ -132,21 +115,13 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         """The log of the scale of `forward`; after `adapt`, the log of the standard deviation of the data."""
         return self._log_scale
 
-    @property
-    def is_adapted(self) -> Parameter:
-        """Whether the parameters have their initial values: True, or a bool tensor or `tf.Variable`."""
-        return self._is_adapted
-
-    def has_initial_values(self) -> bool:
-        """Whether the parameters have their initial values, as a bool of Python; in eager mode."""
-        # A variable of a distribution strategy is true in Python, with any value.
-        return self._is_adapted is True or bool(tf.reduce_all(self._is_adapted))
-
     def _forward(self, x):
+        self._check_channels(x)
         self._adapt(x, is_inverse=False)
         return self._checked(tf.exp(self._log_scale) * x + self._shift)
 
     def _inverse(self, y):
+        self._check_channels(y)
         self._adapt(y, is_inverse=True)
         return self._checked((y - self._shift) * tf.exp(-self._log_scale))
 
@@ -164,57 +139,15 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
                 f"`{self.name}` has parameters for {channels} channels; got shape {tuple(value.shape)}."
             )
 
-    def _adapt(self, data, is_inverse):
-        """Sets the parameters from the data of the first pass, in the mode "adapt"."""
-        self._check_channels(data)
-        if _mode() != "adapt" or self.has_initial_values():
-            return
-        if not hasattr(self._is_adapted, "assign"):
-            raise TypeError(f"`{self.name}` cannot adapt to data: its parameters are no variables.")
-        values = tf.reshape(tf.cast(data, tf.float64), [-1, data.shape[-1]])
-        mean, variance = tf.nn.moments(values, axes=[0])
-        stddev = tf.sqrt(variance)
+    def _set_from(self, data, is_inverse):
+        values = np.reshape(data, [-1, data.shape[-1]])
+        mean, stddev = np.mean(values, axis=0), np.std(values, axis=0)
         bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(stddev) & (stddev > 0)))
         if bad.size:
             raise ValueError(
                 f"`{self.name}` cannot adapt to data of mean {mean[bad[0]]:.3g} and standard deviation "
                 f"{stddev[bad[0]]:.3g} in channel {bad[0]}: the data must be finite, and must vary."
             )
-        log_stddev = tf.math.log(stddev)
-        self._shift.assign(tf.cast(mean if is_inverse else -mean / stddev, self.dtype))
-        self._log_scale.assign(tf.cast(log_stddev if is_inverse else -log_stddev, self.dtype))
-        self._is_adapted.assign(True)
-
-    def _checked(self, value):
-        """Returns `value` if the parameters have their initial values."""
-        if self._is_adapted is True or _mode() == "ignore":
-            return value
-        message = (
-            f"`{self.name}` has no initial values yet: call `adapt` on the flow with training data first."
-        )
-        if tf.executing_eagerly():
-            if not self.has_initial_values():
-                raise ValueError(message)
-            return value
-        is_adapted = tf.reduce_all(self._is_adapted)
-        # XLA drops the assertion; NaN remains.
-        with tf.control_dependencies([tf.debugging.Assert(is_adapted, [message])]):
-            return tf.where(is_adapted, value, tf.constant(np.nan, value.dtype))
-
-
-@contextlib.contextmanager
-def act_norm_mode(mode: str) -> Iterator[None]:
-    """Sets the mode of `ActNorm`s without initial values, in this thread.
-
-    In the mode "adapt" they take initial values from the data of a pass. In the mode "ignore" they compute
-    with the values that they have.
-    """
-    previous, _THREAD.mode = _mode(), mode
-    try:
-        yield
-    finally:
-        _THREAD.mode = previous
-
-
-def _mode():
-    return getattr(_THREAD, "mode", None)
+        log_stddev = np.log(stddev)
+        self._shift.assign(tf.constant(mean if is_inverse else -mean / stddev, self.dtype))
+        self._log_scale.assign(tf.constant(log_stddev if is_inverse else -log_stddev, self.dtype))

@@ -1,6 +1,6 @@
 """The parameters of bijectors: their dtype, their shapes, and the shapes of events."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -80,7 +80,7 @@ def is_checked_now(bijector: TfpObject, value: Parameter, is_init: bool) -> bool
     return bijector.validate_args and is_init != is_mutable(value)
 
 
-def parameter_properties(**event_ndims: int) -> dict[str, Any]:
+def parameter_properties(**event_ndims: int | Callable) -> dict[str, Any]:
     """TFP's properties of parameters, from the rank of each in a bijector without a batch shape."""
     return {name: tfp.util.ParameterProperties(event_ndims=ndims) for name, ndims in event_ndims.items()}
 

@@ -24,7 +24,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
     `R = forward_kernel`; with `inversion="exact"` it is the solve with W.
     """
 
-    _GRADIENTS: tuple[str, ...] = linear.GRADIENTS
+    _GRADIENTS: tuple[str, ...]
     __reduce__ = by_parameters
 
     def __init__(
@@ -88,7 +88,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
 
     @property
     def gradient(self) -> str:
-        """The gradient of the log-det inside a `training_scope`: "self_norm", "exact" or "relative"."""
+        """The gradient of the log-det inside a `training_scope`: "self_norm", "exact", or another name."""
         return self._gradient
 
     @property

@@ -29,7 +29,7 @@ from tfp_selfnorm.utils.types import DType, Parameter, Seed, Shape
 class SelfNormConv(SelfNorm):
     """The convolution of one or two spatial dimensions: base class of the two layers."""
 
-    _GRADIENTS = ("self_norm", "exact")
+    _GRADIENTS = ("self_norm", "exact", "circulant")
     _SPATIAL_NDIMS: int
     _DEFAULT_NAME: str
 

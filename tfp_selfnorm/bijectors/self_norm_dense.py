@@ -49,6 +49,8 @@ class SelfNormDense(SelfNorm):
     Gresele et al., "Relative gradient optimization of the Jacobian term", NeurIPS 2020.
     """
 
+    _GRADIENTS = ("self_norm", "exact", "relative")
+
     def __init__(
         self,
         forward_kernel: Parameter,

@@ -7,9 +7,9 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors import LeakyReLU, SmoothLeakyReLU, trainable_spline
+from tfp_selfnorm.bijectors import Centering, LeakyReLU, SmoothLeakyReLU, trainable_spline
 from tfp_selfnorm.utils.integers import as_sizes
-from tfp_selfnorm.utils.options import check_choice
+from tfp_selfnorm.utils.options import check_bool, check_choice
 from tfp_selfnorm.utils.seeds import stateless_seed
 from tfp_selfnorm.utils.types import Seed, Shape
 
@@ -107,6 +107,16 @@ def check_preprocessing(preprocessing: tfp.bijectors.Bijector | None) -> list:
     if not isinstance(preprocessing, tfb.Bijector):
         raise TypeError(f"`preprocessing` must be a TFP bijector or None; got {preprocessing!r}.")
     return [preprocessing]
+
+
+def first_bijectors(
+    preprocessing: tfp.bijectors.Bijector | None, centering: bool, event_shape: Sequence[int], dtype: tf.DType
+) -> list:
+    """Returns a list of the bijectors before the layers: the preprocessing, and with `centering` a mean."""
+    bijectors = check_preprocessing(preprocessing)
+    if check_bool(centering, "centering"):
+        bijectors.append(Centering.trainable(event_shape, dtype=dtype))
+    return bijectors
 
 
 def split_seeds(seed: Seed, count: int, salt: str) -> list:

@@ -12,7 +12,7 @@ from tfp_selfnorm.bijectors import SelfNormConv2D, Squeeze
 from tfp_selfnorm.flows.building import (
     activation_maker,
     check_image_shape,
-    check_preprocessing,
+    first_bijectors,
     layer_maker,
     split_seeds,
     squeezed,
@@ -41,6 +41,7 @@ def conv_flow(
     kernel_size: Shape = 3,
     activation: str | Callable | None = "smooth_leaky_relu",
     layer: str = "self_norm",
+    centering: bool = True,
     preprocessing: tfp.bijectors.Bijector | None = None,
     dtype: DType = tf.float32,
     seed: Seed = None,
@@ -92,7 +93,7 @@ def conv_flow(
     shape, dtype = check_image_shape(image_shape, divisor=2 ** (num_blocks - 1)), check_dtype(dtype)
     make_activation = activation_maker(activation, dtype)
     seeds = iter(split_seeds(seed, num_blocks * layers_per_block, "conv_flow"))
-    bijectors = check_preprocessing(preprocessing)
+    bijectors = first_bijectors(preprocessing, centering, shape, dtype)
     for block in range(num_blocks):
         if block > 0:
             bijectors.append(tfb.Invert(Squeeze()))

@@ -12,7 +12,7 @@ from tfp_selfnorm.bijectors import ActNorm, AffineCoupling, ChannelSplit, SelfNo
 from tfp_selfnorm.bijectors.conv_parameters import check_kernel_size
 from tfp_selfnorm.flows.building import (
     check_image_shape,
-    check_preprocessing,
+    first_bijectors,
     layer_maker,
     split_seeds,
     squeezed,
@@ -40,6 +40,7 @@ def glow_flow(
     act_norm: bool = True,
     split_prior: bool = True,
     layer: str = "self_norm",
+    centering: bool = True,
     preprocessing: tfp.bijectors.Bijector | None = None,
     dtype: DType = tf.float32,
     seed: Seed = None,
@@ -105,7 +106,7 @@ def glow_flow(
     make_mixing = _mixing_maker(layer, layer_options, kernel_size, dtype)
     make_coupling = _coupling_maker(width, network_dtype, dtype)
     check_bools(act_norm=act_norm, split_prior=split_prior)
-    bijectors, latent_shape = check_preprocessing(preprocessing), squeezed(shape)
+    bijectors, latent_shape = first_bijectors(preprocessing, centering, shape, dtype), squeezed(shape)
     seeds = iter(split_seeds(seed, num_blocks * (2 * steps_per_block + 1), "glow_flow"))
     blocks: list[list] = [[] for _ in range(num_blocks)]
     for i, block in enumerate(blocks):

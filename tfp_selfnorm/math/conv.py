@@ -4,12 +4,12 @@ Images are `[..., H, W, C]` and kernels `[kh, kw, C, C]` (height, width, input a
 `[..., L, C]` and `[k, C, C]`. The sizes of kernels are odd. Keller et al. (2021), section 4 and appendix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.math import exact_conv
+from tfp_selfnorm.math import circulant_conv, exact_conv
 from tfp_selfnorm.math.linear import Operations
 
 
@@ -104,9 +104,9 @@ class ConvMap(Operations):
     def log_det(self, kernel: tf.Tensor) -> tf.Tensor:
         return exact_conv.log_det(self._planar_kernel(kernel), self._shape, self._name)
 
-    def log_det_gradient(self, kernel: tf.Tensor) -> tf.Tensor:
-        gradient = exact_conv.log_det_gradient(self._planar_kernel(kernel), self._shape, self._name)
-        return tf.reshape(gradient, kernel.shape)
+    @property
+    def log_det_gradients(self) -> Mapping[str, Callable[[tf.Tensor], tf.Tensor]]:
+        return {"exact": self._exact_gradient, "circulant": self._circulant_gradient}
 
     def solve(self, kernel: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
         return self._on_images(lambda z, kernel: solve(kernel, z, self._name), kernel, z)
@@ -116,6 +116,15 @@ class ConvMap(Operations):
 
     def from_matrix(self, matrix: tf.Tensor) -> tf.Tensor:
         return tf.reshape(tf.transpose(matrix), [*[1] * self._ndims, *matrix.shape])
+
+    def _exact_gradient(self, kernel):
+        gradient = exact_conv.log_det_gradient(self._planar_kernel(kernel), self._shape, self._name)
+        return tf.reshape(gradient, kernel.shape)
+
+    def _circulant_gradient(self, kernel):
+        counts = multiplicity(self._kernel_size, self._shape)[..., np.newaxis, np.newaxis]
+        gradient = circulant_conv.mean_log_det_gradient(self._planar_kernel(kernel), self._shape)
+        return tf.reshape(tf.constant(counts, kernel.dtype) * gradient, kernel.shape)
 
     def _on_images(self, function, kernel, x):
         images = function(self._images(x, kernel), self._planar_kernel(kernel))

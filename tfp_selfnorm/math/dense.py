@@ -1,5 +1,7 @@
 """The dense map of vectors `[..., D]` by kernels `[..., D, D]`. Their batches broadcast."""
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import tensorflow as tf
 
@@ -118,8 +120,9 @@ class DenseMap(Operations):
     def log_det(self, kernel: tf.Tensor) -> tf.Tensor:
         return tf.linalg.slogdet(kernel).log_abs_determinant
 
-    def log_det_gradient(self, kernel: tf.Tensor) -> tf.Tensor:
-        return tf.linalg.inv(kernel, adjoint=True)
+    @property
+    def log_det_gradients(self) -> Mapping[str, Callable[[tf.Tensor], tf.Tensor]]:
+        return {"exact": lambda kernel: tf.linalg.inv(kernel, adjoint=True), "relative": tf.identity}
 
     def solve(self, kernel: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
         return _solve(kernel, z)

@@ -6,12 +6,11 @@ al. (2021), section 3.
 """
 
 import abc
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-
-GRADIENTS = ("self_norm", "exact", "relative")
 
 
 class Operations(abc.ABC):
@@ -42,15 +41,16 @@ class Operations(abc.ABC):
 
     @abc.abstractmethod
     def inverse_to_gradient(self, kernel: tf.Tensor) -> tf.Tensor:
-        """The approximation of `log_det_gradient` by a kernel of the inverse map."""
+        """The approximation of the gradient of `log_det` by a kernel of the inverse map."""
 
     @abc.abstractmethod
     def log_det(self, kernel: tf.Tensor) -> tf.Tensor:
         """`log |det|` of the map in nats, exact."""
 
+    @property
     @abc.abstractmethod
-    def log_det_gradient(self, kernel: tf.Tensor) -> tf.Tensor:
-        """The gradient of `log_det`, exact."""
+    def log_det_gradients(self) -> Mapping[str, Callable[[tf.Tensor], tf.Tensor]]:
+        """Functions of the kernel alone for the gradient of `log_det`, by name: "exact", and others."""
 
     @abc.abstractmethod
     def solve(self, kernel: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
@@ -84,7 +84,7 @@ def linear_map(
 
     - "self_norm": `mixture d x^T` for the kernel and `-(1 - mixture) (kernel^T d) z^T` for the other
       kernel, the likelihood terms of the paper for `mixture = 1/2`;
-    - "exact": `d x^T` for the kernel and none for the other kernel;
+    - "exact" and "circulant": `d x^T` for the kernel and none for the other kernel;
     - "relative": `d z^T kernel`, the exact gradient times `kernel^T kernel` (Gresele et al., 2020).
 
     The gradient of `x` is `kernel^T d` in all three.
@@ -97,7 +97,7 @@ def linear_map(
     Returns:
       `z`, and the error or `None`.
     """
-    if gradient == "exact" and trains is None:
+    if gradient in ("exact", "circulant") and trains is None:
         return operations.apply(kernel, x), None
     likelihood_weight = mixture if gradient == "self_norm" else 1.0
 
@@ -145,14 +145,15 @@ def log_det(
     convolution times its multiplicities. For a gradient of one they are:
 
     - "self_norm": `mixture T(other_kernel)` for the kernel, `-(1 - mixture) T(kernel)` for the other kernel;
-    - "exact": `log_det_gradient(kernel)`, the inverse transpose;
-    - "relative": `kernel`.
+    - "exact": the inverse transpose;
+    - "relative", of a dense map: `kernel`;
+    - "circulant", of a convolution: `circulant_conv.mean_log_det_gradient` times the multiplicities.
 
     Args:
       operations: the operations of the kind of map.
       kernel: float tensor.
       other_kernel: float tensor of the same shape; its map is close to the inverse.
-      gradient: one of "self_norm", "exact", "relative".
+      gradient: "self_norm", or one of `operations.log_det_gradients`.
       mixture: Python float in [0, 1], used by "self_norm" alone.
       value: a known value to return, at no cost; `None` computes the value.
     """
@@ -167,10 +168,8 @@ def log_det(
     def apply(value, kernel, other_kernel):
         def gradients(upstream):
             scale = _with_dimensions(upstream, ndims)
-            if gradient == "exact":
-                return None, scale * operations.log_det_gradient(kernel), None
-            if gradient == "relative":
-                return None, scale * kernel, None
+            if gradient != "self_norm":
+                return None, scale * operations.log_det_gradients[gradient](kernel), None
             d_kernel = (mixture * scale) * operations.inverse_to_gradient(other_kernel)
             d_other = None
             if mixture < 1.0:

@@ -22,7 +22,9 @@ from tfp_selfnorm.utils.files import atomic_path
 from tfp_selfnorm.utils.names import check_keras_name, check_optional_name, usable_name
 from tfp_selfnorm.utils.types import TfpObject
 
-_RECIPE = ("builder", "arguments", "inverse_learning", "bits_per_dim", "dtype_policy")
+_RECIPE = ("builder", "arguments", "inverse_learning", "bits_per_dim", "dtype_policy", "format")
+# Files of version 0.1.0 have no entry "format".
+_FORMAT = 2
 _RANDOM_STATE = "seed_generator_state"
 _BUILDERS_OF_0_1_0 = [{"function": f"tfp_selfnorm>{name}_flow"} for name in ("dense", "conv", "glow")]
 _STATE = ("name", "trainable_variables")
@@ -43,14 +45,15 @@ def recipe_of(
         "inverse_learning": encode(inverse_learning, "inverse_learning"),
         "bits_per_dim": bool(bits_per_dim),
         "dtype_policy": keras.config.dtype_policy().name,
+        "format": _FORMAT,
     }
 
 
 def model_from_config(cls: type, config: dict[str, Any], custom_objects: dict[str, Any] | None) -> Any:
     """Makes a model of the class; see `FlowModel.from_config`."""
     check_bounds(config, "config")
-    _check_config(config)
     config = _in_present_words(config)
+    _check_config(config)
     # An empty scope would hide the scope of `load_model`.
     scope = keras.saving.custom_object_scope(custom_objects) if custom_objects else nullcontext()
     with scope:
@@ -166,6 +169,7 @@ def _check_config(config):
         )
     expected = {
         "bits_per_dim": ("True or False", lambda value: isinstance(value, bool)),
+        "format": (f"at most {_FORMAT}; a later version wrote it", lambda value: value in range(_FORMAT + 1)),
         "dtype_policy": ("the name of a dtype policy", lambda value: isinstance(value, str)),
         "name": ("a name or None", lambda value: value is None or isinstance(value, str)),
         "trainable_variables": ("a list of names", _is_list_of_names),
@@ -179,18 +183,21 @@ def _in_present_words(config):
     """The config of a file with today's arguments of builders, where version 0.1.0 wrote others.
 
     It called the `layer` of a Glow `mixing`, with "exact" for the gradient "exact". It took the options of
-    self-normalizing layers for other layers too, where they had no effect.
+    self-normalizing layers for other layers too, where they had no effect. Images were not centred.
     """
-    builder, arguments = config["builder"], dict(config["arguments"])
-    # A call of `from_builder` has no name yet: the builder says there that `mixing` is gone.
-    if "name" not in config or builder not in _BUILDERS_OF_0_1_0:
+    if "format" in config or not isinstance(config.get("arguments"), dict):
         return config
+    builder, arguments = config.get("builder"), dict(config["arguments"])
+    if builder not in _BUILDERS_OF_0_1_0:
+        return {**config, "format": _FORMAT}
+    if builder != _BUILDERS_OF_0_1_0[0]:
+        arguments["centering"] = False
     if "mixing" in arguments:
         mixing = arguments.pop("mixing")
         arguments |= {"gradient": "exact"} if mixing == "exact" else {"layer": mixing}
     if arguments.get("layer", "self_norm") != "self_norm":
         arguments = {name: value for name, value in arguments.items() if name not in SELF_NORM_OPTIONS}
-    return {**config, "arguments": arguments}
+    return {**config, "arguments": arguments, "format": _FORMAT}
 
 
 def _is_own(builder):

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import ChannelSplit
-from tfp_selfnorm.bijectors.act_norm import act_norm_mode
+from tfp_selfnorm.bijectors.adaptable import adaptation_mode
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -91,7 +91,7 @@ def _flow_rows(distribution, expand_nested, hidden):
       expand_nested: whether the parts of a bijector, or of a base distribution, have rows too.
       hidden: references of variables to find by a call of each bijector.
     """
-    with act_norm_mode("ignore"):
+    with adaptation_mode("ignore"):
         value = distribution.sample(1, seed=0) if hidden else None
         rows, shape = [], distribution.event_shape
         # Subclasses, such as tfd.MultivariateNormalDiag, are bases.

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 import tf_keras
 
-from tfp_selfnorm.bijectors.act_norm import act_norm_mode
+from tfp_selfnorm.bijectors.adaptable import adaptation_mode
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.structure.layers import self_norm_layers
 from tfp_selfnorm.structure.names import CALLS, natural_order, own_name
@@ -49,7 +49,7 @@ def find_layers_and_variables(distribution: TfpObject) -> LayersAndVariables:
         variable belongs to another distribution strategy than the current one; or if a layer that only a
         function knows learns its inverse.
     """
-    with act_norm_mode("ignore"), _without_a_trace(distribution), _explaining_failures():
+    with adaptation_mode("ignore"), _without_a_trace(distribution), _explaining_failures():
         # Some networks make their variables at the first call, which is here.
         sample = distribution.sample(1, seed=0)
         templates = find_templates(distribution)
@@ -282,7 +282,7 @@ def _in_an_order_of_their_own(variables, in_templates, distribution):
     before = [reference for reference in variables if reference not in made]
     before.sort(key=lambda reference: natural_order(own_name(variables[reference])))
     if len(made) > 1:
-        with act_norm_mode("ignore"):
+        with adaptation_mode("ignore"):
             _, read, _ = _trace(lambda: distribution.sample(1, seed=0))
         made = list(dict.fromkeys([*(v.ref() for v in read if v.ref() in made), *made]))
     return {reference: variables[reference] for reference in (*before, *made)}

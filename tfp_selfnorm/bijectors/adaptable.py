@@ -1,0 +1,108 @@
+"""`Adaptable`, the base class of the bijectors whose parameters get their initial values from data."""
+
+import abc
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.utils.names import check_name
+from tfp_selfnorm.utils.options import check_bool
+from tfp_selfnorm.utils.types import Parameter
+
+_THREAD = threading.local()
+
+
+class Adaptable(tfp.bijectors.AutoCompositeTensorBijector):
+    """A bijector whose variables `adapt` sets from data: base of `ActNorm` and `Centering`.
+
+    Until then every call raises ValueError. Inside a graph it raises `tf.errors.InvalidArgumentError`; under
+    XLA the result is NaN.
+    """
+
+    def __init__(self, is_adapted: Parameter, can_adapt: bool, **options: Any) -> None:
+        """Checks `is_adapted`, and makes the bijector.
+
+        Args:
+          is_adapted: whether the parameters have their initial values: True, or a bool tensor or variable.
+          can_adapt: whether the parameters are variables of a form that `adapt` can set.
+          **options: arguments of `tfb.Bijector`.
+        """
+        self._is_adapted = is_adapted
+        # TFP makes copies with tensors instead of variables.
+        is_bool = getattr(is_adapted, "dtype", None) == tf.bool
+        is_variable = hasattr(is_adapted, "assign")
+        if is_adapted is not True and not (is_bool and (can_adapt or not is_variable)):
+            raise TypeError(
+                "`is_adapted` must be True, or a tf.Variable of a bool, or a bool tensor. With a variable, "
+                f"the parameters must be variables too, without a batch; got {is_adapted!r}."
+            )
+        check_bool(options["validate_args"], "validate_args")
+        super().__init__(is_constant_jacobian=True, **options)
+
+    @property
+    def is_adapted(self) -> Parameter:
+        """Whether the parameters have their initial values: True, or a bool tensor or `tf.Variable`."""
+        return self._is_adapted
+
+    def has_initial_values(self) -> bool:
+        """Whether the parameters have their initial values, as a bool of Python; in eager mode."""
+        # A variable of a distribution strategy is true in Python, with any value.
+        return self._is_adapted is True or bool(tf.reduce_all(self._is_adapted))
+
+    @abc.abstractmethod
+    def _set_from(self, data, is_inverse):
+        """Assigns initial values from the data of a pass, a float64 array; raises ValueError if it cannot."""
+
+    def _adapt(self, data, is_inverse):
+        """Sets the parameters from the data of the first pass, in the mode "adapt"."""
+        if _mode() != "adapt" or self.has_initial_values():
+            return
+        if not hasattr(self._is_adapted, "assign"):
+            raise TypeError(f"`{self.name}` cannot adapt to data: its parameters are no variables.")
+        self._set_from(np.asarray(tf.cast(data, tf.float64)), is_inverse)
+        self._is_adapted.assign(True)
+
+    def _checked(self, value):
+        """Returns `value` if the parameters have their initial values."""
+        if self._is_adapted is True or _mode() == "ignore":
+            return value
+        message = (
+            f"`{self.name}` has no initial values yet: call `adapt` on the flow with training data first."
+        )
+        if tf.executing_eagerly():
+            if not self.has_initial_values():
+                raise ValueError(message)
+            return value
+        is_adapted = tf.reduce_all(self._is_adapted)
+        # XLA drops the assertion; NaN remains.
+        with tf.control_dependencies([tf.debugging.Assert(is_adapted, [message])]):
+            return tf.where(is_adapted, value, tf.constant(np.nan, value.dtype))
+
+
+def adaptation_flag(name: str) -> tf.Variable:
+    """The variable `is_adapted` of a bijector without initial values."""
+    check_name(name)
+    return tf.Variable(False, trainable=False, name=f"{name}_is_adapted")
+
+
+@contextlib.contextmanager
+def adaptation_mode(mode: str) -> Iterator[None]:
+    """Sets the mode of `Adaptable`s without initial values, in this thread.
+
+    In the mode "adapt" they take initial values from the data of a pass. In the mode "ignore" they compute
+    with the values that they have.
+    """
+    previous, _THREAD.mode = _mode(), mode
+    try:
+        yield
+    finally:
+        _THREAD.mode = previous
+
+
+def _mode():
+    return getattr(_THREAD, "mode", None)
