@@ -170,6 +170,30 @@ def test_the_exact_gradient(case, rng):
         np.testing.assert_allclose(likelihood_gradients(layer, y)[0], expected, **TOLERANCE)
 
 
+@pytest.mark.parametrize("scope", ["held 0", "held log-det"])
+def test_the_circulant_gradient(case, scope, rng):
+    layer = make_layer(rng, *case, gradient="circulant", mixture=0.3)
+    assert layer.inversion == "exact"
+    y = data(rng, layer)
+    w, _, bias = matrices(layer)
+    x = rows(y, layer)
+    d_z = -(x @ w.T + bias) / len(x)
+    kernel, spatial_shape = layer.inverse_kernel.numpy(), layer.spatial_shape
+    of_map = dense.kernel_gradient(d_z.T @ x, kernel.shape, spatial_shape)
+    # The counts of an element in the matrix of the convolution.
+    ones = np.ones_like(kernel[..., :1, :1])
+    counts = dense.kernel_gradient(dense.matrix(ones, spatial_shape), ones.shape, spatial_shape)
+    of_log_det = counts * dense.torus_gradient(kernel, spatial_shape)
+    with SCOPES[scope](layer):
+        found = likelihood_gradients(layer, y)
+    # It is damped by 1e-8 of the mean squared singular value.
+    np.testing.assert_allclose(found[0], of_map + of_log_det, rtol=1e-5, atol=1e-5)
+    assert found[1] is None
+    np.testing.assert_allclose(found[2], np.sum(d_z.reshape(-1, kernel.shape[-1]), axis=0), **TOLERANCE)
+    np.testing.assert_allclose(rows(found[3], layer), d_z @ w, **TOLERANCE)
+    np.testing.assert_allclose(likelihood_gradients(layer, y)[0], exact_gradient(layer, y), **TOLERANCE)
+
+
 @pytest.mark.parametrize("sizes", [(1, 1), (3, 3), (3, 1), (5,)], ids=str)
 def test_with_the_true_inverse_the_self_normalizing_gradient_is_exact(sizes, rng):
     """In kernels whose inverse is a kernel of the same size; half of it, since the other half is p_g's."""

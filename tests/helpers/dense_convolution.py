@@ -53,3 +53,32 @@ def invertible_pair(rng, sizes, channels):
         if corner != centre:
             target[corner] += matrices[1].T
     return kernel, inverse
+
+
+def torus_gradient(kernel, spatial_shape):
+    """The gradient of the log-det on a torus, divided by its pixels, from the inverse of the dense matrix.
+
+    In each dimension the torus is longer than the image by twice the radius of the kernel, and at most 16 long.
+    It has length 1 where the kernel or the image has. Elements outside of an image are no part of it.
+    """
+    *sizes, channels, _ = kernel.shape
+    torus = [
+        1 if size == 1 or length == 1 else min(length + size - 1, 16)
+        for size, length in zip(sizes, spatial_shape, strict=True)
+    ]
+    matrix, places = np.zeros([*torus, channels, *torus, channels]), []
+    for pixel in np.ndindex(*torus):
+        for element in np.ndindex(*sizes):
+            offsets = [e - size // 2 for e, size in zip(element, sizes, strict=True)]
+            if any(abs(o) >= length for o, length in zip(offsets, spatial_shape, strict=True)):
+                continue
+            other = [(p + o) % length for p, o, length in zip(pixel, offsets, torus, strict=True)]
+            place = (*pixel, slice(None), *other, slice(None))
+            matrix[place] += kernel[element].T
+            places.append((element, place))
+    size = int(np.prod(torus)) * channels
+    adjoint = np.linalg.inv(matrix.reshape(size, size)).T.reshape(matrix.shape)
+    gradient = np.zeros(kernel.shape)
+    for element, place in places:
+        gradient[element] += adjoint[place].T
+    return gradient / np.prod(torus)

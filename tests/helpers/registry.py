@@ -13,6 +13,7 @@ from dense_convolution import invertible_pair, random_kernel
 from tfp_selfnorm import (
     ActNorm,
     AffineCoupling,
+    Centering,
     ChannelSplit,
     LeakyReLU,
     SelfNormConv1D,
@@ -78,7 +79,7 @@ def _conv(sizes=(3, 3), channels=2, spatial_shape=(4, 5), **options):
     def make(dtype):
         rng = np.random.default_rng(4)
         kernel, inverse = invertible_pair(rng, sizes, channels)
-        if options.get("inversion") == "exact" or options.get("gradient") == "exact":
+        if options.get("inversion") == "exact" or options.get("gradient", "self_norm") != "self_norm":
             kernel = random_kernel(rng, sizes, channels)
         kernels = (tf.Variable(value, dtype=dtype) for value in (inverse, kernel))
         layer = SelfNormConv2D if len(sizes) == 2 else SelfNormConv1D
@@ -97,6 +98,10 @@ def _baseline(layer, num_kernels, sizes=(3, 3), channels=2, spatial_shape=(3, 3)
         return layer(*kernels, spatial_shape, bias, **options)
 
     return make
+
+
+def _centering(shape):
+    return lambda dtype: Centering(tf.Variable(np.random.default_rng(2).normal(size=shape), dtype=dtype))
 
 
 def _act_norm(dtype):
@@ -191,6 +196,9 @@ REGISTRY = {
     "self_norm_conv2d, 1x1, exact gradient": Case(
         _conv((1, 1), gradient="exact"), event_shape=(4, 5, 2), unused=1
     ),
+    "self_norm_conv2d, circulant gradient": Case(
+        _conv(gradient="circulant"), event_shape=(4, 5, 2), unused=1
+    ),
     "invert(self_norm_conv2d)": Case(lambda dtype: tfb.Invert(_conv()(dtype)), event_shape=(4, 5, 2)),
     "self_norm_conv1d": Case(_conv((5,), spatial_shape=(6,)), event_shape=(6, 2)),
     "self_norm_conv1d, exact gradient": Case(
@@ -210,6 +218,8 @@ REGISTRY = {
     ),
     "squeeze": Case(lambda dtype: Squeeze(), event_shape=(2, 3, 8), latent_shape=(4, 6, 2)),
     "squeeze by 3": Case(lambda dtype: Squeeze(3), event_shape=(1, 2, 9), latent_shape=(3, 6, 1)),
+    "centering": Case(_centering((2, 3)), event_shape=(2, 3)),
+    "centering of channels": Case(_centering((3,)), event_shape=(4, 2, 3)),
     "act_norm": Case(_act_norm, event_shape=(2,)),
     "act_norm of images": Case(_act_norm, event_shape=(3, 3, 2)),
     "act_norm, batch of parameters": Case(_act_norm_batch, event_shape=(2,), batch_shape=(3,)),

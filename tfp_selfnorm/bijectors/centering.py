@@ -17,8 +17,9 @@ class Centering(Adaptable):
     """Subtracts the mean of the data: `inverse(y) = y - mean`, `forward(x) = x + mean`.
 
     It stands first in a flow, between the data and the layers. Without it the first layers must learn to
-    remove the mean, and lose a direction to it. `trainable` makes a bijector without initial values. `adapt`
-    (or `FlowModel.adapt`) sets the mean from data. Until then every call raises ValueError. Inside a graph it raises `tf.errors.InvalidArgumentError`; under XLA the result is NaN.
+    remove the mean. `trainable` makes a bijector without an initial value. `adapt` (or `FlowModel.adapt`)
+    sets the mean from data. Until then every call raises ValueError. Inside a graph it raises
+    `tf.errors.InvalidArgumentError`; under XLA the result is NaN.
 
     The log-det is 0. Shapes: the mean has the shape of an event, or of its last dimensions, for example `[C]`
     for a mean of each channel of images. Dtypes: float32 and float64.

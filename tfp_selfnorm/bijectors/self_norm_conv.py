@@ -54,13 +54,14 @@ class SelfNormConv(SelfNorm):
           spatial_shape: sizes of an image without its channels, positive ints.
           bias: float `[C]`, or `None`.
           gradient: the gradient of the likelihood by the kernels, inside a `training_scope`: "self_norm" (the
-            learned inverse instead of the inverse transpose) or "exact" (block elimination each step).
+            learned inverse instead of the inverse transpose), "circulant" (the inverse of the convolution on
+            a torus, from W alone) or "exact" (block elimination each step).
           mixture: the weight of p_f against p_g for `inverse`, in [0, 1]; for `forward`, of p_g against p_f.
             "self_norm" uses it inside a `training_scope`. 0.5 is the value of the paper. With 1, W has the
             plain gradient, and only a regularizer trains R.
           inversion: the map of `forward`: "learned" (the convolution with R) or "exact" (the solve with W).
-            `None` is "learned" with the gradient "self_norm", and "exact" with the gradient "exact", which
-            does not train R.
+            `None` is "learned" with the gradient "self_norm", and "exact" with the others, for which the
+            likelihood does not train R.
           validate_args: whether to check at each call that W is not singular to working precision.
           name: name of the ops.
 
@@ -182,6 +183,11 @@ class SelfNormConv2D(SelfNormConv):
     general this inverse is no convolution. The gradient of `log |det W|` then has `m * flip(R)` instead of
     sums over the inverse transpose: `flip` exchanges channels and mirrors space, `m` is the count of each
     kernel element in the matrix. A training step costs a few convolutions.
+
+    The gradient "circulant" has no learned inverse in it: on a torus the discrete Fourier transform divides W
+    into one C x C matrix for each frequency, and the gradient comes from their inverses. It costs O(F C^3)
+    for at most F = 144 frequencies, and nothing for each example. It is close to the exact gradient as far as
+    the edges of the image have little weight. A singular matrix is damped.
 
     `inverse_log_det_jacobian` is `log |det W|` of the whole map, exact, by block elimination in float64. It
     costs O(((k - 1) / 2 W C)^3 log H) for H x W images, once for all examples, and O(C^3) for a 1x1 kernel.

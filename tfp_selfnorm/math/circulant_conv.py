@@ -1,4 +1,4 @@
-"""The log-determinant's gradient of a convolution on a torus, an approximation of the zero-padded convolution.
+"""The gradient of the log-det of a convolution on a torus, which approximates zero padding.
 
 On a torus the matrix of a convolution is block-circulant: the discrete Fourier transform divides it into one
 C x C matrix for each frequency, the symbol of the kernel. So its inverse costs one small inverse for each
@@ -21,10 +21,13 @@ _DAMPING = 1e-8
 def mean_log_det_gradient(kernel: tf.Tensor, spatial_shape: Sequence[int]) -> tf.Tensor:
     """The gradient of `log |det|` on a torus by the kernel, for each pixel of the torus.
 
-    The symbol at a frequency f is `A(f) = sum_s kernel[s] exp(2 pi i f s)`, with the offsets s from the centre
-    of the kernel. The result is the mean over the frequencies of `Re(exp(2 pi i f s) A(f)^-T)`. The inverse is
-    damped: `(A^H A + e)^-1 A^H`, where e is 1e-8 times the mean squared singular value of the symbols. So it
-    is finite for each finite kernel. The computation is in float64.
+    The symbol at a frequency f is `A(f) = sum_s kernel[s] exp(2 pi i f s)`, with the offsets s from the
+    centre of the kernel. The result is the mean over the frequencies of `Re(exp(2 pi i f s) A(f)^-T)`. The
+    inverse is damped: `(A^H A + e)^-1 A^H`, where e is 1e-8 times the mean squared singular value of the
+    symbols. So it is finite for each finite kernel, and NaN for others. The computation is in float64.
+
+    In each dimension the torus is longer than the image by twice the radius of the kernel, and at most 16
+    pixels long. Elements of the kernel that multiply only zeros of the padding are left out.
 
     Args:
       kernel: float `[kh, kw, C, C]` (height, width, input and output channels), sizes odd.
@@ -40,9 +43,13 @@ def mean_log_det_gradient(kernel: tf.Tensor, spatial_shape: Sequence[int]) -> tf
     rows = tf.concat([real, -imaginary], axis=-1)
     symbols = tf.concat([rows, tf.concat([imaginary, real], axis=-1)], axis=-2)
     squares = tf.matmul(symbols, symbols, transpose_a=True)
-    damping = _DAMPING * tf.reduce_mean(tf.linalg.diag_part(squares)) + np.finfo(np.float64).tiny
-    squares += damping * tf.eye(2 * channels, dtype=tf.float64)
-    inverses = tf.matmul(tf.linalg.inv(squares), rows, transpose_b=True)
+    mean_square = tf.reduce_mean(tf.linalg.diag_part(squares))
+    identity = tf.eye(2 * channels, dtype=tf.float64)
+    damped = squares + (_DAMPING * mean_square + np.finfo(np.float64).tiny) * identity
+    # The inverse of a matrix with NaN is an error on the CPU, which would end the training.
+    is_finite = tf.math.is_finite(mean_square)
+    inverses = tf.matmul(tf.linalg.inv(tf.where(is_finite, damped, identity)), rows, transpose_b=True)
+    inverses = tf.where(is_finite, inverses, tf.constant(np.nan, tf.float64))
     real, imaginary = tf.split(inverses, 2, axis=-2)
     cosines, sines = (tf.constant(wave * weights[:, np.newaxis]) for wave in waves)
     gradient = tf.einsum("fs,foi->sio", cosines, real) - tf.einsum("fs,foi->sio", sines, imaginary)
