@@ -9,24 +9,8 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow.python.eager import record
-from tensorflow.python.ops.template import Template
+from tensorflow.python.ops.template import Template as Template
 from tensorflow_probability.python.internal import cache_util
-
-__all__ = [
-    "NOT_INLINED",
-    "BijectorCacheWithGreedyAttrs",
-    "CacheStorage",
-    "CompositeTensor",
-    "Template",
-    "add_sublayer",
-    "could_record_gradients",
-    "flatten_layers",
-    "is_control_flow",
-    "is_step_of_many_workers",
-    "scope_bijector_caches",
-    "template_function",
-    "variables_by_path",
-]
 
 # A value of several tensors, such as a bijector, that a `tf.function` takes and returns. TensorFlow has no
 # public name for it.
