@@ -1,6 +1,6 @@
 """`EmergingConv2D`, two masked convolutions with triangular matrices."""
 
-from typing import Any, Self
+from typing import Self
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -13,7 +13,6 @@ from tfp_selfnorm.bijectors.conv_parameters import (
     initial_bias,
     noisy_identity_kernel,
 )
-from tfp_selfnorm.bijectors.parameters import parameter_properties
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_bools
 from tfp_selfnorm.utils.seeds import stateless_seed
@@ -56,6 +55,7 @@ class EmergingConv2D(LinearImageMap):
     """
 
     _DEFAULT_NAME = "emerging_conv2d"
+    _PARAMETER_NDIMS = {"first_kernel": 4, "second_kernel": 4, "bias": 1}
 
     def __init__(
         self,
@@ -88,8 +88,7 @@ class EmergingConv2D(LinearImageMap):
             dtype, self._first_kernel, self._second_kernel, bias = as_conv_parameters(
                 2, bias, first_kernel=first_kernel, second_kernel=second_kernel
             )
-            channels = self._first_kernel.shape[-1]
-            super().__init__(spatial_shape, channels, bias, dtype, parameters, validate_args, name)
+            super().__init__(self._first_kernel.shape[-1], bias, dtype, parameters)
 
     @classmethod
     def trainable(
@@ -135,10 +134,6 @@ class EmergingConv2D(LinearImageMap):
         ]
         bias = initial_bias(channels, dtype, name, use_bias)
         return cls(first, second, spatial_shape, bias, validate_args, name)
-
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
-        return parameter_properties(first_kernel=4, second_kernel=4, bias=1)
 
     @property
     def first_kernel(self) -> Parameter:

@@ -3,22 +3,23 @@
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.parameters import as_parameters, parameter_properties
+from tfp_selfnorm.bijectors.base import CheckedBijector
+from tfp_selfnorm.bijectors.parameters import as_parameters
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_name
-from tfp_selfnorm.utils.options import check_bool, check_dtype
+from tfp_selfnorm.utils.options import check_dtype
 from tfp_selfnorm.utils.types import DType, Parameter
 
 _THREAD = threading.local()
 
 
-class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
+class ActNorm(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector):
     """A scale and a shift for each channel: `forward(x) = exp(log_scale) x + shift`.
 
     `trainable` makes variables without initial values. `adapt` (or `FlowModel.adapt`) sets them from data: on
@@ -36,6 +37,8 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
 
     References: Kingma & Dhariwal, "Glow", NeurIPS 2018, section 3.1.
     """
+
+    _PARAMETER_NDIMS = {"shift": 1, "log_scale": 1, "is_adapted": 0}
 
     def __init__(
         self,
@@ -62,7 +65,6 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         is_adapted = bool(is_adapted) if isinstance(is_adapted, np.bool_) else is_adapted
         parameters = dict(locals())
         check_name(name)
-        check_bool(validate_args, "validate_args")
         with tf.name_scope(name):
             dtype, self._shift, self._log_scale = as_parameters(shift=shift, log_scale=log_scale)
             self._is_adapted = is_adapted
@@ -82,14 +84,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
                     "variable, `shift` and `log_scale` must be variables of shape (C,) too; got "
                     f"{is_adapted!r}."
                 )
-            super().__init__(
-                forward_min_event_ndims=1,
-                is_constant_jacobian=True,
-                dtype=dtype,
-                parameters=parameters,
-                validate_args=validate_args,
-                name=name,
-            )
+            super().__init__(1, parameters, dtype)
 
     @classmethod
     def trainable(cls, channels: int, *, dtype: DType = tf.float32, name: str = "act_norm") -> Self:
@@ -117,10 +112,6 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         )
         is_adapted = tf.Variable(False, trainable=False, name=f"{name}_is_adapted")
         return cls(shift, log_scale, is_adapted, name=name)
-
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
-        return parameter_properties(shift=1, log_scale=1, is_adapted=0)
 
     @property
     def shift(self) -> Parameter:

@@ -1,16 +1,13 @@
 """`Squeeze`: space to depth and back."""
 
-from typing import Any
-
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.bijectors.base import CheckedBijector
 from tfp_selfnorm.utils.integers import check_positive_int
-from tfp_selfnorm.utils.names import check_optional_name
-from tfp_selfnorm.utils.options import check_bool
 
 
-class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
+class Squeeze(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector):
     """Moves blocks of pixels to channels: `[H, W, C]` to `[H / b, W / b, b b C]`, and back with `inverse`.
 
     It is a permutation, with log-det 0. Pixel (i, j) and channel c of a block become channel
@@ -39,20 +36,8 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
           ValueError: if `block_size` is no positive int.
         """
         parameters = dict(locals())
-        check_optional_name(name)
         self._block_size = check_positive_int(block_size, "block_size")
-        check_bool(validate_args, "validate_args")
-        super().__init__(
-            forward_min_event_ndims=3,
-            is_constant_jacobian=True,
-            parameters=parameters,
-            validate_args=validate_args,
-            name=name,
-        )
-
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
-        return {}
+        super().__init__(3, parameters)
 
     @property
     def block_size(self) -> int:
