@@ -11,6 +11,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.base import CheckedBijector
 from tfp_selfnorm.bijectors.parameters import as_parameters
+from tfp_selfnorm.utils.graphs import checked
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_dtype
@@ -183,14 +184,7 @@ class ActNorm(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector):
         message = (
             f"`{self.name}` has no initial values yet: call `adapt` on the flow with training data first."
         )
-        if tf.executing_eagerly():
-            if not self.has_initial_values():
-                raise ValueError(message)
-            return value
-        is_adapted = tf.reduce_all(self._is_adapted)
-        # XLA drops the assertion; NaN remains.
-        with tf.control_dependencies([tf.debugging.Assert(is_adapted, [message])]):
-            return tf.where(is_adapted, value, tf.constant(np.nan, value.dtype))
+        return checked(value, tf.reduce_all(self._is_adapted), message)
 
 
 @contextlib.contextmanager
