@@ -3,7 +3,6 @@
 from typing import Self
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from tfp_selfnorm.baselines.linear_image_map import LinearImageMap
 from tfp_selfnorm.baselines.math import autoregressive_conv, line_conv
@@ -15,7 +14,7 @@ from tfp_selfnorm.bijectors.conv_parameters import (
 )
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_bools
-from tfp_selfnorm.utils.seeds import stateless_seed
+from tfp_selfnorm.utils.seeds import split_seeds
 from tfp_selfnorm.utils.types import DType, Parameter, Seed, Shape
 
 
@@ -127,10 +126,10 @@ class EmergingConv2D(LinearImageMap):
             spatial_shape, channels, kernel_size, dtype, ndims=2
         )
         check_bools(use_bias=use_bias, validate_args=validate_args)
-        seeds = tfp.random.split_seed(stateless_seed(seed), n=2, salt="emerging_conv")
+        seeds = split_seeds(seed, 2, "emerging_conv")
         first, second = [
             tf.Variable(noisy_identity_kernel(sizes, channels, dtype, seed), name=f"{name}_{part}_kernel")
-            for part, seed in zip(("first", "second"), tf.unstack(seeds), strict=True)
+            for part, seed in zip(("first", "second"), seeds, strict=True)
         ]
         bias = initial_bias(channels, dtype, name, use_bias)
         return cls(first, second, spatial_shape, bias, validate_args, name)

@@ -3,20 +3,20 @@
 import asyncio
 import contextlib
 import contextvars
+import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from tfp_selfnorm.inverse_learning.base import InverseLearning, as_inverse_learning, check_layers
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction, check_weight
 from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight
 from tfp_selfnorm.utils.compat import CacheStorage, is_control_flow, scope_bijector_caches
 from tfp_selfnorm.utils.graphs import current_graph
-from tfp_selfnorm.utils.integers import check_positive_int
-from tfp_selfnorm.utils.seeds import check_seed, stateless_seed
+from tfp_selfnorm.utils.integers import check_counts
+from tfp_selfnorm.utils.seeds import check_seed, split_seeds
 from tfp_selfnorm.utils.types import Seed
 
 # Each thread, and each asyncio task in a thread, has its own.
@@ -130,8 +130,7 @@ class TrainingScope:
           num_examples: number of examples at the start of the batch to use, for a cheap estimate; `None`
             uses all.
         """
-        if num_examples is not None:
-            check_positive_int(num_examples, "num_examples")
+        check_counts(num_examples=num_examples)
         return self._sum_over_passes(
             lambda layer_pass: tf.stop_gradient(Reconstruction.error(layer_pass, num_examples))
         )
@@ -170,7 +169,9 @@ class TrainingScope:
             by_layer = {layer.identity: value for layer, value in weight.items()}
         elif weight is not None:
             check_weight(weight)
-        seeds = iter(self._split_seed(len(self.passes)))
+        seeds: Iterator = itertools.repeat(None)
+        if self._seed is not None:
+            seeds = iter(split_seeds(self._seed, len(self.passes), salt="training_scope"))
         chosen = None if layers is None else {layer.identity for layer in layers}
 
         def loss(layer_pass):
@@ -195,11 +196,6 @@ class TrainingScope:
     def exact_log_dets(self) -> list[tf.Tensor]:
         """Each layer's `log |det W|` in nats, in the order of `layers`, at O(D^3) each."""
         return [layer.exact_log_det() for layer in self.layers]
-
-    def _split_seed(self, count):
-        if self._seed is None:
-            return [None] * count
-        return tf.unstack(tfp.random.split_seed(stateless_seed(self._seed), count, salt="training_scope"))
 
     def _sum_over_passes(self, function):
         if not self.passes:
