@@ -52,13 +52,6 @@ class InverseLearning:
         return self.tracks(layer) or self.regularizer(layer) is not None
 
 
-class _Nothing(InverseLearning):
-    """Stands for `inverse_learning=None`."""
-
-    def __repr__(self) -> str:
-        return "None"
-
-
 def as_inverse_learning(inverse_learning: InverseLearning | None) -> InverseLearning:
     """Returns the argument, or for `None` an `InverseLearning` that does nothing.
 
@@ -66,7 +59,7 @@ def as_inverse_learning(inverse_learning: InverseLearning | None) -> InverseLear
       TypeError: if it is neither an `InverseLearning` nor `None`.
     """
     if inverse_learning is None:
-        return _Nothing()
+        return InverseLearning()
     if not isinstance(inverse_learning, InverseLearning):
         raise TypeError(
             f"`inverse_learning` must be a Tracking, a Reconstruction or None; got {inverse_learning!r}."
