@@ -1,7 +1,7 @@
 """`ActNorm`: a scale and a shift for each channel, with initial values from data."""
 
 import contextlib
-import threading
+import contextvars
 from collections.abc import Iterator
 from typing import Self
 
@@ -17,7 +17,7 @@ from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_dtype
 from tfp_selfnorm.utils.types import DType, Parameter
 
-_THREAD = threading.local()
+_MODE: contextvars.ContextVar[str | None] = contextvars.ContextVar("act_norm_mode", default=None)
 
 
 class ActNorm(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector):
@@ -159,7 +159,7 @@ class ActNorm(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector):
     def _adapt(self, data, is_inverse):
         """Sets the parameters from the data of the first pass, in the mode "adapt"."""
         self._check_channels(data)
-        if _mode() != "adapt" or self.has_initial_values():
+        if _MODE.get() != "adapt" or self.has_initial_values():
             return
         if not hasattr(self._is_adapted, "assign"):
             raise TypeError(f"`{self.name}` cannot adapt to data: its parameters are no variables.")
@@ -179,7 +179,7 @@ class ActNorm(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector):
 
     def _checked(self, value):
         """Returns `value` if the parameters have their initial values."""
-        if self._is_adapted is True or _mode() == "ignore":
+        if self._is_adapted is True or _MODE.get() == "ignore":
             return value
         message = (
             f"`{self.name}` has no initial values yet: call `adapt` on the flow with training data first."
@@ -194,12 +194,8 @@ def act_norm_mode(mode: str) -> Iterator[None]:
     In the mode "adapt" they take initial values from the data of a pass. In the mode "ignore" they compute
     with the values that they have.
     """
-    previous, _THREAD.mode = _mode(), mode
+    token = _MODE.set(mode)
     try:
         yield
     finally:
-        _THREAD.mode = previous
-
-
-def _mode():
-    return getattr(_THREAD, "mode", None)
+        _MODE.reset(token)
