@@ -190,8 +190,6 @@ def _cut_last_row(lower, diagonal, upper, layout, channels):
     order = diagonal.shape[-1]
     num_blocks = layout.num_blocks
     beyond = num_blocks * layout.lines - layout.rows
-    if not beyond:
-        return block_tridiagonal.BlockTridiagonal(lower, diagonal, upper, lower, diagonal, num_blocks)
     real = np.arange(order)[:, np.newaxis] < order - beyond * layout.columns * channels
     last_lower = tf.where(real, lower, tf.zeros_like(lower))
     last_diagonal = tf.where(real, diagonal, tf.eye(order, dtype=diagonal.dtype))
