@@ -127,14 +127,14 @@ class AffineCoupling(OptionalComposite):
         return x
 
     def _inverse_log_det_jacobian(self, y, condition=None):
-        passed = self._passes.values_by_input("inverse", y) or self._passes.values_by_output("forward", y)
-        return self._sum_of_log_scale(passed, y, condition)
+        return self._sum_of_log_scale("inverse", "forward", y, condition)
 
     def _forward_log_det_jacobian(self, x, condition=None):
-        passed = self._passes.values_by_input("forward", x) or self._passes.values_by_output("inverse", x)
-        return -self._sum_of_log_scale(passed, x, condition)
+        return -self._sum_of_log_scale("forward", "inverse", x, condition)
 
-    def _sum_of_log_scale(self, passed, value, condition):
+    def _sum_of_log_scale(self, direction, opposite, value, condition):
+        passes = self._passes
+        passed = passes.values_by_input(direction, value) or passes.values_by_output(opposite, value)
         # The conditioning channels are the same at both ends of a pair. The condition may have changed.
         log_scale, passed_condition = [*(passed or [None]), None][:2]
         if log_scale is None or passed_condition is not condition:
