@@ -87,15 +87,13 @@ class DenseMap(Operations):
         batch = tf.broadcast_dynamic_shape(tf.shape(d_z)[:-1], tf.shape(x)[:-1])
         size = tf.shape(kernel)[-1:]
         kernel_batch_rank = kernel.shape.rank - 2
-        # [N, kernel batch, D] to [kernel batch, N, D]: one product for each entry of the kernel's batch.
+        # As [N, kernel batch, D]: one product for each entry of the kernel's batch.
         shape = tf.concat([[-1], batch[-kernel_batch_rank:], size], axis=0)
-        order = [*range(1, kernel_batch_rank + 1), 0, kernel_batch_rank + 1]
 
         def grouped(events):
-            full = tf.broadcast_to(events, tf.concat([batch, size], axis=0))
-            return tf.transpose(tf.reshape(full, shape), order)
+            return tf.reshape(tf.broadcast_to(events, tf.concat([batch, size], axis=0)), shape)
 
-        product = tf.matmul(grouped(d_z), grouped(x), transpose_a=True)
+        product = tf.einsum("n...i,n...j->...ij", grouped(d_z), grouped(x))
         return sum_to_shape(product, shape=tf.shape(kernel))
 
     def inverse_to_gradient(self, kernel: tf.Tensor) -> tf.Tensor:
@@ -108,12 +106,8 @@ class DenseMap(Operations):
         return tf.linalg.inv(kernel, adjoint=True)
 
     def solve(self, kernel: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
-        if kernel.shape.rank == 2:
-            return tf.reshape(tf.transpose(tf.linalg.solve(kernel, tf.transpose(_as_rows(z)))), tf.shape(z))
-        batch = tf.broadcast_dynamic_shape(tf.shape(kernel)[:-2], tf.shape(z)[:-1])
-        kernel = tf.broadcast_to(kernel, tf.concat([batch, tf.shape(kernel)[-2:]], axis=0))
-        z = tf.broadcast_to(z, tf.concat([batch, tf.shape(z)[-1:]], axis=0))
-        return tf.linalg.solve(kernel, z[..., tf.newaxis])[..., 0]
+        # It broadcasts the batches, and solves for all events of a kernel at once.
+        return tf.linalg.LinearOperatorFullMatrix(kernel).solvevec(z)
 
     def to_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
         return tf.convert_to_tensor(kernel)
