@@ -120,7 +120,16 @@ class TrainingScope:
         Raises:
           ValueError: if the layer is called inside a `tf.function` and the scope was opened outside of it.
         """
-        self._check_graph(layer_pass.layer)
+        graph = current_graph()
+        # Control flow builds its own graphs inside the graph of the scope.
+        while is_control_flow(graph) and graph is not self._graph:
+            graph = graph.outer_graph
+        if graph is not self._graph:
+            raise ValueError(
+                f"`{layer_pass.layer.name}` was called inside a `tf.function`, and the `training_scope` was "
+                "opened outside of it. The function would keep the surrogate log-det for later calls. Open "
+                "the scope inside the function."
+            )
         self.passes.append(layer_pass)
 
     def reconstruction_error(self, num_examples: int | None = None) -> tf.Tensor:
@@ -211,18 +220,6 @@ class TrainingScope:
             )
         return tf.add_n([function(layer_pass) for layer_pass in self.passes])
 
-    def _check_graph(self, layer):
-        graph = current_graph()
-        # Control flow builds its own graphs inside the graph of the scope.
-        while is_control_flow(graph) and graph is not self._graph:
-            graph = graph.outer_graph
-        if graph is not self._graph:
-            raise ValueError(
-                f"`{layer.name}` was called inside a `tf.function`, and the `training_scope` was opened "
-                "outside of it. The function would keep the surrogate log-det for later calls. Open the "
-                "scope inside the function."
-            )
-
 
 @contextlib.contextmanager
 def training_scope(
@@ -268,7 +265,6 @@ def training_scope(
 
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 3.
     """
-    as_inverse_learning(inverse_learning)
     check_seed(seed)
     if log_dets is not None:
         _check_by_layer(log_dets, "log_dets")
