@@ -15,7 +15,6 @@ from tfp_selfnorm.utils.types import Shape
 tfb = tfp.bijectors
 tfd = tfp.distributions
 
-ACTIVATIONS = ("smooth_leaky_relu", "leaky_relu", "spline")
 # The options of self-normalizing layers that builders pass on, with their default values.
 SELF_NORM_OPTIONS = {"gradient": "self_norm", "mixture": 0.5, "inversion": None}
 
@@ -83,9 +82,8 @@ def activation_maker(activation: str | Callable | None, dtype: tf.DType) -> Call
         "leaky_relu": lambda event_shape, name: LeakyReLU(slope, name=name),
         "spline": lambda event_shape, name: trainable_spline(event_shape, dtype=dtype, name=name),
     }
-    check_choice(
-        activation, "activation", ACTIVATIONS, expected="one of {}, None or a function that makes a bijector"
-    )
+    expected = "one of {}, None or a function that makes a bijector"
+    check_choice(activation, "activation", tuple(makers), expected)
     return makers[activation]
 
 
