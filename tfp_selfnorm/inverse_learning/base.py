@@ -1,6 +1,6 @@
 """`InverseLearning`, the ways in which the kernel R of a layer follows its kernel W."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -76,6 +76,18 @@ def check_layers(layers: Iterable, name: str = "layers") -> list:
     for layer in listed:
         check_layer(layer, name)
     return listed
+
+
+def by_identity(mapping: Mapping, name: str) -> dict:
+    """The values of a mapping from layers, by the identity of each layer.
+
+    Raises:
+      TypeError: if it is no mapping from self-normalizing layers.
+    """
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"`{name}` must be a mapping from layers to numbers; got {mapping!r}.")
+    check_layers(mapping, name)
+    return {layer.identity: value for layer, value in mapping.items()}
 
 
 def check_layer(layer: Any, name: str = "layer") -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfp_selfnorm.inverse_learning.base import InverseLearning, as_inverse_learning, check_layers
+from tfp_selfnorm.inverse_learning.base import InverseLearning, as_inverse_learning, by_identity
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction, check_weight
 from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight
 from tfp_selfnorm.utils.compat import CacheStorage, is_control_flow, scope_bijector_caches
@@ -88,9 +88,7 @@ class TrainingScope:
         self.cache_storage = CacheStorage()
         self.owner: tuple | None = None
         self.passes: list[LayerPass] = []
-        self._log_dets: dict | None = None
-        if log_dets is not None:
-            self._log_dets = {layer.identity: value for layer, value in log_dets.items()}
+        self._log_dets = None if log_dets is None else by_identity(log_dets, "log_dets")
         self._graph = current_graph()
 
     @property
@@ -174,8 +172,7 @@ class TrainingScope:
 
         by_layer = weight
         if isinstance(weight, Mapping):
-            _check_by_layer(weight, "weight")
-            by_layer = {layer.identity: value for layer, value in weight.items()}
+            by_layer = by_identity(weight, "weight")
         elif weight is not None:
             check_weight(weight)
         seeds: Iterator = itertools.repeat(None)
@@ -266,8 +263,6 @@ def training_scope(
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 3.
     """
     check_seed(seed)
-    if log_dets is not None:
-        _check_by_layer(log_dets, "log_dets")
     with _opened(TrainingScope(inverse_learning, log_dets, seed)) as scope:
         yield scope
 
@@ -314,12 +309,6 @@ def current_terms(layer: Any) -> LayerTerms:
     """How the layer computes now: by the terms of the open scope, or exactly outside of one."""
     scope = current_scope()
     return _OUTSIDE if scope is None else scope.terms(layer)
-
-
-def _check_by_layer(mapping, name):
-    if not isinstance(mapping, Mapping):
-        raise TypeError(f"`{name}` must be a mapping from layers to numbers; got {mapping!r}.")
-    check_layers(mapping, name)
 
 
 def _current_storage():
