@@ -69,13 +69,9 @@ def scope_bijector_caches(current_storage: Callable[[], Any]) -> None:
 
     class ScopedCache(cache_util.BijectorCache):
         def __get__(self, bijector: Any, bijector_class: type | None = None) -> Any:
-            storage = current_storage()
-            return cache_util.BijectorCache(
-                self._forward_name,
-                self._inverse_name,
-                bijector,
-                bijector_class,
-                self.storage if storage is None else storage,
-            )
+            cache, storage = super().__get__(bijector, bijector_class), current_storage()
+            if storage is not None:
+                cache.storage = storage
+            return cache
 
     tfp.bijectors.Bijector._cache = ScopedCache()
