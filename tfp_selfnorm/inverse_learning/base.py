@@ -34,12 +34,10 @@ class InverseLearning:
 
     def follow(self, layers: Iterable, step: int | tf.Tensor, seed: int = 0) -> tf.Tensor:
         """Updates R of each tracked layer, after a step of the optimizer; see `Tracking.follow`."""
-        del layers, step, seed
         return tf.zeros([0])
 
     def measure(self, layers: Iterable) -> tf.Tensor:
         """The relative error of each tracked R, see `inverse_error`; a float32 vector."""
-        del layers
         return tf.zeros([0])
 
     def trains_inverse(self, layer: Any) -> bool:
