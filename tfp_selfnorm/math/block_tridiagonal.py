@@ -216,12 +216,11 @@ def _eliminate(system):
     """Rotates each row of blocks with the next one, which makes the matrix upper triangular by blocks."""
     count, zero = system.num_blocks, tf.zeros_like(system.diagonal)
     one = zero + tf.eye(zero.shape[-1], dtype=zero.dtype)
-    first = (system.diagonal, system.upper) if count > 1 else (system.last_diagonal, zero)
+    rows = [(system.lower, system.diagonal, system.upper)] * (count - 1)
     # The last row is rotated with a row of the identity below it.
-    inner = max(count - 2, 0)
-    last = [(system.last_lower, system.last_diagonal, zero)] if count > 1 else []
-    rows = [(system.lower, system.diagonal, system.upper)] * inner + last + [(zero, one, zero)]
-    stacked = tuple(map(tf.stack, zip(*rows, strict=True)))
+    rows += [(system.last_lower, system.last_diagonal, zero), (zero, one, zero)]
+    first = rows[0][1:]
+    stacked = tuple(map(tf.stack, zip(*rows[1:], strict=True)))
 
     def step(carry, row):
         current, following = carry[:2], row
