@@ -48,6 +48,9 @@ class SmoothLeakyReLU(LeakyActivation):
     def _inverse(self, y):
         return _inverse_smooth_leaky_relu(y, tf.convert_to_tensor(self._negative_slope))
 
+    def _inverse_log_det_jacobian(self, y):
+        return -self._forward_log_det_jacobian(self.inverse(y))
+
 
 def _smooth_leaky_relu(x, alpha):
     return alpha * x + (1.0 - alpha) * tf.math.softplus(x)
