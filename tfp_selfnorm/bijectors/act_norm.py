@@ -1,24 +1,26 @@
 """`ActNorm`: a scale and a shift for each channel, with initial values from data."""
 
 import contextlib
-import threading
+import contextvars
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.parameters import as_parameters, parameter_properties
+from tfp_selfnorm.bijectors.base import CheckedBijector
+from tfp_selfnorm.bijectors.parameters import as_parameters
+from tfp_selfnorm.utils.graphs import checked
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_name
-from tfp_selfnorm.utils.options import check_bool, check_dtype
+from tfp_selfnorm.utils.options import check_dtype
 from tfp_selfnorm.utils.types import DType, Parameter
 
-_THREAD = threading.local()
+_MODE: contextvars.ContextVar[str | None] = contextvars.ContextVar("act_norm_mode", default=None)
 
 
-class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
+class ActNorm(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector):
     """A scale and a shift for each channel: `forward(x) = exp(log_scale) x + shift`.
 
     `trainable` makes variables without initial values. `adapt` (or `FlowModel.adapt`) sets them from data: on
@@ -36,6 +38,8 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
 
     References: Kingma & Dhariwal, "Glow", NeurIPS 2018, section 3.1.
     """
+
+    _PARAMETER_NDIMS = {"shift": 1, "log_scale": 1, "is_adapted": 0}
 
     def __init__(
         self,
@@ -62,7 +66,6 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         is_adapted = bool(is_adapted) if isinstance(is_adapted, np.bool_) else is_adapted
         parameters = dict(locals())
         check_name(name)
-        check_bool(validate_args, "validate_args")
         with tf.name_scope(name):
             dtype, self._shift, self._log_scale = as_parameters(shift=shift, log_scale=log_scale)
             self._is_adapted = is_adapted
@@ -82,14 +85,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
                     "variable, `shift` and `log_scale` must be variables of shape (C,) too; got "
                     f"{is_adapted!r}."
                 )
-            super().__init__(
-                forward_min_event_ndims=1,
-                is_constant_jacobian=True,
-                dtype=dtype,
-                parameters=parameters,
-                validate_args=validate_args,
-                name=name,
-            )
+            super().__init__(1, parameters, dtype)
 
     @classmethod
     def trainable(cls, channels: int, *, dtype: DType = tf.float32, name: str = "act_norm") -> Self:
@@ -117,10 +113,6 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
         )
         is_adapted = tf.Variable(False, trainable=False, name=f"{name}_is_adapted")
         return cls(shift, log_scale, is_adapted, name=name)
-
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
-        return parameter_properties(shift=1, log_scale=1, is_adapted=0)
 
     @property
     def shift(self) -> Parameter:
@@ -167,7 +159,7 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
     def _adapt(self, data, is_inverse):
         """Sets the parameters from the data of the first pass, in the mode "adapt"."""
         self._check_channels(data)
-        if _mode() != "adapt" or self.has_initial_values():
+        if _MODE.get() != "adapt" or self.has_initial_values():
             return
         if not hasattr(self._is_adapted, "assign"):
             raise TypeError(f"`{self.name}` cannot adapt to data: its parameters are no variables.")
@@ -187,19 +179,12 @@ class ActNorm(tfp.bijectors.AutoCompositeTensorBijector):
 
     def _checked(self, value):
         """Returns `value` if the parameters have their initial values."""
-        if self._is_adapted is True or _mode() == "ignore":
+        if self._is_adapted is True or _MODE.get() == "ignore":
             return value
         message = (
             f"`{self.name}` has no initial values yet: call `adapt` on the flow with training data first."
         )
-        if tf.executing_eagerly():
-            if not self.has_initial_values():
-                raise ValueError(message)
-            return value
-        is_adapted = tf.reduce_all(self._is_adapted)
-        # XLA drops the assertion; NaN remains.
-        with tf.control_dependencies([tf.debugging.Assert(is_adapted, [message])]):
-            return tf.where(is_adapted, value, tf.constant(np.nan, value.dtype))
+        return checked(value, tf.reduce_all(self._is_adapted), message)
 
 
 @contextlib.contextmanager
@@ -209,12 +194,8 @@ def act_norm_mode(mode: str) -> Iterator[None]:
     In the mode "adapt" they take initial values from the data of a pass. In the mode "ignore" they compute
     with the values that they have.
     """
-    previous, _THREAD.mode = _mode(), mode
+    token = _MODE.set(mode)
     try:
         yield
     finally:
-        _THREAD.mode = previous
-
-
-def _mode():
-    return getattr(_THREAD, "mode", None)
+        _MODE.reset(token)
