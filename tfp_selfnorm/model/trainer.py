@@ -63,10 +63,10 @@ class FlowTrainer(DistributionModel):
         )
         self._figures = Figures(
             distribution.event_shape,
-            has_bits_per_dim=bits_per_dim,
-            has_inverse=any(layer.needs_inverse for layer in layers),
-            has_weight=self._regularizer_weights.changes,
-            is_tracked=any(map(learning.tracks, layers)),
+            bits_per_dim=bits_per_dim,
+            reconstruction=any(layer.needs_inverse for layer in layers),
+            reconstruction_weight=self._regularizer_weights.changes,
+            inverse_error=any(map(learning.tracks, layers)),
         )
         self.built = True
 
