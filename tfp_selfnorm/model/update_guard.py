@@ -27,6 +27,8 @@ class UpdateGuard:
     Attributes:
       max_skipped: the longest run of skipped steps.
       fuses: whether XLA may compile the update of large variables.
+      steps: the number of all steps, skipped ones included.
+      transient_state: the variables that files do not keep: a run of skipped steps ends with the process.
     """
 
     max_skipped = 1
@@ -35,19 +37,10 @@ class UpdateGuard:
     def __init__(self, add_state: Callable[..., keras.Variable]) -> None:
         self._run = add_state(0, "skipped_in_a_row", "int32")
         self._first = add_state(0, "first_not_finite", "int32")
-        self._steps = add_state(0, "training_steps", "int32")
+        self.steps = add_state(0, "training_steps", "int32")
+        self.transient_state = self._run, self._first
         self._names: list[str] = []
         self._variable_names: list[str] = []
-
-    @property
-    def steps(self) -> keras.Variable:
-        """The number of all steps, skipped ones included."""
-        return self._steps
-
-    @property
-    def transient_state(self) -> tuple[keras.Variable, keras.Variable]:
-        """The variables that files do not keep: a run of skipped steps ends with the process."""
-        return self._run, self._first
 
     def apply(
         self,
@@ -150,7 +143,7 @@ class UpdateGuard:
             for variable, value in restored:
                 strategy.extended.update(variable, lambda v, old: v.assign(old), args=(value,))
 
-        self._steps.assign_add(1)
+        self.steps.assign_add(1)
         tf.cond(strategy.experimental_local_results(is_applied)[0], apply, skip)
 
 
