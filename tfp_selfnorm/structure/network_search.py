@@ -25,7 +25,9 @@ def find_networks(distribution: TfpObject) -> list:
     `functools.partial`. It does not find a network that a function gets from another place, such as a
     registry.
     """
-    return _outermost(_find(distribution, (keras.Layer, tf_keras.layers.Layer)))
+    networks = _find(distribution, (keras.Layer, tf_keras.layers.Layer))
+    inner = {id(layer) for network in networks for layer in _layers_inside(network)}
+    return [network for network in networks if id(network) not in inner]
 
 
 def find_templates(distribution: TfpObject) -> list:
@@ -108,11 +110,6 @@ def _is_empty(cell):
 
 def _is_of_library(value):
     return (getattr(value, "__module__", None) or "").split(".")[0] in _LIBRARIES
-
-
-def _outermost(networks):
-    inner = {id(layer) for network in networks for layer in _layers_inside(network)}
-    return [network for network in networks if id(network) not in inner]
 
 
 def _layers_inside(network):
