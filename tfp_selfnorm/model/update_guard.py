@@ -39,8 +39,8 @@ class UpdateGuard:
         self._first = add_state(0, "first_not_finite", "int32")
         self.steps = add_state(0, "training_steps", "int32")
         self.transient_state = self._run, self._first
+        # Of all candidates of a step; those of the variables come first.
         self._names: list[str] = []
-        self._variable_names: list[str] = []
 
     def apply(
         self,
@@ -83,7 +83,6 @@ class UpdateGuard:
             ("the learning rate", rate),
         ]
         self._names = [name for name, _ in candidates]
-        self._variable_names = list(variables)
         may_continue = tf.convert_to_tensor(self._run) < self.max_skipped
         is_computable = _on_all_replicas(tf.math.is_finite(loss) & tf.math.is_finite(rate))
         is_finite = is_applied = is_computable & _on_all_replicas(tf.math.is_finite(total))
@@ -113,9 +112,9 @@ class UpdateGuard:
         first = int(self._first.numpy())
         if first >= len(self._names):
             raise ValueError(
-                f"The update of step {step - 1} made `{self._variable_names[first - len(self._names)]}` not "
-                "finite, although the loss, the gradients and the learning rate were finite: the update "
-                "overflowed. Load earlier weights, and use a smaller learning rate."
+                f"The update of step {step - 1} made {self._names[first - len(self._names)]} not finite, "
+                "although the loss, the gradients and the learning rate were finite: the update overflowed. "
+                "Load earlier weights, and use a smaller learning rate."
             )
         raise ValueError(
             f"{self.max_skipped} updates in a row were not finite and so skipped, from step {step} on; "
