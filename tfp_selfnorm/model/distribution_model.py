@@ -88,7 +88,6 @@ class DistributionModel(keras.Model):
         if validation_data is not None:
             arguments["validation_data"] = prepare_validation(validation_data, self.distribution)
         with self._checks():
-            self._begin_training()
             history = super().fit(**{**arguments, **data._asdict()})
         self._end_training()
         return history
@@ -221,9 +220,6 @@ class DistributionModel(keras.Model):
                 yield
         finally:
             self._is_evaluating = False
-
-    def _begin_training(self):
-        """Before each `fit`."""
 
     def _end_training(self):
         """After each `fit`."""

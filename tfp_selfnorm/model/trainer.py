@@ -125,7 +125,6 @@ class FlowTrainer(DistributionModel):
         self._jit_compile_given = jit_compile
         self._guard.begin(max_skipped_updates, fuses=jit_compile is not False)
         self._optimized_variables: list[str] | None = None
-        self._refresh.forget_step()
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """Returns the arguments of `compile`, and the names of the variables that the optimizer updates."""
@@ -256,6 +255,8 @@ class FlowTrainer(DistributionModel):
 
     def make_train_function(self, force: bool = False) -> None:
         """Makes Keras's function, with the work between compiled steps added before and after each call."""
+        # Keras calls this method before each `fit` and `train_on_batch`.
+        self._refresh.forget_step()
         if self.train_function is not None and not force:
             return
         self._build_optimizer()
@@ -329,9 +330,6 @@ class FlowTrainer(DistributionModel):
 
     def _check_guard(self):
         self._guard.check(int(self.optimizer.iterations.numpy()))
-
-    def _begin_training(self):
-        self._refresh.forget_step()
 
     def _end_training(self):
         self._check_guard()
