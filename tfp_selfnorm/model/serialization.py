@@ -138,12 +138,12 @@ def decode(value: Any, name: str) -> Any:
         next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else (None, value)
     )
     if kind not in _DECODERS:
-        raise ValueError(f"`{name}` of the saved model is of no known kind: {_shortened(content)}.")
+        raise ValueError(f"`{name}` of the saved model is of no known kind: {content!r:.200}.")
     try:
         return _DECODERS[kind](content, name)
     except (AttributeError, KeyError, RecursionError, TypeError) as error:
         raise ValueError(
-            f"`{name}` of the saved model does not describe a {kind}: {_shortened(content)}."
+            f"`{name}` of the saved model does not describe a {kind}: {content!r:.200}."
         ) from error
 
 
@@ -198,11 +198,6 @@ def _kind(value):
     if isinstance(value, np.floating):
         return "scalar"
     return "array" if isinstance(value, np.ndarray) else "tensor"
-
-
-def _shortened(value):
-    text = repr(value)
-    return text if len(text) < 200 else f"{text[:200]}..."
 
 
 _DECODERS: dict[str, Callable] = {
