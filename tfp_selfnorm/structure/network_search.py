@@ -1,5 +1,6 @@
 """Finds the networks that a distribution computes with, in its attributes and in its functions."""
 
+import contextlib
 import functools
 import types
 import weakref
@@ -79,7 +80,11 @@ def _children(value: Any) -> Iterable:
 
 
 def _children_of_function(function):
-    children = [cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell)]
+    children = []
+    for cell in function.__closure__ or ():
+        # An empty cell raises.
+        with contextlib.suppress(ValueError):
+            children.append(cell.cell_contents)
     children += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     children += vars(function).values()
     if not _is_of_library(function):
@@ -98,14 +103,6 @@ def _names(code):
         if isinstance(constant, types.CodeType):
             names += _names(constant)
     return names
-
-
-def _is_empty(cell):
-    try:
-        cell.cell_contents  # noqa: B018 - an empty cell raises
-    except ValueError:
-        return True
-    return False
 
 
 def _is_of_library(value):
