@@ -6,6 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfp_selfnorm.model.saving import own_variables
+
 
 def reduce_model(model: keras.Model) -> tuple:
     """Returns the result of `__reduce__` for a `FlowModel` of a distribution: parts, state, compilation."""
@@ -49,7 +51,7 @@ def _model_anew(kind, distribution, options, trainable, values, compiled, state)
         model.compile_from_config(compiled)
         for variable, value in zip(model.optimizer.variables, state, strict=True):
             variable.assign(value)
-    for name, variable in model._kept_variables().items():
+    for name, variable in own_variables(model).items():
         variable.assign(values[name])
     model._refresh.take_weights()
     return model

@@ -3,25 +3,30 @@
 import contextlib
 import functools
 import os
-from typing import Any
+from collections.abc import Callable, MutableMapping
+from typing import Any, Self
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.initialization import adapt
+from tfp_selfnorm.inverse_learning.base import InverseLearning
+from tfp_selfnorm.inverse_learning.tracking import Tracking
+from tfp_selfnorm.model import copying, saving
 from tfp_selfnorm.model.export import export_flow
-from tfp_selfnorm.model.saving import FlowSaver
 from tfp_selfnorm.model.streams import first_events
+from tfp_selfnorm.model.trainer import FlowTrainer
 from tfp_selfnorm.structure.layers import exact
 from tfp_selfnorm.utils.checks import check_events, check_latent
+from tfp_selfnorm.utils.files import check_suffix, is_local
 from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.seeds import stateless_seed
-from tfp_selfnorm.utils.types import Array, Seed, Shape
+from tfp_selfnorm.utils.types import Array, Seed, Shape, TfpObject
 
 
 @keras.saving.register_keras_serializable("tfp_selfnorm")
-class FlowModel(FlowSaver):
+class FlowModel(FlowTrainer):
     """Trains a distribution with Keras `fit`, by maximum likelihood; then scores, samples and exports it.
 
     The loss of `fit(x)` is the mean negative log-likelihood in nats, plus the regularizer of
@@ -59,23 +64,171 @@ class FlowModel(FlowSaver):
     >>> model.log_prob(x).shape, model.sample(3, seed=1).shape
     (TensorShape([256]), TensorShape([3, 2]))
 
-    The model trains and saves each variable that the distribution holds or its `log_prob` reads, also
-    inside Python functions. Keras networks become layers of the model.
-
-    Args:
-      distribution: a TFP distribution with a floating dtype and a fully defined event shape.
-      inverse_learning: how R follows W: `Tracking(...)`, `Reconstruction(...)` or `None`. Without
-        self-normalizing layers it has no effect.
-      bits_per_dim: whether to show bits per dimension too; for densities of pixels.
-      name: name of the model.
-
-    Raises:
-      TypeError: if `distribution` is no TFP distribution, or has no floating dtype.
-      ValueError: if its event shape is unknown, if it was made under another strategy, or if a layer maps
-        data to latent by its learned inverse.
-
     References: Keller et al., "Self Normalizing Flows", ICML 2021.
     """
+
+    # The config of a model from `from_builder`, in terms of JSON.
+    _recipe: dict[str, Any] | None = None
+    _skips_mismatch = False
+
+    def __init__(
+        self,
+        distribution: TfpObject,
+        inverse_learning: InverseLearning | None = Tracking(),  # noqa: B008
+        bits_per_dim: bool = False,
+        name: str | None = None,
+    ) -> None:
+        """Makes the model of a distribution, with all of its variables and Keras networks.
+
+        The model trains and saves each variable that the distribution holds or its `log_prob` reads, also
+        inside Python functions. Keras networks become layers of the model.
+
+        Args:
+          distribution: a TFP distribution with a floating dtype and a fully defined event shape.
+          inverse_learning: how R follows W: `Tracking(...)`, `Reconstruction(...)` or `None`. Without
+            self-normalizing layers it has no effect.
+          bits_per_dim: whether to show bits per dimension too; for densities of pixels.
+          name: name of the model.
+
+        Raises:
+          TypeError: if `distribution` is no TFP distribution, or has no floating dtype.
+          ValueError: if its event shape is unknown, if it was made under another strategy, or if a layer
+            maps data to latent by its learned inverse.
+        """
+        super().__init__(distribution, inverse_learning, bits_per_dim, name)
+
+    @classmethod
+    def from_builder(
+        cls,
+        builder: Callable[..., TfpObject],
+        inverse_learning: InverseLearning | None = Tracking(),  # noqa: B008
+        bits_per_dim: bool = False,
+        **arguments: Any,
+    ) -> Self:
+        """Makes the model of the flow `builder(**arguments)`, which can be saved whole.
+
+        `model.save("flow.keras")` keeps the builder and its arguments, the arguments of `compile`, the
+        weights, and the state of the training. `keras.models.load_model("flow.keras")` gives a model with the
+        same densities, which continues the training. The process that loads must import `tfp_selfnorm`
+        first. The builder must keep its random numbers in variables.
+
+        Args:
+          builder: a builder of this package. Or your own function that returns a TFP distribution and is
+            registered with `keras.saving.register_keras_serializable()`. Its arguments must have other names
+            than those of this method.
+          inverse_learning, bits_per_dim: see `FlowModel`.
+          **arguments: arguments of the builder, with `name`. They may be numbers, strings and None; dtypes,
+            shapes, constant arrays and tensors; registered functions; TFP's elementary bijectors with
+            constant parameters, such as `images.pixel_sigmoid()`, and chains of them; and lists, tuples and
+            dicts of all these.
+
+        Raises:
+          TypeError: if the builder is not registered, or an argument is of another kind.
+
+        >>> import tfp_selfnorm as sn
+        >>> model = sn.FlowModel.from_builder(sn.dense_flow, event_shape=2, num_layers=3, seed=1)
+        >>> model.get_config()["builder"]
+        {'function': 'tfp_selfnorm>dense_flow'}
+        """
+        return cls.from_config(saving.recipe_of(builder, arguments, inverse_learning, bits_per_dim))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
+        """Makes a model from a result of `get_config`; raises ValueError for other configs."""
+        return saving.model_from_config(cls, config, custom_objects)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the builder and its arguments, in terms of JSON.
+
+        Raises:
+          ValueError: if the model was made from a distribution, which has no config.
+        """
+        return saving.config_of(self)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Does the same as Keras's method, for a result of `get_compile_config`."""
+        saving.compile_from_config(self, config)
+
+    def save(
+        self, filepath: str | os.PathLike, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any
+    ) -> None:
+        """Saves a model that `from_builder` made; an earlier file stays until the new one is complete.
+        With `zipped=False` Keras writes over an earlier folder.
+        Args:
+          filepath: a path that ends in `.keras`; with `zipped=False` the path of a folder.
+          overwrite, zipped, **kwargs: as in Keras.
+
+        Raises:
+          OSError: if the folder does not exist, or the disk is full.
+          TypeError, ValueError: if the model was made from a distribution, or for another path or suffix.
+        """
+        self.get_config()
+        is_file = zipped is not False and is_local(filepath)
+        if is_file:
+            check_suffix(filepath, (".keras",), "for weights alone there is `save_weights`")
+        if not (overwrite and is_file):
+            return super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
+        with saving.written_whole(self, filepath, ".keras") as partial:
+            return super().save(partial, zipped=zipped, **kwargs)
+
+    def save_weights(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
+        """Saves the weights by name; an earlier file stays until the new one is complete.
+        With `max_shard_size` Keras writes over earlier shards.
+        Args:
+          filepath: a path that ends in `.weights.h5`; with `max_shard_size` in `.weights.json`.
+          overwrite, **kwargs: as in Keras.
+
+        Raises:
+          OSError: if the folder does not exist, or the disk is full.
+          TypeError, ValueError: if `filepath` is no path, or has another suffix.
+        """
+        is_sharded = kwargs.get("max_shard_size") is not None
+        check_suffix(filepath, (".weights.json",) if is_sharded else (".weights.h5",))
+        if not (overwrite and is_local(filepath) and not kwargs):
+            return super().save_weights(filepath, overwrite=overwrite, **kwargs)
+        with saving.written_whole(self, filepath, ".weights.h5") as partial:
+            return super().save_weights(partial)
+
+    def load_weights(self, filepath: str | os.PathLike, skip_mismatch: bool = False, **kwargs: Any) -> None:
+        """Loads weights by name; changes nothing if one does not fit.
+        The state of another kind of optimizer is left out, with a warning of Keras.
+
+        Args:
+          filepath: a `.weights.h5` or a `.keras` file.
+          skip_mismatch: whether to load the variables that fit, and to warn of the others by name. If there
+            are others, the optimizer keeps its state.
+          **kwargs: as in Keras.
+
+        Raises:
+          ValueError: if a variable is missing in the file or surplus; if it has another shape or kind, or
+            values that are not finite or out of range; or if `filepath` has another suffix.
+
+        Warns:
+          UserWarning: if floats are rounded, for example from a float64 file to a float32 flow.
+        """
+        if not os.path.isdir(filepath):
+            check_suffix(filepath, (".weights.h5", ".keras", ".weights.json"))
+        if self.optimizer is not None:
+            self._build_optimizer()
+        self._skips_mismatch = skip_mismatch
+        try:
+            return super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+        finally:
+            self._skips_mismatch = False
+
+    def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
+        """Puts each variable into the store under its name."""
+        saving.save_variables(self, store)
+
+    def load_own_variables(self, store: MutableMapping[str, Any]) -> None:
+        """Takes each variable from the store by its name; raises and warns as `load_weights` does."""
+        saving.load_variables(self, store, self._skips_mismatch)
+
+    def __reduce__(self) -> Any:
+        return copying.reduce_model(self) if self._recipe is None else super().__reduce__()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return copying.deep_copy_model(self, memo)
 
     def adapt(self, data: Any, num_examples: int = 512) -> None:
         """Sets the initial values of each `ActNorm` from data, once, before `fit`; see `tfp_selfnorm.adapt`.

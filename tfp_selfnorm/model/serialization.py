@@ -1,7 +1,7 @@
 """The arguments of builders as JSON and back. Names in a file are looked up; nothing is imported."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -151,8 +151,7 @@ def _encode_items(items, name):
     return {key: encode(item, f"{name}.{key}") for key, item in items.items()}
 
 
-def decode_items(items: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns named values from results of `encode`; raises as `decode` does."""
+def _decode_items(items, name):
     return {key: decode(item, f"{name}.{key}") for key, item in items.items()}
 
 
@@ -185,7 +184,7 @@ def _decode_object(kind, content, name):
             f"`{name}` of the saved model is a {kind} of the class {class_name!r}, which is none that a file "
             "may name."
         )
-    return classes[class_name](**decode_items(items, name))
+    return classes[class_name](**_decode_items(items, name))
 
 
 def _is_constant(value):
@@ -202,7 +201,7 @@ def _kind(value):
 
 _DECODERS: dict[str, Callable] = {
     "tuple": lambda content, name: tuple(decode(content, name)),
-    "dict": decode_items,
+    "dict": _decode_items,
     "dtype": lambda content, name: tf.as_dtype(content),
     "shape": lambda content, name: tf.TensorShape(content),
     "array": _decode_array,

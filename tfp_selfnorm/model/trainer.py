@@ -12,7 +12,6 @@ from tfp_selfnorm.inverse_learning.base import InverseLearning, as_inverse_learn
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.inverse_learning.reconstruction_weight import ReconstructionWeights
 from tfp_selfnorm.inverse_learning.scope import current_scope, recording_scope, training_scope
-from tfp_selfnorm.inverse_learning.tracking import Tracking
 from tfp_selfnorm.model.data import unpack
 from tfp_selfnorm.model.distribution_model import DistributionModel
 from tfp_selfnorm.model.figures import Figures, example_weights
@@ -39,9 +38,9 @@ class FlowTrainer(DistributionModel):
     def __init__(
         self,
         distribution: TfpObject,
-        inverse_learning: InverseLearning | None = Tracking(),  # noqa: B008
-        bits_per_dim: bool = False,
-        name: str | None = None,
+        inverse_learning: InverseLearning | None,
+        bits_per_dim: bool,
+        name: str | None,
     ) -> None:
         learning = as_inverse_learning(inverse_learning)
         check_bool(bits_per_dim, "bits_per_dim")
