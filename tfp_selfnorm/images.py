@@ -6,11 +6,13 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.utils.integers import as_sizes, check_int
+from tfp_selfnorm.utils.integers import check_int, check_sizes
 from tfp_selfnorm.utils.names import check_optional_name
-from tfp_selfnorm.utils.options import check_dtype, check_number, is_number
+from tfp_selfnorm.utils.options import as_tensor, check_dtype, check_number, is_number
 from tfp_selfnorm.utils.seeds import stateless_seed
 from tfp_selfnorm.utils.types import Array, DType, Seed, Shape
+
+_EXPECTED = "an array or a tensor of numbers"
 
 
 def dequantize(images: Array, dtype: DType = tf.float32, seed: Seed = None) -> tf.Tensor:
@@ -36,7 +38,7 @@ def dequantize(images: Array, dtype: DType = tf.float32, seed: Seed = None) -> t
     References: Theis et al., "A note on the evaluation of generative models", ICLR 2016, section 3.1;
     Uria et al., "RNADE", 2013.
     """
-    images = _tensor(images, "images")
+    images = as_tensor(images, "images", _EXPECTED)
     if not images.dtype.is_integer:
         raise TypeError(f"`images` must have an integer dtype; got {images.dtype.name}.")
     dtype = check_dtype(dtype)
@@ -145,18 +147,9 @@ def bits_per_dim(log_prob: Array, event_shape: Shape) -> Any:
     >>> sn.images.bits_per_dim(-16.0 * math.log(2.0), (2, 2))
     4.0
     """
-    sizes = as_sizes(event_shape)
-    if sizes is None or None in sizes:
-        raise ValueError(f"`event_shape` must be an int, or a shape, of positive ints; got {event_shape!r}.")
+    sizes = check_sizes(event_shape, "event_shape", "an int, or a shape, of positive ints")
     if not is_number(log_prob):
-        log_prob = log_prob if hasattr(log_prob, "dtype") else _tensor(log_prob, "log_prob")
+        log_prob = log_prob if hasattr(log_prob, "dtype") else as_tensor(log_prob, "log_prob", _EXPECTED)
         if not tf.as_dtype(log_prob.dtype).is_floating:
             raise TypeError(f"`log_prob` must be of real numbers; got dtype {log_prob.dtype}.")
-    return -log_prob / (math.log(2.0) * math.prod(size or 0 for size in sizes))
-
-
-def _tensor(value, name):
-    try:
-        return tf.convert_to_tensor(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must be an array or a tensor of numbers; got {value!r}.") from error
+    return -log_prob / (math.log(2.0) * math.prod(sizes))

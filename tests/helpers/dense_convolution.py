@@ -58,7 +58,7 @@ def invertible_pair(rng, sizes, channels):
 def torus_gradient(kernel, spatial_shape):
     """The gradient of the log-det on a torus, divided by its pixels, from the inverse of the dense matrix.
 
-    In each dimension the torus is longer than the image by twice the radius of the kernel, and at most 16 long.
+    In each dimension the torus is longer than the image by twice the radius of the kernel; at most 16 long.
     It has length 1 where the kernel or the image has. Elements outside of an image are no part of it.
     """
     *sizes, channels, _ = kernel.shape

@@ -1,23 +1,30 @@
 """Measures how sharp the tests are: draws small changes of the code, one at a time, and runs the tests.
 
-    python tests/helpers/mutants.py --output FILE.csv [--count 60] [--seed 16]
+    python -m pytest -n 2 -m "not slow" --cov=tfp_selfnorm --cov-context=test
+    python tests/helpers/mutants.py --output FILE.csv [--count 60] [--seed 16] [--python PYTHON]
 
-Needs `cosmic-ray` (8.7 was tried). Each mutant is a mutation of cosmic-ray at a place that was
-drawn at random from the folders `FOLDERS`; the tests are those of `make test`, those of the mutant's folder
-first, and end at the first failure. A mutant that fails a test is killed. The file has a line for each
-mutant; those that stand in it already are not run again. Run it in a clone: it changes files.
+Needs `cosmic-ray` (8.7 was tried) and `pytest-cov` (7.1). Each mutant is a mutation of cosmic-ray at a
+place that was drawn at random from the folders `FOLDERS`. The first command runs the tests of `make test`.
+It keeps in `.coverage` which test runs which line. The second command runs the tests that run the line of
+the mutant, first the tests of its folder, and ends at the first failure. All tests run for a line that an
+import runs. A mutant that fails a test is killed. A line in a function that is compiled once counts for the
+first test alone, so run all tests on a survivor. The file has a line for each mutant; those that stand in
+it already are not run again. Run it in a clone: it changes files.
 """
 
 import argparse
+import ast
 import csv
 import pathlib
 import random
 import subprocess
 import sys
+import tempfile
 import time
 
 import cosmic_ray.mutating
 import cosmic_ray.plugins
+import coverage
 from cosmic_ray.commands.init import _all_work_items
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -39,28 +46,66 @@ def drawn(count, seed):
     return [generator.choice(places[place]) for place in generator.sample(sorted(places), count)]
 
 
-def run(mutation, python):
+def tests_of(path, line, data):
+    """The identifiers of the tests that run the statement with the line; none if an import runs it."""
+    tree = ast.parse(path.read_text())
+    around = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.stmt) and node.lineno <= line <= node.end_lineno
+    ]
+    statement = max(around, key=lambda node: node.lineno)
+    contexts = data.contexts_by_lineno(str(path))
+    found = {
+        context.rsplit("|", 1)[0]
+        for number in range(statement.lineno, min(statement.end_lineno, line) + 1)
+        for context in contexts.get(number, ())
+    }
+    folder = f"tests/{path.relative_to(ROOT / 'tfp_selfnorm').parts[0]}/"
+    return sorted(found - {""}, key=lambda test: (not test.startswith(folder), test))
+
+
+def first_failure(python, tests):
+    """The identifier of the first test that fails, or an empty string."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write("\n".join(tests))
+        file.flush()
+        command = [
+            python,
+            "-m",
+            "pytest",
+            "-n",
+            "2",
+            "-x",
+            "-q",
+            "-m",
+            "not slow",
+            "--tb=no",
+            f"@{file.name}",
+        ]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
+    if not result.returncode:
+        return ""
+    failed = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return (failed or ["import"])[0].split(" - ")[0]
+
+
+def run(mutation, python, data):
     """A row of the table."""
     path = pathlib.Path(mutation.module_path)
+    tests = tests_of(path, mutation.start_pos[0], data)
     operator = cosmic_ray.plugins.get_operator(mutation.operator_name)(**dict(mutation.operator_args or {}))
     with cosmic_ray.mutating.use_mutation(path, operator, mutation.occurrence) as (before, after):
         lines = zip(before.splitlines(), after.splitlines(), strict=False)
         number, old, new = next((i, a, b) for i, (a, b) in enumerate(lines, 1) if a != b)
         start = time.perf_counter()
-        outcome, killed_by = "survived", ""
-        folder = path.relative_to(ROOT / "tfp_selfnorm").parts[0]
-        for tests in ([f"tests/{folder}"], []):
-            command = [python, "-m", "pytest", "-n", "2", "-x", "-q", "-m", "not slow", "--tb=no", *tests]
-            result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
-            if result.returncode:
-                failed = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-                outcome, killed_by = "killed", (failed or ["import"])[0].split(" - ")[0]
-                break
+        killed_by = (tests and first_failure(python, tests)) or first_failure(
+            python, ["tests", "tfp_selfnorm"]
+        )
         seconds = round(time.perf_counter() - start)
-    module = path.relative_to(ROOT)
-    return dict(
-        zip(COLUMNS, (module, number, old.strip(), new.strip(), outcome, killed_by, seconds), strict=True)
-    )
+    outcome = "killed" if killed_by else "survived"
+    row = (path.relative_to(ROOT), number, old.strip(), new.strip(), outcome, killed_by, seconds)
+    return dict(zip(COLUMNS, row, strict=True))
 
 
 def main():
@@ -70,13 +115,15 @@ def main():
     parser.add_argument("--seed", type=int, default=16)
     parser.add_argument("--python", default=sys.executable, help="the interpreter that runs the tests")
     arguments = parser.parse_args()
+    data = coverage.CoverageData(str(ROOT / ".coverage"))
+    data.read()
     done = len(list(csv.DictReader(arguments.output.open()))) if arguments.output.exists() else 0
     with arguments.output.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if not done:
             writer.writeheader()
         for mutation in drawn(arguments.count, arguments.seed)[done:]:
-            row = run(mutation, arguments.python)
+            row = run(mutation, arguments.python, data)
             writer.writerow(row)
             file.flush()
             print(*row.values(), flush=True)

@@ -1,6 +1,6 @@
 """`ConvolutionExponential2D`, the matrix exponential of a convolution."""
 
-from typing import Any, Self
+from typing import Self
 
 import tensorflow as tf
 
@@ -12,7 +12,6 @@ from tfp_selfnorm.bijectors.conv_parameters import (
     initial_bias,
     small_noise,
 )
-from tfp_selfnorm.bijectors.parameters import parameter_properties
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_bools, check_number
 from tfp_selfnorm.utils.seeds import stateless_seed
@@ -58,6 +57,7 @@ class ConvolutionExponential2D(LinearImageMap):
     """
 
     _DEFAULT_NAME = "convolution_exponential2d"
+    _PARAMETER_NDIMS = {"kernel": 4, "bias": 1}
 
     def __init__(
         self,
@@ -91,8 +91,7 @@ class ConvolutionExponential2D(LinearImageMap):
             dtype, self._kernel, bias = as_conv_parameters(2, bias, kernel=kernel)
             self._max_norm = _check_max_norm(max_norm)
             self._count = convolution_exponential.number_of_terms(self._max_norm, dtype)
-            channels = self._kernel.shape[-1]
-            super().__init__(spatial_shape, channels, bias, dtype, parameters, validate_args, name)
+            super().__init__(self._kernel.shape[-1], bias, dtype, parameters)
 
     @classmethod
     def trainable(
@@ -138,10 +137,6 @@ class ConvolutionExponential2D(LinearImageMap):
         kernel = tf.Variable(small_noise(sizes, channels, dtype, seed), name=f"{name}_kernel")
         bias = initial_bias(channels, dtype, name, use_bias)
         return cls(kernel, spatial_shape, bias, max_norm, validate_args, name)
-
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
-        return parameter_properties(kernel=4, bias=1)
 
     @property
     def kernel(self) -> Parameter:

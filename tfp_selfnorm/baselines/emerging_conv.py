@@ -1,9 +1,8 @@
 """`EmergingConv2D`, two masked convolutions with triangular matrices."""
 
-from typing import Any, Self
+from typing import Self
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from tfp_selfnorm.baselines.linear_image_map import LinearImageMap
 from tfp_selfnorm.baselines.math import autoregressive_conv, line_conv
@@ -13,10 +12,9 @@ from tfp_selfnorm.bijectors.conv_parameters import (
     initial_bias,
     noisy_identity_kernel,
 )
-from tfp_selfnorm.bijectors.parameters import parameter_properties
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_bools
-from tfp_selfnorm.utils.seeds import stateless_seed
+from tfp_selfnorm.utils.seeds import split_seeds
 from tfp_selfnorm.utils.types import DType, Parameter, Seed, Shape
 
 
@@ -56,6 +54,7 @@ class EmergingConv2D(LinearImageMap):
     """
 
     _DEFAULT_NAME = "emerging_conv2d"
+    _PARAMETER_NDIMS = {"first_kernel": 4, "second_kernel": 4, "bias": 1}
 
     def __init__(
         self,
@@ -88,8 +87,7 @@ class EmergingConv2D(LinearImageMap):
             dtype, self._first_kernel, self._second_kernel, bias = as_conv_parameters(
                 2, bias, first_kernel=first_kernel, second_kernel=second_kernel
             )
-            channels = self._first_kernel.shape[-1]
-            super().__init__(spatial_shape, channels, bias, dtype, parameters, validate_args, name)
+            super().__init__(self._first_kernel.shape[-1], bias, dtype, parameters)
 
     @classmethod
     def trainable(
@@ -128,17 +126,13 @@ class EmergingConv2D(LinearImageMap):
             spatial_shape, channels, kernel_size, dtype, ndims=2
         )
         check_bools(use_bias=use_bias, validate_args=validate_args)
-        seeds = tfp.random.split_seed(stateless_seed(seed), n=2, salt="emerging_conv")
+        seeds = split_seeds(seed, 2, "emerging_conv")
         first, second = [
             tf.Variable(noisy_identity_kernel(sizes, channels, dtype, seed), name=f"{name}_{part}_kernel")
-            for part, seed in zip(("first", "second"), tf.unstack(seeds), strict=True)
+            for part, seed in zip(("first", "second"), seeds, strict=True)
         ]
         bias = initial_bias(channels, dtype, name, use_bias)
         return cls(first, second, spatial_shape, bias, validate_args, name)
-
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
-        return parameter_properties(first_kernel=4, second_kernel=4, bias=1)
 
     @property
     def first_kernel(self) -> Parameter:

@@ -6,39 +6,21 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.bijectors.base import CheckedBijector
 from tfp_selfnorm.bijectors.conv_parameters import check_spatial_shape
 from tfp_selfnorm.bijectors.parameters import check_event_shape, ensure_event
-from tfp_selfnorm.utils.options import check_bool
-from tfp_selfnorm.utils.types import Parameter, Shape
+from tfp_selfnorm.utils.types import Parameter
 
 
-class LinearImageMap(tfp.bijectors.AutoCompositeTensorBijector):
+class LinearImageMap(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector):
     """`inverse(y) = A y + bias`, `forward(x) = A^-1 (x - bias)`. A subclass has A, A^-1 and the log-det."""
 
-    _DEFAULT_NAME: str
-
-    def __init__(
-        self,
-        spatial_shape: Shape,
-        channels: int,
-        bias: Parameter,
-        dtype: tf.DType,
-        parameters: dict[str, Any],
-        validate_args: bool,
-        name: str,
-    ) -> None:
-        self._spatial_shape = check_spatial_shape(spatial_shape, ndims=2)
+    def __init__(self, channels: int, bias: Parameter, dtype: tf.DType, parameters: dict[str, Any]) -> None:
+        """`parameters` are the arguments of the subclass, with `spatial_shape`."""
+        self._spatial_shape = check_spatial_shape(parameters["spatial_shape"], ndims=2)
         self._event_sizes = (*self._spatial_shape, channels)
-        check_bool(validate_args, "validate_args")
         self._bias = bias
-        super().__init__(
-            forward_min_event_ndims=3,
-            is_constant_jacobian=True,
-            dtype=dtype,
-            parameters=parameters,
-            validate_args=validate_args,
-            name=name,
-        )
+        super().__init__(3, parameters, dtype)
 
     @property
     def spatial_shape(self) -> tuple[int, ...]:

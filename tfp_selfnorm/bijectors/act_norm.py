@@ -1,12 +1,12 @@
 """`ActNorm`: a scale and a shift for each channel, with initial values from data."""
 
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.bijectors.adaptable import Adaptable, adaptation_flag
-from tfp_selfnorm.bijectors.parameters import as_parameters, parameter_properties
+from tfp_selfnorm.bijectors.parameters import as_parameters
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_dtype
@@ -31,6 +31,8 @@ class ActNorm(Adaptable):
 
     References: Kingma & Dhariwal, "Glow", NeurIPS 2018, section 3.1.
     """
+
+    _PARAMETER_NDIMS = {"shift": 1, "log_scale": 1, "is_adapted": 0}
 
     def __init__(
         self,
@@ -65,15 +67,8 @@ class ActNorm(Adaptable):
                     f"`shift` and `log_scale` must have one shape (C,); got {tuple(shapes[0])} and "
                     f"{tuple(shapes[1])}. A batch of them is (..., C)."
                 )
-            super().__init__(
-                is_adapted,
-                can_adapt=shapes[0].rank == 1 and hasattr(shift, "assign") and hasattr(log_scale, "assign"),
-                forward_min_event_ndims=1,
-                dtype=dtype,
-                parameters=parameters,
-                validate_args=validate_args,
-                name=name,
-            )
+            can_adapt = shapes[0].rank == 1 and hasattr(shift, "assign") and hasattr(log_scale, "assign")
+            super().__init__(1, parameters, dtype, can_adapt)
 
     @classmethod
     def trainable(cls, channels: int, *, dtype: DType = tf.float32, name: str = "act_norm") -> Self:
@@ -100,10 +95,6 @@ class ActNorm(Adaptable):
             tf.Variable(tf.zeros([channels], dtype), name=f"{name}_{part}") for part in ("shift", "log_scale")
         )
         return cls(shift, log_scale, adaptation_flag(name), name=name)
-
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
-        return parameter_properties(shift=1, log_scale=1, is_adapted=0)
 
     @property
     def shift(self) -> Parameter:

@@ -2,7 +2,7 @@
 
 import abc
 import contextlib
-import threading
+import contextvars
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,39 +10,38 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.bijectors.base import CheckedBijector
+from tfp_selfnorm.utils.graphs import checked
 from tfp_selfnorm.utils.names import check_name
-from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.types import Parameter
 
-_THREAD = threading.local()
+_MODE: contextvars.ContextVar[str | None] = contextvars.ContextVar("adaptation_mode", default=None)
 
 
-class Adaptable(tfp.bijectors.AutoCompositeTensorBijector):
+class Adaptable(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector):
     """A bijector whose variables `adapt` sets from data: base of `ActNorm` and `Centering`.
 
     Until then every call raises ValueError. Inside a graph it raises `tf.errors.InvalidArgumentError`; under
     XLA the result is NaN.
     """
 
-    def __init__(self, is_adapted: Parameter, can_adapt: bool, **options: Any) -> None:
-        """Checks `is_adapted`, and makes the bijector.
+    def __init__(
+        self, event_ndims: int, parameters: dict[str, Any], dtype: tf.DType, can_adapt: bool
+    ) -> None:
+        """`parameters` are the arguments of the subclass, with `is_adapted`.
 
-        Args:
-          is_adapted: whether the parameters have their initial values: True, or a bool tensor or variable.
-          can_adapt: whether the parameters are variables of a form that `adapt` can set.
-          **options: arguments of `tfb.Bijector`.
+        `can_adapt` says whether the other parameters are variables of a form that `adapt` can set.
         """
-        self._is_adapted = is_adapted
+        self._is_adapted = is_adapted = parameters["is_adapted"]
         # TFP makes copies with tensors instead of variables.
         is_bool = getattr(is_adapted, "dtype", None) == tf.bool
         is_variable = hasattr(is_adapted, "assign")
         if is_adapted is not True and not (is_bool and (can_adapt or not is_variable)):
             raise TypeError(
                 "`is_adapted` must be True, or a tf.Variable of a bool, or a bool tensor. With a variable, "
-                f"the parameters must be variables too, without a batch; got {is_adapted!r}."
+                f"the other parameters must be variables too, without a batch; got {is_adapted!r}."
             )
-        check_bool(options["validate_args"], "validate_args")
-        super().__init__(is_constant_jacobian=True, **options)
+        super().__init__(event_ndims, parameters, dtype)
 
     @property
     def is_adapted(self) -> Parameter:
@@ -60,7 +59,7 @@ class Adaptable(tfp.bijectors.AutoCompositeTensorBijector):
 
     def _adapt(self, data, is_inverse):
         """Sets the parameters from the data of the first pass, in the mode "adapt"."""
-        if _mode() != "adapt" or self.has_initial_values():
+        if _MODE.get() != "adapt" or self.has_initial_values():
             return
         if not hasattr(self._is_adapted, "assign"):
             raise TypeError(f"`{self.name}` cannot adapt to data: its parameters are no variables.")
@@ -69,19 +68,12 @@ class Adaptable(tfp.bijectors.AutoCompositeTensorBijector):
 
     def _checked(self, value):
         """Returns `value` if the parameters have their initial values."""
-        if self._is_adapted is True or _mode() == "ignore":
+        if self._is_adapted is True or _MODE.get() == "ignore":
             return value
         message = (
             f"`{self.name}` has no initial values yet: call `adapt` on the flow with training data first."
         )
-        if tf.executing_eagerly():
-            if not self.has_initial_values():
-                raise ValueError(message)
-            return value
-        is_adapted = tf.reduce_all(self._is_adapted)
-        # XLA drops the assertion; NaN remains.
-        with tf.control_dependencies([tf.debugging.Assert(is_adapted, [message])]):
-            return tf.where(is_adapted, value, tf.constant(np.nan, value.dtype))
+        return checked(value, tf.reduce_all(self._is_adapted), message)
 
 
 def adaptation_flag(name: str) -> tf.Variable:
@@ -97,12 +89,8 @@ def adaptation_mode(mode: str) -> Iterator[None]:
     In the mode "adapt" they take initial values from the data of a pass. In the mode "ignore" they compute
     with the values that they have.
     """
-    previous, _THREAD.mode = _mode(), mode
+    token = _MODE.set(mode)
     try:
         yield
     finally:
-        _THREAD.mode = previous
-
-
-def _mode():
-    return getattr(_THREAD, "mode", None)
+        _MODE.reset(token)

@@ -12,8 +12,7 @@ from tfp_selfnorm.bijectors.composite import OptionalComposite
 from tfp_selfnorm.bijectors.pair_memory import PairMemory
 from tfp_selfnorm.utils.compat import CompositeTensor
 from tfp_selfnorm.utils.integers import check_positive_int
-from tfp_selfnorm.utils.names import check_optional_name
-from tfp_selfnorm.utils.options import check_bool, check_positive
+from tfp_selfnorm.utils.options import check_positive
 from tfp_selfnorm.utils.types import Parameter
 
 
@@ -90,7 +89,6 @@ class AffineCoupling(OptionalComposite):
           ValueError: if a Keras network is not built, or another argument is out of range.
         """
         parameters = dict(locals())
-        check_optional_name(name)
         if not callable(network):
             raise TypeError(f"`network` must be callable; got {type(network).__name__}.")
         if not getattr(network, "built", True):
@@ -101,20 +99,13 @@ class AffineCoupling(OptionalComposite):
         if num_conditioning is not None:
             num_conditioning = check_positive_int(num_conditioning, "num_conditioning")
         event_ndims = check_positive_int(event_ndims, "event_ndims")
-        check_bool(validate_args, "validate_args")
         self._network = network
         self._num_conditioning = num_conditioning
         self._bound = check_positive(bound, "bound")
         # TFP finds variables in attributes. It does not search a Keras network.
         self._network_variables = [weight.value for weight in _keras_weights(network)]
         self._passes = PairMemory()
-        super().__init__(
-            forward_min_event_ndims=event_ndims, parameters=parameters, validate_args=validate_args, name=name
-        )
-
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
-        return {}
+        super().__init__(event_ndims, parameters, is_constant_jacobian=False)
 
     @property
     def network(self) -> Callable:
@@ -136,14 +127,14 @@ class AffineCoupling(OptionalComposite):
         return x
 
     def _inverse_log_det_jacobian(self, y, condition=None):
-        passed = self._passes.values_by_input("inverse", y) or self._passes.values_by_output("forward", y)
-        return self._sum_of_log_scale(passed, y, condition)
+        return self._sum_of_log_scale("inverse", "forward", y, condition)
 
     def _forward_log_det_jacobian(self, x, condition=None):
-        passed = self._passes.values_by_input("forward", x) or self._passes.values_by_output("inverse", x)
-        return -self._sum_of_log_scale(passed, x, condition)
+        return -self._sum_of_log_scale("forward", "inverse", x, condition)
 
-    def _sum_of_log_scale(self, passed, value, condition):
+    def _sum_of_log_scale(self, direction, opposite, value, condition):
+        passes = self._passes
+        passed = passes.values_by_input(direction, value) or passes.values_by_output(opposite, value)
         # The conditioning channels are the same at both ends of a pair. The condition may have changed.
         log_scale, passed_condition = [*(passed or [None]), None][:2]
         if log_scale is None or passed_condition is not condition:

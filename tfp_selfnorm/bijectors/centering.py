@@ -1,13 +1,13 @@
 """`Centering`: subtracts the mean of the training data from each event."""
 
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.bijectors.adaptable import Adaptable, adaptation_flag
-from tfp_selfnorm.bijectors.parameters import as_parameters, check_event_shape, parameter_properties
-from tfp_selfnorm.utils.integers import as_sizes
+from tfp_selfnorm.bijectors.parameters import as_parameters, check_event_shape
+from tfp_selfnorm.utils.integers import check_sizes
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_dtype
 from tfp_selfnorm.utils.types import DType, Parameter, Shape
@@ -30,6 +30,8 @@ class Centering(Adaptable):
     array([[0., 2.],
            [2., 0.]], dtype=float32)
     """
+
+    _PARAMETER_NDIMS = {"mean": lambda self, _: self.mean.shape.rank, "is_adapted": 0}
 
     def __init__(
         self,
@@ -59,15 +61,7 @@ class Centering(Adaptable):
                 raise ValueError(
                     f"`mean` must have a known shape of one dimension or more; got {self._mean.shape}."
                 )
-            super().__init__(
-                is_adapted,
-                can_adapt=hasattr(mean, "assign"),
-                forward_min_event_ndims=self._mean.shape.rank,
-                dtype=dtype,
-                parameters=parameters,
-                validate_args=validate_args,
-                name=name,
-            )
+            super().__init__(self._mean.shape.rank, parameters, dtype, can_adapt=hasattr(mean, "assign"))
 
     @classmethod
     def trainable(cls, event_shape: Shape, *, dtype: DType = tf.float32, name: str = "centering") -> Self:
@@ -88,15 +82,10 @@ class Centering(Adaptable):
         Traceback (most recent call last):
         ValueError: `centering` has no initial values yet: call `adapt` on the flow with training data first.
         """
-        sizes, dtype = as_sizes(event_shape), check_dtype(dtype)
-        if not sizes or None in sizes:
-            raise ValueError(f"`event_shape` must be one or more positive ints; got {event_shape!r}.")
+        sizes = check_sizes(event_shape, "event_shape", "one or more positive ints", bool)
+        dtype = check_dtype(dtype)
         mean = tf.Variable(tf.zeros(sizes, dtype), name=f"{name}_mean")
         return cls(mean, adaptation_flag(name), name=name)
-
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
-        return parameter_properties(mean=lambda self, _: self.mean.shape.rank, is_adapted=0)
 
     @property
     def mean(self) -> Parameter:

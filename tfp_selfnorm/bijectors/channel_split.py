@@ -8,8 +8,6 @@ import tensorflow_probability as tfp
 from tfp_selfnorm.bijectors.channels import number_of_first_channels
 from tfp_selfnorm.bijectors.composite import OptionalComposite
 from tfp_selfnorm.utils.integers import check_positive_int
-from tfp_selfnorm.utils.names import check_optional_name
-from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.types import TfpObject
 
 tfb = tfp.bijectors
@@ -58,7 +56,6 @@ class ChannelSplit(OptionalComposite):
           ValueError: if it changes the rank of events, or `num_channels` is no positive int.
         """
         parameters = dict(locals())
-        check_optional_name(name)
         if not isinstance(bijector, tfb.Bijector):
             raise TypeError(f"`bijector` must be a TFP bijector; got {type(bijector).__name__}.")
         ndims = bijector.forward_min_event_ndims
@@ -66,21 +63,13 @@ class ChannelSplit(OptionalComposite):
             raise ValueError(f"`bijector` must keep the rank of events; {bijector.name!r} does not.")
         if num_channels is not None:
             num_channels = check_positive_int(num_channels, "num_channels")
-        check_bool(validate_args, "validate_args")
         self._bijector = bijector
         self._num_channels = num_channels
         # The cache of this bijector finds the parts of a pair again.
         self._split = tfb.Split(
             2 if num_channels is None else [num_channels, -1], axis=-1, validate_args=validate_args
         )
-        super().__init__(
-            forward_min_event_ndims=max(ndims, 1),
-            is_constant_jacobian=bijector.is_constant_jacobian,
-            dtype=bijector.dtype,
-            parameters=parameters,
-            validate_args=validate_args,
-            name=name,
-        )
+        super().__init__(max(int(ndims), 1), parameters, bijector.dtype, bijector.is_constant_jacobian)
 
     @classmethod
     def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:

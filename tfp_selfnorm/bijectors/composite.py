@@ -3,13 +3,12 @@
 import inspect
 from typing import Any
 
-import tensorflow_probability as tfp
-
+from tfp_selfnorm.bijectors.base import CheckedBijector
 from tfp_selfnorm.utils.compat import CompositeTensor
 from tfp_selfnorm.utils.pickling import by_parameters
 
 
-class OptionalComposite(tfp.bijectors.Bijector):
+class OptionalComposite(CheckedBijector):
     """A bijector with a subclass that is a CompositeTensor; the constructor chooses one of the two classes.
 
     Subclasses by users get no such choice.

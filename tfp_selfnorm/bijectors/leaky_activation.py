@@ -6,16 +6,15 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.bijectors.base import CheckedBijector
 from tfp_selfnorm.bijectors.parameters import as_parameters, is_checked_now, is_mutable
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.types import Parameter
 
 
-class LeakyActivation(tfp.bijectors.AutoCompositeTensorBijector):
+class LeakyActivation(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector):
     """An increasing elementwise map. Its slope is `alpha` on the left and 1 on the right."""
-
-    _DEFAULT_NAME: str
 
     def __init__(
         self, negative_slope: Parameter = 0.3, validate_args: bool = False, name: str | None = None
@@ -36,13 +35,7 @@ class LeakyActivation(tfp.bijectors.AutoCompositeTensorBijector):
         check_name(name)
         with tf.name_scope(name):
             self._negative_slope = _checked_slope(negative_slope, validate_args)
-            super().__init__(
-                forward_min_event_ndims=0,
-                dtype=self._negative_slope.dtype,
-                parameters=parameters,
-                validate_args=validate_args,
-                name=name,
-            )
+            super().__init__(0, parameters, self._negative_slope.dtype, is_constant_jacobian=False)
 
     @classmethod
     def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:

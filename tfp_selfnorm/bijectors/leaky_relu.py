@@ -39,13 +39,11 @@ class LeakyReLU(LeakyActivation):
         return y / self._slope(y)
 
     def _forward_log_det_jacobian(self, x):
-        return self._log_slope(x)
+        return tf.math.log(self._slope(x))
 
     def _inverse_log_det_jacobian(self, y):
-        return -self._log_slope(y)
-
-    def _log_slope(self, x):
-        return tf.math.log(self._slope(x))
+        # An element and its image have the same sign.
+        return -self._forward_log_det_jacobian(y)
 
     def _slope(self, x):
         # With `tf.where` on the results, the gradient would be NaN where the other branch overflows.

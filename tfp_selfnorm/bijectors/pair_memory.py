@@ -1,8 +1,8 @@
 """The memory of a bijector for the pairs that it made, for their log-dets."""
 
 import contextlib
+import contextvars
 import functools
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfp_selfnorm.utils.graphs import is_within_reach
 
-_THREAD = threading.local()
+_KEEPS_VALUES: contextvars.ContextVar[bool] = contextvars.ContextVar("keeps_values", default=False)
 
 
 @contextlib.contextmanager
@@ -21,15 +21,11 @@ def keeping_values() -> Iterator[None]:
     Without it, a density calls a network twice: for the value and for the log-det. The two calls have
     different dropout. The losses of the network count twice, and its moving statistics change twice.
     """
-    before, _THREAD.keeps = _keeps_values(), True
+    token = _KEEPS_VALUES.set(True)
     try:
         yield
     finally:
-        _THREAD.keeps = before
-
-
-def _keeps_values():
-    return getattr(_THREAD, "keeps", False)
+        _KEEPS_VALUES.reset(token)
 
 
 class PairMemory:
@@ -56,7 +52,7 @@ class PairMemory:
         values_of_pass: tuple = ()
         if not tf.executing_eagerly():
             values_of_pass = tuple(map(weakref.ref, values))
-        elif _keeps_values():
+        elif _KEEPS_VALUES.get():
             # Only the entry holds these tensors. They go with the pair.
             values_of_pass = tuple(functools.partial(_same, value) for value in values)
         entries, keys = self._entries, ((direction, "input", id(x)), (direction, "output", id(output)))
@@ -94,5 +90,5 @@ def _can_be_used(value):
     if value is None:
         return False
     if not tf.is_symbolic_tensor(value):
-        return tf.executing_eagerly() and _keeps_values()
+        return tf.executing_eagerly() and _KEEPS_VALUES.get()
     return is_within_reach(value)

@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.utils.options import as_tensor
 from tfp_selfnorm.utils.types import Parameter, TfpObject
 
 
@@ -39,35 +40,23 @@ def as_parameters(**values: Parameter) -> tuple[Any, ...]:
     Raises:
       TypeError: if a parameter has another dtype or is missing, or the dtypes differ.
     """
-    dtype = _common_dtype(**values)
-    return dtype, *(
-        value if value is None or is_mutable(value) else tf.convert_to_tensor(value, dtype, name=name)
-        for name, value in values.items()
-    )
-
-
-def _common_dtype(**parameters):
-    dtypes = {}
-    for name, value in parameters.items():
-        if value is None and name == "bias":
-            continue
-        if value is None:
-            raise TypeError(f"`{name}` must be a tensor or a tf.Variable; got None.")
-        dtype = getattr(value, "dtype", None) or _as_tensor(value, name).dtype
-        dtypes[name] = tf.as_dtype(dtype)
-        if dtypes[name] not in (tf.float32, tf.float64):
-            raise TypeError(f"`{name}` must be floating, float32 or float64; got dtype {dtypes[name].name}.")
+    parameters = {name: _as_parameter(value, name) for name, value in values.items()}
+    dtypes = {name: tf.as_dtype(value.dtype) for name, value in parameters.items() if value is not None}
+    for name, dtype in dtypes.items():
+        if dtype not in (tf.float32, tf.float64):
+            raise TypeError(f"`{name}` must be floating, float32 or float64; got dtype {dtype.name}.")
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"`{name}` {dtype.name}" for name, dtype in dtypes.items())
         raise TypeError(f"The parameters must have one dtype; got {listed}.")
-    return next(iter(dtypes.values()))
+    return next(iter(dtypes.values())), *parameters.values()
 
 
-def _as_tensor(value, name):
-    try:
-        return tf.convert_to_tensor(value, name=name)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must be a tensor of numbers or a tf.Variable; got {value!r}.") from error
+def _as_parameter(value, name):
+    if is_mutable(value) or (value is None and name == "bias"):
+        return value
+    if value is None:
+        raise TypeError(f"`{name}` must be a tensor or a tf.Variable; got None.")
+    return as_tensor(value, name, "a tensor of numbers or a tf.Variable")
 
 
 def is_mutable(value: Parameter) -> bool:

@@ -9,6 +9,7 @@ import tensorflow_probability as tfp
 from tfp_selfnorm.bijectors.parameters import as_parameters, is_checked_now, kernel_variables
 from tfp_selfnorm.bijectors.self_norm import SelfNorm
 from tfp_selfnorm.math import dense
+from tfp_selfnorm.utils.graphs import checked
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_bool, check_dtype, check_not_negative
@@ -177,9 +178,7 @@ class SelfNormDense(SelfNorm):
         smallest = self.event_size * np.finfo(self.dtype.as_numpy_dtype).eps * singular_values[..., :1]
         message = f"`inverse_kernel` of `{self.name}` is singular to working precision."
         regular = tf.reduce_all(singular_values[..., -1:] > smallest)
-        if tf.executing_eagerly() and not regular:
-            raise ValueError(message)
-        return [tf.debugging.Assert(regular, [message])]
+        return [checked(singular_values, regular, message)]
 
 
 def _check_shapes(forward_kernel, inverse_kernel, bias):

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.utils.compat import BijectorCacheWithGreedyAttrs
-from tfp_selfnorm.utils.integers import as_sizes, check_int
+from tfp_selfnorm.utils.integers import check_int, check_sizes
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_dtype, check_positive
 from tfp_selfnorm.utils.types import DType, Shape, TfpObject
@@ -152,9 +152,7 @@ def trainable_spline(
     References: Durkan et al., "Neural Spline Flows", NeurIPS 2019.
     """
     check_name(name)
-    sizes = as_sizes(event_shape)
-    if sizes is None or None in sizes:
-        raise ValueError(f"`event_shape` must be an int, or a shape, of positive ints; got {event_shape!r}.")
+    sizes = check_sizes(event_shape, "event_shape", "an int, or a shape, of positive ints")
     num_bins = check_int(num_bins, "num_bins", 2, round(1.0 / _MIN_BIN_FRACTION) - 1)
     bound = check_positive(bound, "bound")
     dtype = check_dtype(dtype, allows_short=True)

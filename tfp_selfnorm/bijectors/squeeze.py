@@ -1,16 +1,13 @@
 """`Squeeze`: space to depth and back."""
 
-from typing import Any
-
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.bijectors.base import CheckedBijector
 from tfp_selfnorm.utils.integers import check_positive_int
-from tfp_selfnorm.utils.names import check_optional_name
-from tfp_selfnorm.utils.options import check_bool
 
 
-class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
+class Squeeze(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector):
     """Moves blocks of pixels to channels: `[H, W, C]` to `[H / b, W / b, b b C]`, and back with `inverse`.
 
     It is a permutation, with log-det 0. Pixel (i, j) and channel c of a block become channel
@@ -39,20 +36,8 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
           ValueError: if `block_size` is no positive int.
         """
         parameters = dict(locals())
-        check_optional_name(name)
         self._block_size = check_positive_int(block_size, "block_size")
-        check_bool(validate_args, "validate_args")
-        super().__init__(
-            forward_min_event_ndims=3,
-            is_constant_jacobian=True,
-            parameters=parameters,
-            validate_args=validate_args,
-            name=name,
-        )
-
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
-        return {}
+        super().__init__(3, parameters)
 
     @property
     def block_size(self) -> int:
@@ -60,18 +45,14 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
         return self._block_size
 
     def _forward(self, x):
-        output_shape, b = self._forward_event_shape(x.shape), self._block_size
-        height, width, channels = _sizes(x)
-        squeezed = _with_axes_swapped(x, [height // b, b, width // b, b, channels])
-        squeezed = tf.reshape(squeezed, self._forward_event_shape_tensor(tf.shape(x)))
-        return tf.ensure_shape(squeezed, output_shape)
+        shapes = self._forward_event_shape(x.shape), self._forward_event_shape_tensor(tf.shape(x))
+        b, (height, width, channels) = self._block_size, _sizes(x)
+        return _rearranged(x, [height // b, b, width // b, b, channels], *shapes)
 
     def _inverse(self, y):
-        output_shape, b = self._inverse_event_shape(y.shape), self._block_size
-        height, width, channels = _sizes(y)
-        image = _with_axes_swapped(y, [height, width, b, b, channels // (b * b)])
-        image = tf.reshape(image, self._inverse_event_shape_tensor(tf.shape(y)))
-        return tf.ensure_shape(image, output_shape)
+        shapes = self._inverse_event_shape(y.shape), self._inverse_event_shape_tensor(tf.shape(y))
+        b, (height, width, channels) = self._block_size, _sizes(y)
+        return _rearranged(y, [height, width, b, b, channels // (b * b)], *shapes)
 
     def _forward_log_det_jacobian(self, x):
         self._forward_event_shape(x.shape)
@@ -82,24 +63,16 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
         return tf.zeros([], y.dtype)
 
     def _forward_event_shape(self, input_shape):
-        height, width, channels = self._image_sizes(input_shape)
         b = self._block_size
-        if (height or 0) % b or (width or 0) % b:
-            raise ValueError(
-                f"`{self.name}` needs a height and a width divisible by its block size, {b}; got an image of "
-                f"shape {(height, width, channels)}."
-            )
+        needs = f"a height and a width divisible by its block size, {b}"
+        height, width, channels = self._image_sizes(input_shape, (b, b, 1), needs)
         sizes = [height and height // b, width and width // b, channels and channels * b * b]
         return input_shape[:-3].concatenate(sizes)
 
     def _inverse_event_shape(self, output_shape):
-        height, width, channels = self._image_sizes(output_shape)
         b = self._block_size
-        if (channels or 0) % (b * b):
-            raise ValueError(
-                f"`{self.name}` needs a number of channels divisible by the square of its block size, "
-                f"{b * b}, for its inverse; got an image of shape {(height, width, channels)}."
-            )
+        needs = f"a number of channels divisible by the square of its block size, {b * b}, for its inverse"
+        height, width, channels = self._image_sizes(output_shape, (1, 1, b * b), needs)
         sizes = [height and height * b, width and width * b, channels and channels // (b * b)]
         return output_shape[:-3].concatenate(sizes)
 
@@ -113,10 +86,14 @@ class Squeeze(tfp.bijectors.AutoCompositeTensorBijector):
         height, width, channels = tf.unstack(output_shape[-3:])
         return tf.concat([output_shape[:-3], [height * b, width * b, channels // (b * b)]], axis=0)
 
-    def _image_sizes(self, shape):
+    def _image_sizes(self, shape, divisors, needs):
+        """Height, width and channels, `None` if unknown. The divisors must divide them."""
         if shape.rank is None or shape.rank < 3:
             raise ValueError(f"`{self.name}` needs images (..., height, width, channels); got shape {shape}.")
-        return shape[-3:].as_list()
+        sizes = shape[-3:].as_list()
+        if any((size or 0) % divisor for size, divisor in zip(sizes, divisors, strict=True)):
+            raise ValueError(f"`{self.name}` needs {needs}; got an image of shape {tuple(sizes)}.")
+        return sizes
 
 
 def _sizes(images):
@@ -125,7 +102,8 @@ def _sizes(images):
     return [images.shape[i] or dynamic[i] for i in (-3, -2, -1)]
 
 
-def _with_axes_swapped(images, sizes):
-    """The images as arrays of five sizes, with the second and the third axis swapped."""
+def _rearranged(images, sizes, static_shape, shape):
+    """The images as arrays of five sizes, with the second and the third axis swapped, in a new shape."""
     # TensorFlow's `space_to_depth` has no GPU kernel for float64, and needs blocks of 2 or more.
-    return tf.transpose(tf.reshape(images, [-1, *sizes]), [0, 1, 3, 2, 4, 5])
+    swapped = tf.transpose(tf.reshape(images, [-1, *sizes]), [0, 1, 3, 2, 4, 5])
+    return tf.ensure_shape(tf.reshape(swapped, shape), static_shape)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.callbacks.shared import FlowCallback
+from tfp_selfnorm.callbacks.shared import FlowCallback, check_verbose
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.structure.layers import self_norm_layers
 from tfp_selfnorm.utils.checks import check_events, check_finite
@@ -64,9 +64,11 @@ class ExactLikelihood(FlowCallback):
         log_dir: str | os.PathLike | None = None,
         verbose: bool | int = 0,
     ) -> None:
-        x, batch_size = _check_array(x), check_positive_int(batch_size, "batch_size")
-        super().__init__(log_dir, every_steps=every_steps, verbose=verbose)
-        self.x, self.batch_size = x, batch_size
+        self.x = _check_array(x)
+        self.batch_size = check_positive_int(batch_size, "batch_size")
+        self.every_steps = check_positive_int(every_steps, "every_steps")
+        self.verbose = check_verbose(verbose)
+        super().__init__(log_dir)
         self.history: list[tuple[int, float]] = []
         self._layers: list = []
         self._mean_nll: Any = None

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tfp_selfnorm.callbacks.shared import FlowCallback
+from tfp_selfnorm.callbacks.shared import FlowCallback, check_verbose
 from tfp_selfnorm.inverse_learning.tracking import inverse_error
 from tfp_selfnorm.structure.layers import self_norm_layers
 from tfp_selfnorm.structure.names import unused_name
@@ -53,9 +53,11 @@ class InverseQuality(FlowCallback):
     def __init__(
         self, num_probes: int = 32, every_epochs: int = 1, seed: int = 0, verbose: bool | int = 0
     ) -> None:
-        super().__init__(every_epochs=every_epochs, verbose=verbose)
+        super().__init__()
         self.num_probes = check_positive_int(num_probes, "num_probes")
+        self.every_epochs = check_positive_int(every_epochs, "every_epochs")
         self.seed = check_int(seed, "seed", -(2**63), 2**63 - 1)
+        self.verbose = check_verbose(verbose)
         self.errors: dict[str, float] = {}
         self.worst_layer: Any = None
         self._layers: dict[str, Any] = {}

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfp_selfnorm.callbacks.shared import FlowCallback, check_path
 from tfp_selfnorm.utils.integers import check_int, check_positive_int
+from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.seeds import check_seed
 from tfp_selfnorm.utils.types import Seed
 
@@ -67,12 +68,14 @@ class SampleGrid(FlowCallback):
     ) -> None:
         if filepath is None and log_dir is None:
             raise ValueError("`filepath` or `log_dir` must be given, for the pictures; got neither.")
-        filepath = None if filepath is None else _check_pattern(check_path(filepath, "filepath"))
-        num_levels = check_int(num_levels, "num_levels", lowest=2)
-        num_samples = check_positive_int(num_samples, "num_samples")
+        self.filepath = None if filepath is None else _check_pattern(check_path(filepath, "filepath"))
+        self.num_levels = check_int(num_levels, "num_levels", lowest=2)
+        self.num_samples = check_positive_int(num_samples, "num_samples")
+        self.every_epochs = check_positive_int(every_epochs, "every_epochs")
+        self.exact = check_bool(exact, "exact")
         check_seed(seed)
-        super().__init__(log_dir, every_epochs=every_epochs, exact=exact)
-        self.filepath, self.num_levels, self.num_samples, self.seed = filepath, num_levels, num_samples, seed
+        self.seed = seed
+        super().__init__(log_dir)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         distribution = self.distribution

@@ -10,30 +10,24 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.model.flow_model import FlowModel
-from tfp_selfnorm.utils.integers import check_int, check_positive_int
-from tfp_selfnorm.utils.options import check_bool
+from tfp_selfnorm.utils.integers import check_int
 from tfp_selfnorm.utils.types import TfpObject
 
 
 class FlowCallback(keras.callbacks.Callback):
-    """The base class of the callbacks: checks their common arguments, and writes for TensorBoard."""
+    """The base class of the callbacks: finds the distribution, and writes for TensorBoard."""
 
-    def __init__(self, log_dir: str | os.PathLike | None = None, **arguments: Any) -> None:
-        """Stores each argument under its name. It makes the folder, so call it after all other checks.
+    def __init__(self, log_dir: str | os.PathLike | None = None) -> None:
+        """Makes the folder, so call it after all checks.
 
         Args:
           log_dir: folder for TensorBoard, or `None`.
-          **arguments: `every_epochs` or `every_steps`, a positive int; `exact`, a bool; `verbose`, a bool or
-            an int of 0 or more.
 
         Raises:
           ImportError: if `log_dir` is given and TensorBoard is not installed.
-          TypeError: if `exact` is no bool, or `log_dir` no path.
-          ValueError: if another argument is out of range.
+          TypeError: if `log_dir` is no path.
         """
         super().__init__()
-        for name, value in arguments.items():
-            setattr(self, name, _CHECKS[name](value, name))
         self._writer = _summary_writer(log_dir)
 
     @property
@@ -58,8 +52,9 @@ def check_path(path: str | os.PathLike, name: str) -> str:
     return os.fspath(path)
 
 
-def _check_verbose(verbose, name):
-    return verbose if isinstance(verbose, (bool, np.bool_)) else check_int(verbose, name, lowest=0)
+def check_verbose(verbose: bool | int) -> bool | int:
+    """Returns a bool or an int; raises ValueError if it is another value or negative."""
+    return verbose if isinstance(verbose, (bool, np.bool_)) else check_int(verbose, "verbose", lowest=0)
 
 
 def _summary_writer(log_dir):
@@ -69,11 +64,3 @@ def _summary_writer(log_dir):
     if importlib.util.find_spec("tensorboard") is None:
         raise ImportError("`log_dir` needs TensorBoard, which is not installed: `pip install tensorboard`.")
     return tf.summary.create_file_writer(log_dir)
-
-
-_CHECKS = {
-    "every_epochs": check_positive_int,
-    "every_steps": check_positive_int,
-    "exact": check_bool,
-    "verbose": _check_verbose,
-}

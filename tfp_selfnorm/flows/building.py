@@ -8,15 +8,13 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import Centering, LeakyReLU, SmoothLeakyReLU, trainable_spline
-from tfp_selfnorm.utils.integers import as_sizes
+from tfp_selfnorm.utils.integers import check_sizes
 from tfp_selfnorm.utils.options import check_bool, check_choice
-from tfp_selfnorm.utils.seeds import stateless_seed
-from tfp_selfnorm.utils.types import Seed, Shape
+from tfp_selfnorm.utils.types import Shape
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
 
-ACTIVATIONS = ("smooth_leaky_relu", "leaky_relu", "spline")
 # The options of self-normalizing layers that builders pass on, with their default values.
 SELF_NORM_OPTIONS = {"gradient": "self_norm", "mixture": 0.5, "inversion": None}
 
@@ -84,9 +82,8 @@ def activation_maker(activation: str | Callable | None, dtype: tf.DType) -> Call
         "leaky_relu": lambda event_shape, name: LeakyReLU(slope, name=name),
         "spline": lambda event_shape, name: trainable_spline(event_shape, dtype=dtype, name=name),
     }
-    check_choice(
-        activation, "activation", ACTIVATIONS, expected="one of {}, None or a function that makes a bijector"
-    )
+    expected = "one of {}, None or a function that makes a bijector"
+    check_choice(activation, "activation", tuple(makers), expected)
     return makers[activation]
 
 
@@ -119,35 +116,16 @@ def first_bijectors(
     return bijectors
 
 
-def split_seeds(seed: Seed, count: int, salt: str) -> list:
-    """Splits a seed into `count` seeds."""
-    return tf.unstack(tfp.random.split_seed(stateless_seed(seed), n=count, salt=salt))
-
-
 def squeezed(shape: Sequence[int]) -> tuple[int, int, int]:
     """The shape of an image after a `Squeeze`."""
     return shape[0] // 2, shape[1] // 2, 4 * shape[2]
 
 
-def known_sizes(event_shape: Shape) -> list:
-    """The sizes of an event as a list; raises ValueError if a size is unknown, or there are no sizes."""
-    sizes = as_sizes(event_shape)
-    if not sizes or None in sizes:
-        raise ValueError(
-            "`event_shape` must be fully defined, of positive sizes and at least one dimension; got "
-            f"{event_shape!r}."
-        )
-    return sizes
-
-
 def check_image_shape(image_shape: Shape, divisor: int) -> tuple:
     """Returns the shape as a tuple; raises ValueError if a size is unknown, or a side is not divisible."""
-    sizes = as_sizes(image_shape)
-    if sizes is None or len(sizes) != 3 or None in sizes:
-        raise ValueError(
-            f"`image_shape` must be (height, width, channels), known and positive; got {image_shape!r}."
-        )
-    if any((size or 0) % divisor for size in sizes[:2]):
+    expected = "(height, width, channels), known and positive"
+    sizes = check_sizes(image_shape, "image_shape", expected, lambda sizes: len(sizes) == 3)
+    if any(size % divisor for size in sizes[:2]):
         raise ValueError(
             f"`image_shape` must have a height and a width divisible by {divisor} for this number of blocks; "
             f"got {image_shape!r}."

@@ -12,16 +12,14 @@ from tfp_selfnorm.bijectors import SelfNormDense
 from tfp_selfnorm.flows.building import (
     activation_maker,
     check_preprocessing,
-    known_sizes,
     layer_maker,
-    split_seeds,
     standard_normal_flow,
     trainable_lu,
 )
-from tfp_selfnorm.utils.integers import check_positive_int
+from tfp_selfnorm.utils.integers import check_positive_int, check_sizes
 from tfp_selfnorm.utils.names import check_optional_name
 from tfp_selfnorm.utils.options import check_dtype
-from tfp_selfnorm.utils.seeds import stateless_seed
+from tfp_selfnorm.utils.seeds import split_seeds, stateless_seed
 from tfp_selfnorm.utils.types import DType, Seed, Shape
 
 tfb = tfp.bijectors
@@ -79,7 +77,8 @@ def dense_flow(
     """
     check_optional_name(name)
     make_layer = layer_maker(layer, layer_options, _LAYERS, SelfNormDense.check_options)
-    event_shape = known_sizes(event_shape)
+    expected = "fully defined, of positive sizes and at least one dimension"
+    event_shape = check_sizes(event_shape, "event_shape", expected, lambda sizes: len(sizes) > 0)
     num_layers, dtype = check_positive_int(num_layers, "num_layers"), check_dtype(dtype)
     event_size = math.prod(event_shape)
     make_activation = activation_maker(activation, dtype)

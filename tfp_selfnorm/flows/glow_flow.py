@@ -14,7 +14,6 @@ from tfp_selfnorm.flows.building import (
     check_image_shape,
     first_bijectors,
     layer_maker,
-    split_seeds,
     squeezed,
     standard_normal_flow,
     trainable_lu,
@@ -23,6 +22,7 @@ from tfp_selfnorm.flows.networks import check_policy, coupling_network
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_optional_name
 from tfp_selfnorm.utils.options import check_bools, check_dtype
+from tfp_selfnorm.utils.seeds import split_seeds
 from tfp_selfnorm.utils.types import DType, Seed, Shape
 
 tfb = tfp.bijectors

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from tfp_selfnorm.utils.integers import as_sizes, check_int, check_positive_int
+from tfp_selfnorm.utils.integers import as_sizes, check_int, check_positive_int, check_sizes
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.types import Shape
 
@@ -94,9 +94,8 @@ def check_policy(dtype: Any, name: str = "dtype") -> keras.DTypePolicy:
 
 
 def _check_kernel_size(kernel_size):
-    sizes = as_sizes(kernel_size)
-    if sizes is None or len(sizes) not in (1, 2) or None in sizes:
-        raise ValueError(f"`kernel_size` must be a positive int or two positive ints; got {kernel_size!r}.")
+    expected = "a positive int or two positive ints"
+    sizes = check_sizes(kernel_size, "kernel_size", expected, lambda sizes: len(sizes) in (1, 2))
     return sizes * (3 - len(sizes))
 
 

@@ -1,6 +1,6 @@
 """`InverseLearning`, the ways in which the kernel R of a layer follows its kernel W."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -34,12 +34,10 @@ class InverseLearning:
 
     def follow(self, layers: Iterable, step: int | tf.Tensor, seed: int = 0) -> tf.Tensor:
         """Updates R of each tracked layer, after a step of the optimizer; see `Tracking.follow`."""
-        del layers, step, seed
         return tf.zeros([0])
 
     def measure(self, layers: Iterable) -> tf.Tensor:
         """The relative error of each tracked R, see `inverse_error`; a float32 vector."""
-        del layers
         return tf.zeros([0])
 
     def trains_inverse(self, layer: Any) -> bool:
@@ -52,13 +50,6 @@ class InverseLearning:
         return self.tracks(layer) or self.regularizer(layer) is not None
 
 
-class _Nothing(InverseLearning):
-    """Stands for `inverse_learning=None`."""
-
-    def __repr__(self) -> str:
-        return "None"
-
-
 def as_inverse_learning(inverse_learning: InverseLearning | None) -> InverseLearning:
     """Returns the argument, or for `None` an `InverseLearning` that does nothing.
 
@@ -66,7 +57,7 @@ def as_inverse_learning(inverse_learning: InverseLearning | None) -> InverseLear
       TypeError: if it is neither an `InverseLearning` nor `None`.
     """
     if inverse_learning is None:
-        return _Nothing()
+        return InverseLearning()
     if not isinstance(inverse_learning, InverseLearning):
         raise TypeError(
             f"`inverse_learning` must be a Tracking, a Reconstruction or None; got {inverse_learning!r}."
@@ -83,6 +74,18 @@ def check_layers(layers: Iterable, name: str = "layers") -> list:
     for layer in listed:
         check_layer(layer, name)
     return listed
+
+
+def by_identity(mapping: Mapping, name: str) -> dict:
+    """The values of a mapping from layers, by the identity of each layer.
+
+    Raises:
+      TypeError: if it is no mapping from self-normalizing layers.
+    """
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"`{name}` must be a mapping from layers to numbers; got {mapping!r}.")
+    check_layers(mapping, name)
+    return {layer.identity: value for layer, value in mapping.items()}
 
 
 def check_layer(layer: Any, name: str = "layer") -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfp_selfnorm.inverse_learning.base import check_layers
+from tfp_selfnorm.inverse_learning.base import by_identity, check_layers
 from tfp_selfnorm.utils.integers import check_step
 from tfp_selfnorm.utils.options import check_bool, check_not_negative, check_number, check_positive, is_number
 
@@ -170,12 +170,9 @@ class ReconstructionWeights:
         Raises:
           TypeError: if an argument has a wrong type.
         """
-        if not isinstance(errors, Mapping):
-            raise TypeError(f"`errors` must be a mapping from layers to scalars; got {errors!r}.")
-        check_layers(list(errors), "errors")
+        errors = by_identity(errors, "errors")
         if not (isinstance(is_valid, (tf.Tensor, tf.Variable)) and is_valid.dtype == tf.bool):
             is_valid = check_bool(is_valid, "is_valid")
-        errors = {layer.identity: error for layer, error in errors.items()}
         for group, log_weight, average in self._states:
             # A layer has no error if its pass was an exact solve.
             known = [

@@ -3,20 +3,20 @@
 import asyncio
 import contextlib
 import contextvars
+import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
-from tfp_selfnorm.inverse_learning.base import InverseLearning, as_inverse_learning, check_layers
+from tfp_selfnorm.inverse_learning.base import InverseLearning, as_inverse_learning, by_identity
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction, check_weight
 from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight
 from tfp_selfnorm.utils.compat import CacheStorage, is_control_flow, scope_bijector_caches
 from tfp_selfnorm.utils.graphs import current_graph
-from tfp_selfnorm.utils.integers import check_positive_int
-from tfp_selfnorm.utils.seeds import check_seed, stateless_seed
+from tfp_selfnorm.utils.integers import check_counts
+from tfp_selfnorm.utils.seeds import check_seed, split_seeds
 from tfp_selfnorm.utils.types import Seed
 
 # Each thread, and each asyncio task in a thread, has its own.
@@ -88,9 +88,7 @@ class TrainingScope:
         self.cache_storage = CacheStorage()
         self.owner: tuple | None = None
         self.passes: list[LayerPass] = []
-        self._log_dets: dict | None = None
-        if log_dets is not None:
-            self._log_dets = {layer.identity: value for layer, value in log_dets.items()}
+        self._log_dets = None if log_dets is None else by_identity(log_dets, "log_dets")
         self._graph = current_graph()
 
     @property
@@ -120,7 +118,16 @@ class TrainingScope:
         Raises:
           ValueError: if the layer is called inside a `tf.function` and the scope was opened outside of it.
         """
-        self._check_graph(layer_pass.layer)
+        graph = current_graph()
+        # Control flow builds its own graphs inside the graph of the scope.
+        while is_control_flow(graph) and graph is not self._graph:
+            graph = graph.outer_graph
+        if graph is not self._graph:
+            raise ValueError(
+                f"`{layer_pass.layer.name}` was called inside a `tf.function`, and the `training_scope` was "
+                "opened outside of it. The function would keep the surrogate log-det for later calls. Open "
+                "the scope inside the function."
+            )
         self.passes.append(layer_pass)
 
     def reconstruction_error(self, num_examples: int | None = None) -> tf.Tensor:
@@ -130,8 +137,7 @@ class TrainingScope:
           num_examples: number of examples at the start of the batch to use, for a cheap estimate; `None`
             uses all.
         """
-        if num_examples is not None:
-            check_positive_int(num_examples, "num_examples")
+        check_counts(num_examples=num_examples)
         return self._sum_over_passes(
             lambda layer_pass: tf.stop_gradient(Reconstruction.error(layer_pass, num_examples))
         )
@@ -166,11 +172,12 @@ class TrainingScope:
 
         by_layer = weight
         if isinstance(weight, Mapping):
-            _check_by_layer(weight, "weight")
-            by_layer = {layer.identity: value for layer, value in weight.items()}
+            by_layer = by_identity(weight, "weight")
         elif weight is not None:
             check_weight(weight)
-        seeds = iter(self._split_seed(len(self.passes)))
+        seeds: Iterator = itertools.repeat(None)
+        if self._seed is not None:
+            seeds = iter(split_seeds(self._seed, len(self.passes), salt="training_scope"))
         chosen = None if layers is None else {layer.identity for layer in layers}
 
         def loss(layer_pass):
@@ -196,11 +203,6 @@ class TrainingScope:
         """Each layer's `log |det W|` in nats, in the order of `layers`, at O(D^3) each."""
         return [layer.exact_log_det() for layer in self.layers]
 
-    def _split_seed(self, count):
-        if self._seed is None:
-            return [None] * count
-        return tf.unstack(tfp.random.split_seed(stateless_seed(self._seed), count, salt="training_scope"))
-
     def _sum_over_passes(self, function):
         if not self.passes:
             raise ValueError(
@@ -214,18 +216,6 @@ class TrainingScope:
                 "reconstruction error is not available; use `Tracking`."
             )
         return tf.add_n([function(layer_pass) for layer_pass in self.passes])
-
-    def _check_graph(self, layer):
-        graph = current_graph()
-        # Control flow builds its own graphs inside the graph of the scope.
-        while is_control_flow(graph) and graph is not self._graph:
-            graph = graph.outer_graph
-        if graph is not self._graph:
-            raise ValueError(
-                f"`{layer.name}` was called inside a `tf.function`, and the `training_scope` was opened "
-                "outside of it. The function would keep the surrogate log-det for later calls. Open the "
-                "scope inside the function."
-            )
 
 
 @contextlib.contextmanager
@@ -272,10 +262,7 @@ def training_scope(
 
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 3.
     """
-    as_inverse_learning(inverse_learning)
     check_seed(seed)
-    if log_dets is not None:
-        _check_by_layer(log_dets, "log_dets")
     with _opened(TrainingScope(inverse_learning, log_dets, seed)) as scope:
         yield scope
 
@@ -322,12 +309,6 @@ def current_terms(layer: Any) -> LayerTerms:
     """How the layer computes now: by the terms of the open scope, or exactly outside of one."""
     scope = current_scope()
     return _OUTSIDE if scope is None else scope.terms(layer)
-
-
-def _check_by_layer(mapping, name):
-    if not isinstance(mapping, Mapping):
-        raise TypeError(f"`{name}` must be a mapping from layers to numbers; got {mapping!r}.")
-    check_layers(mapping, name)
 
 
 def _current_storage():

@@ -10,7 +10,7 @@ from tfp_selfnorm.inverse_learning.base import InverseLearning, check_layer, che
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.math import dense
 from tfp_selfnorm.math.linear import largest
-from tfp_selfnorm.utils.integers import check_int, check_positive_int, check_step
+from tfp_selfnorm.utils.integers import check_counts, check_int, check_positive_int, check_step
 from tfp_selfnorm.utils.seeds import stateless_seed
 from tfp_selfnorm.utils.types import Seed
 
@@ -54,8 +54,7 @@ class Tracking(InverseLearning):
 
     def __post_init__(self) -> None:
         check_positive_int(self.num_probes, "num_probes")
-        if self.refresh_every is not None:
-            check_positive_int(self.refresh_every, "refresh_every")
+        check_counts(refresh_every=self.refresh_every)
         if not isinstance(self.reconstruction, Reconstruction):
             raise TypeError(f"`reconstruction` must be a Reconstruction; got {self.reconstruction!r}.")
 

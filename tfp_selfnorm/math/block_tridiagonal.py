@@ -52,13 +52,9 @@ class _Elimination(NamedTuple):
 
 def multiply(system: BlockTridiagonal, x: tf.Tensor) -> tf.Tensor:
     """The product with `x`, `[..., n, N, m]`: m vectors, each in N blocks of n."""
-    last = _product(system.last_diagonal, x[..., -1:, :])
-    if system.num_blocks == 1:
-        return last
-    last += _product(system.last_lower, x[..., -2:-1, :])
-    inner = _product(system.diagonal, x[..., :-1, :]) + _product(system.upper, x[..., 1:, :])
-    inner += _padded(_product(system.lower, x[..., :-2, :]), before=1)
-    return tf.concat([inner, last], axis=-2)
+    above = _padded(_product(system.upper, x[..., 1:, :]), after=1)
+    below = _padded(_product(system.lower, x[..., :-1, :], system.last_lower), before=1)
+    return _product(system.diagonal, x, system.last_diagonal) + above + below
 
 
 def log_det(system: BlockTridiagonal) -> tuple[tf.Tensor, tf.Tensor]:
@@ -156,28 +152,21 @@ def _solve_reduced(levels, rhs):
     (system, inverse, last_inverse), *below = levels
     if system.num_blocks == 1:
         return _product(inverse, rhs)
-    kept, odd = divmod(system.num_blocks, 2)
-    eliminated, rest = rhs[..., 0::2, :], rhs[..., 1::2, :]
-    own = _product(inverse, eliminated[..., :kept, :])
-    if odd:
-        own = tf.concat([own, _product(last_inverse, eliminated[..., kept:, :])], axis=-2)
-        rest -= _product(system.lower, own[..., :kept, :]) + _product(system.upper, own[..., 1:, :])
-        x = _solve_reduced(below, rest)
-        last = _product(last_inverse, _product(system.last_lower, x[..., -1:, :]))
+    is_odd = system.num_blocks % 2
+    rest = rhs[..., 1::2, :]
+    own = _product(inverse, rhs[..., 0::2, :], last_inverse)
+    if is_odd:
+        rest -= _product(system.lower, own[..., :-1, :]) + _product(system.upper, own[..., 1:, :])
     else:
         rest -= _padded(_product(system.upper, own[..., 1:, :]), after=1)
-        rest -= tf.concat(
-            [_product(system.lower, own[..., :-1, :]), _product(system.last_lower, own[..., -1:, :])], axis=-2
-        )
-        x = _solve_reduced(below, rest)
-        last = None
+        rest -= _product(system.lower, own, system.last_lower)
+    x = _solve_reduced(below, rest)
     # The part of the kept rows in the eliminated ones. The first eliminated row has no row on its left.
     pull = _product(system.upper, x) + _padded(_product(system.lower, x[..., :-1, :]), before=1)
-    pull = _product(inverse, pull)
-    if odd:
-        pull = tf.concat([pull, last], axis=-2)
+    if is_odd:
+        pull = tf.concat([pull, _product(system.last_lower, x[..., -1:, :])], axis=-2)
         x = _padded(x, after=1)
-    pairs = tf.stack([own - pull, x], axis=-2)
+    pairs = tf.stack([own - _product(inverse, pull, last_inverse), x], axis=-2)
     *batch, n, count, _, _ = pairs.shape
     return tf.reshape(pairs, [*batch, n, 2 * count, _last_size(x)])[..., : system.num_blocks, :]
 
@@ -227,12 +216,11 @@ def _eliminate(system):
     """Rotates each row of blocks with the next one, which makes the matrix upper triangular by blocks."""
     count, zero = system.num_blocks, tf.zeros_like(system.diagonal)
     one = zero + tf.eye(zero.shape[-1], dtype=zero.dtype)
-    first = (system.diagonal, system.upper) if count > 1 else (system.last_diagonal, zero)
+    rows = [(system.lower, system.diagonal, system.upper)] * (count - 1)
     # The last row is rotated with a row of the identity below it.
-    inner = max(count - 2, 0)
-    last = [(system.last_lower, system.last_diagonal, zero)] if count > 1 else []
-    rows = [(system.lower, system.diagonal, system.upper)] * inner + last + [(zero, one, zero)]
-    stacked = tuple(map(tf.stack, zip(*rows, strict=True)))
+    rows += [(system.last_lower, system.last_diagonal, zero), (zero, one, zero)]
+    first = rows[0][1:]
+    stacked = tuple(map(tf.stack, zip(*rows[1:], strict=True)))
 
     def step(carry, row):
         current, following = carry[:2], row
@@ -279,8 +267,10 @@ def _solve_eliminated(elimination, rhs):
     return tf.stack(tf.unstack(solution), axis=-2)
 
 
-def _product(block, x):
-    """`block @ x` for each block of `x`, `[..., n, N, m]`."""
+def _product(block, x, last_block=None):
+    """`block @ x` for each block of `x`, `[..., n, N, m]`; the last one may have a factor of its own."""
+    if last_block is not None:
+        return tf.concat([_product(block, x[..., :-1, :]), _product(last_block, x[..., -1:, :])], axis=-2)
     *batch, n, count, _ = x.shape
     m = _last_size(x)
     return tf.reshape(tf.matmul(block, tf.reshape(x, [*batch, n, count * m])), [*batch, n, count, m])

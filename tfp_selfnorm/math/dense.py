@@ -70,34 +70,6 @@ def _as_rows(x):
     return tf.reshape(x, [-1, x.shape[-1] or tf.shape(x)[-1]])
 
 
-def _outer_sum(left, right, kernel_shape):
-    """Sums `left right^T` over the batch, down to the shape of the kernel."""
-    if kernel_shape.shape[0] == 2:
-        return tf.matmul(_as_rows(left), _as_rows(right), transpose_a=True)
-    batch = tf.broadcast_dynamic_shape(tf.shape(left)[:-1], tf.shape(right)[:-1])
-    size = kernel_shape[-1:]
-    kernel_batch_rank = kernel_shape.shape[0] - 2
-    # [N, kernel batch, D] to [kernel batch, N, D]: one product for each entry of the kernel's batch.
-    shape = tf.concat([[-1], batch[-kernel_batch_rank:], size], axis=0)
-    order = [*range(1, kernel_batch_rank + 1), 0, kernel_batch_rank + 1]
-
-    def grouped(x):
-        full = tf.broadcast_to(x, tf.concat([batch, size], axis=0))
-        return tf.transpose(tf.reshape(full, shape), order)
-
-    product = tf.matmul(grouped(left), grouped(right), transpose_a=True)
-    return sum_to_shape(product, shape=kernel_shape)
-
-
-def _solve(kernel, z):
-    if kernel.shape.rank == 2:
-        return tf.reshape(tf.transpose(tf.linalg.solve(kernel, tf.transpose(_as_rows(z)))), tf.shape(z))
-    batch = tf.broadcast_dynamic_shape(tf.shape(kernel)[:-2], tf.shape(z)[:-1])
-    kernel = tf.broadcast_to(kernel, tf.concat([batch, tf.shape(kernel)[-2:]], axis=0))
-    z = tf.broadcast_to(z, tf.concat([batch, tf.shape(z)[-1:]], axis=0))
-    return tf.linalg.solve(kernel, z[..., tf.newaxis])[..., 0]
-
-
 class DenseMap(Operations):
     """The map `kernel @ x`."""
 
@@ -112,7 +84,19 @@ class DenseMap(Operations):
         return matvec(kernel, z, adjoint=True)
 
     def kernel_gradient(self, x: tf.Tensor, d_z: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        return _outer_sum(d_z, x, tf.shape(kernel))
+        if kernel.shape.rank == 2:
+            return tf.matmul(_as_rows(d_z), _as_rows(x), transpose_a=True)
+        batch = tf.broadcast_dynamic_shape(tf.shape(d_z)[:-1], tf.shape(x)[:-1])
+        size = tf.shape(kernel)[-1:]
+        kernel_batch_rank = kernel.shape.rank - 2
+        # As [N, kernel batch, D]: one product for each entry of the kernel's batch.
+        shape = tf.concat([[-1], batch[-kernel_batch_rank:], size], axis=0)
+
+        def grouped(events):
+            return tf.reshape(tf.broadcast_to(events, tf.concat([batch, size], axis=0)), shape)
+
+        product = tf.einsum("n...i,n...j->...ij", grouped(d_z), grouped(x))
+        return sum_to_shape(product, shape=tf.shape(kernel))
 
     def inverse_to_gradient(self, kernel: tf.Tensor) -> tf.Tensor:
         return tf.linalg.matrix_transpose(kernel)
@@ -125,7 +109,8 @@ class DenseMap(Operations):
         return {"exact": lambda kernel: tf.linalg.inv(kernel, adjoint=True), "relative": tf.identity}
 
     def solve(self, kernel: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
-        return _solve(kernel, z)
+        # It broadcasts the batches, and solves for all events of a kernel at once.
+        return tf.linalg.LinearOperatorFullMatrix(kernel).solvevec(z)
 
     def to_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
         return tf.convert_to_tensor(kernel)

@@ -6,13 +6,14 @@ is block-tridiagonal: H / p blocks of order p W C. All computations are in float
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.math import block_tridiagonal
+from tfp_selfnorm.utils import graphs
 from tfp_selfnorm.utils.compat import NOT_INLINED
 
 # If the relative error of recovered probes is not below it, a result is noise.
@@ -30,25 +31,23 @@ def log_det(kernel: tf.Tensor, spatial_shape: Sequence[int], name: str = "kernel
         `tf.errors.InvalidArgumentError` instead. XLA drops that, and the value is NaN.
     """
 
+    layout = _layout(kernel.shape[-4:-2], spatial_shape)
+
     @tf.custom_gradient
     def apply(kernel):
-        compiled = _compiled(_log_det_and_error, tuple(spatial_shape), tuple(kernel.shape))
-        value, error = compiled(detached_double(kernel))
-
         def gradient(upstream):
             scale = upstream[..., tf.newaxis, tf.newaxis, tf.newaxis, tf.newaxis]
             return scale * differentiated_once(log_det_gradient(kernel, spatial_shape, name), kernel)
 
-        return tf.cast(checked(value, error, name), kernel.dtype), gradient
+        return in_double(_log_det_and_error, layout, name, kernel), gradient
 
     return apply(kernel)
 
 
 def log_det_gradient(kernel: tf.Tensor, spatial_shape: Sequence[int], name: str = "kernel") -> tf.Tensor:
     """The exact gradient of `log |det|`, at three times its cost; raises the errors of `log_det`."""
-    compiled = _compiled(_log_det_gradient_and_error, tuple(spatial_shape), tuple(kernel.shape))
-    gradient, error = compiled(detached_double(kernel))
-    return tf.cast(checked(gradient, error, name), kernel.dtype)
+    layout = _layout(kernel.shape[-4:-2], spatial_shape)
+    return in_double(_log_det_gradient_and_error, layout, name, kernel)
 
 
 def solve(kernel: tf.Tensor, z: tf.Tensor, name: str = "kernel") -> tf.Tensor:
@@ -57,11 +56,8 @@ def solve(kernel: tf.Tensor, z: tf.Tensor, name: str = "kernel") -> tf.Tensor:
     Not differentiable; `conv.solve` is. Cost: a factorization as in `log_det`, and O(n^2 H / p) for each
     image. Raises the errors of `log_det`.
     """
-    shapes = tuple(kernel.shape), (None, *z.shape[1:])
-    x, error = _compiled(_solution_and_error, tuple(z.shape[1:3]), *shapes)(
-        detached_double(kernel), detached_double(z)
-    )
-    return tf.cast(checked(x, error, name), z.dtype)
+    layout = _layout(kernel.shape[-4:-2], z.shape[1:3])
+    return in_double(_solution_and_error, layout, name, kernel, z)
 
 
 def differentiated_once(gradient: tf.Tensor, *arguments: tf.Tensor) -> tf.Tensor:
@@ -83,10 +79,26 @@ def differentiated_once(gradient: tf.Tensor, *arguments: tf.Tensor) -> tf.Tensor
     return apply(gradient, *arguments)
 
 
-def detached_double(x: tf.Tensor) -> tf.Tensor:
-    """`x` in float64, without its history."""
-    # With the history, an eager tape would differentiate the compiled function.
-    return tf.cast(tf.stop_gradient(x), tf.float64)
+def in_double(
+    function: Callable, setting: Hashable, name: str, kernel: tf.Tensor, *images: tf.Tensor
+) -> tf.Tensor:
+    """The result of a compiled function in float64, cast to the dtype of the kernel.
+
+    Args:
+      function: function of the setting, the kernel and the images: a result and its recovery error.
+      setting: the first argument of the function.
+      name: name of the kernel in errors.
+      kernel: float tensor, whose shape is known.
+      *images: float tensors `[B, ...]`, whose shapes are known except for the batch.
+
+    Raises:
+      ValueError: as `log_det`, if the recovery error is not small enough.
+    """
+    shapes = tuple(kernel.shape), *((None, *x.shape[1:]) for x in images)
+    # With their history, an eager tape would differentiate the compiled function.
+    detached = [tf.cast(tf.stop_gradient(x), tf.float64) for x in (kernel, *images)]
+    value, error = _compiled(function, setting, *shapes)(*detached)
+    return tf.cast(checked(value, error, name), kernel.dtype)
 
 
 class _Layout(NamedTuple):
@@ -122,11 +134,10 @@ def _layout(kernel_size, spatial_shape):
 # the function were inlined, TensorFlow would optimise it for each layer of a flow: seconds before the first
 # step.
 @functools.cache
-def _compiled(function, spatial_shape, *shapes):
-    layout = _layout(shapes[0][-4:-2], spatial_shape)
-    # With a partial function for each layout, TensorFlow does not warn that one function is retraced often.
+def _compiled(function, setting, *shapes):
+    # With a partial function for each setting, TensorFlow does not warn that one function is retraced often.
     return tf.function(
-        functools.partial(function, layout),
+        functools.partial(function, setting),
         input_signature=[tf.TensorSpec(shape, tf.float64) for shape in shapes],
         autograph=False,
         experimental_attributes=NOT_INLINED,
@@ -179,8 +190,6 @@ def _cut_last_row(lower, diagonal, upper, layout, channels):
     order = diagonal.shape[-1]
     num_blocks = layout.num_blocks
     beyond = num_blocks * layout.lines - layout.rows
-    if not beyond:
-        return block_tridiagonal.BlockTridiagonal(lower, diagonal, upper, lower, diagonal, num_blocks)
     real = np.arange(order)[:, np.newaxis] < order - beyond * layout.columns * channels
     last_lower = tf.where(real, lower, tf.zeros_like(lower))
     last_diagonal = tf.where(real, diagonal, tf.eye(order, dtype=diagonal.dtype))
@@ -213,14 +222,8 @@ def _from_blocks(blocks, shape, layout):
 
 def checked(value: tf.Tensor, error: tf.Tensor, name: str) -> tf.Tensor:
     """Returns `value` if the recovery error is small enough; raises the errors of `log_det` otherwise."""
-    if tf.executing_eagerly():
-        if not error.numpy() < _SINGULAR:
-            raise ValueError(
-                f"The convolution with `{name}` is singular to working precision: its exact inverse recovers "
-                f"random images with a relative error of {float(error):.2g}."
-            )
-        return value
-    regular = error < _SINGULAR
-    message = f"tfp_selfnorm: the convolution with `{name}` is singular to working precision"
-    with tf.control_dependencies([tf.debugging.Assert(regular, [message, error])]):
-        return tf.where(regular, value, tf.constant(np.nan, value.dtype))
+    message = (
+        f"The convolution with `{name}` is singular to working precision: its exact inverse recovers "
+        "random images with a relative error of"
+    )
+    return graphs.checked(value, error < _SINGULAR, message, error)

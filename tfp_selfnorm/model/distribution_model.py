@@ -88,7 +88,6 @@ class DistributionModel(keras.Model):
         if validation_data is not None:
             arguments["validation_data"] = prepare_validation(validation_data, self.distribution)
         with self._checks():
-            self._begin_training()
             history = super().fit(**{**arguments, **data._asdict()})
         self._end_training()
         return history
@@ -222,9 +221,6 @@ class DistributionModel(keras.Model):
         finally:
             self._is_evaluating = False
 
-    def _begin_training(self):
-        """Before each `fit`."""
-
     def _end_training(self):
         """After each `fit`."""
 
@@ -235,9 +231,8 @@ class DistributionModel(keras.Model):
           found: result of `find_layers_and_variables`.
           untrained: variables that get no gradient.
         """
-        is_keras = {id(network): isinstance(network, keras.Layer) for network in found.networks}
-        self._holders = tuple(NetworkHolder(n) for n in found.networks if is_keras[id(n)])
-        self._tf_keras_networks = tuple(n for n in found.networks if not is_keras[id(n)])
+        self._holders = tuple(NetworkHolder(n) for n in found.networks if isinstance(n, keras.Layer))
+        self._tf_keras_networks = tuple(n for n in found.networks if not isinstance(n, keras.Layer))
         names = name_variables(found.variables, self.distribution, found.keras_variables)
         self._flow_variables = wrap_variables(names, found.keras_variables, found.networks, untrained)
         # For example the moving statistics of batch normalisation.

@@ -10,7 +10,6 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.inverse_learning.base import InverseLearning
 from tfp_selfnorm.inverse_learning.tracking import refresh_inverse
-from tfp_selfnorm.structure.names import unused_name
 from tfp_selfnorm.utils.types import TfpObject
 
 
@@ -37,10 +36,10 @@ class Refresh:
         learning: InverseLearning,
         add_weight: Callable[..., keras.Variable],
     ) -> None:
-        self._learning, self._layers = learning, tuple(layers)
+        self._learning = learning
         self._tracked = [layer for layer in layers if learning.tracks(layer)]
         self._untaught = [layer for layer in layers if _is_untaught(layer, learning)]
-        self._held = _held_log_dets(layers, add_weight)
+        self._held = [(layer, _held_log_det(layer, add_weight)) for layer in layers]
         self._step: int | None = None
         # The weights that R follows, the weights of the held log-dets, and whether R was set since the last
         # training step.
@@ -75,15 +74,14 @@ class Refresh:
         step = self._step
         self._step += count
 
-        def is_due(layer):
-            return step % self._learning.refresh_interval(layer) < count
-
+        intervals = {layer.identity: self._learning.refresh_interval(layer) for layer, _ in self._held}
+        due = {identity for identity, interval in intervals.items() if step % interval < count}
         inverses = self._changed(self._followed) if self._is_set_between else set()
         log_dets = self._changed(self._scored) if self._scored is not None else set()
         self._followed, self._scored, self._is_set_between = None, None, False
-        self._set_inverses([la for la in self._tracked if is_due(la) or la.identity in inverses])
-        self._set_inverses([layer for layer in self._untaught if layer.identity in inverses])
-        self._set_log_dets(lambda layer: is_due(layer) or layer.identity in log_dets)
+        self._set_inverses(self._tracked, due | inverses)
+        self._set_inverses(self._untaught, inverses)
+        self._set_log_dets(due | log_dets)
         return step
 
     def after_steps(self) -> None:
@@ -92,16 +90,15 @@ class Refresh:
 
     def before_evaluation(self) -> None:
         """Sets each log-det that belongs to other weights; raises as `before_steps` does."""
-        changed = self._changed(self._scored)
-        self._set_log_dets(lambda layer: layer.identity in changed)
+        self._set_log_dets(self._changed(self._scored))
         self._scored = self._weights()
 
     def before_use(self) -> None:
         """Sets R and the log-det of each layer with a changed W; raises as `before_steps` does."""
         changed = self._changed(self._followed)
         if changed:
-            self._set_inverses([la for la in (*self._tracked, *self._untaught) if la.identity in changed])
-            self._set_log_dets(lambda layer: layer.identity in changed)
+            self._set_inverses(self._tracked + self._untaught, changed)
+            self._set_log_dets(changed)
             self._followed, self._is_set_between = self._weights(), True
             self._scored = None
 
@@ -115,7 +112,7 @@ class Refresh:
     def set_inverses(self) -> None:
         """Sets each tracked R, whether or not W has changed; warns if a kernel has no inverse."""
         try:
-            self._set_inverses(self._tracked)
+            self._set_inverses(self._tracked, {layer.identity for layer in self._tracked})
         except ValueError as error:
             warnings.warn(f"{error} Its learned inverse stays as it is.", stacklevel=3)
         else:
@@ -125,13 +122,14 @@ class Refresh:
         """Takes the present R for the inverse of the present W, for example after a file was read."""
         self._followed, self._scored, self._is_set_between = self._weights(), None, False
 
-    def _set_inverses(self, layers):
+    def _set_inverses(self, layers, identities):
         for layer in layers:
-            refresh_inverse(layer)
+            if layer.identity in identities:
+                refresh_inverse(layer)
 
-    def _set_log_dets(self, is_meant):
+    def _set_log_dets(self, identities):
         for layer, held in self._held:
-            if not is_meant(layer):
+            if layer.identity not in identities:
                 continue
             log_det = layer.exact_log_det()
             if not np.isfinite(log_det).all():
@@ -169,21 +167,12 @@ def _variables(layer):
     return [kernel] if isinstance(kernel, tf.Variable) else []
 
 
-def _held_log_dets(layers, add_weight):
-    """Pairs of a layer and the variable of its held log-det."""
-    names: dict[str, TfpObject] = {}
-    for layer in layers:
-        names[unused_name(f"held_log_det_{layer.name}", names)] = layer
-    return [
-        (
-            layer,
-            add_weight(
-                shape=layer.inverse_kernel.shape[: -layer.operations.kernel_ndims],
-                initializer="zeros",
-                dtype=layer.dtype.name,
-                trainable=False,
-                name=name,
-            ),
-        )
-        for name, layer in names.items()
-    ]
+def _held_log_det(layer, add_weight):
+    """The variable of the held log-det of a layer."""
+    return add_weight(
+        shape=layer.inverse_kernel.shape[: -layer.operations.kernel_ndims],
+        initializer="zeros",
+        dtype=layer.dtype.name,
+        trainable=False,
+        name=f"held_log_det_{layer.name}",
+    )

@@ -1,6 +1,7 @@
 """The arguments of builders as JSON and back. Names in a file are looked up; nothing is imported."""
 
-import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -53,6 +54,13 @@ _ARRAY_DTYPES += ["bool", "float16", "float32", "float64"]
 _MAX_DEPTH = 100
 _MAX_ITEMS = 10**7
 _OPTIONS = {kind.__name__: kind for kind in (AdaptiveWeight, Reconstruction, Tracking)}
+_SCHEDULES = {name: kind for name, kind in vars(keras.optimizers.schedules).items() if isinstance(kind, type)}
+# For each kind of object: the classes that a file may name, and a function that gives an object's arguments.
+_OBJECTS: dict[str, tuple[dict, Callable]] = {
+    "bijector": (_BIJECTORS, lambda bijector: bijector.parameters),
+    "option": (_OPTIONS, vars),
+    "schedule": (_SCHEDULES, lambda schedule: schedule.get_config()),
+}
 
 
 def encode(value: Any, name: str) -> Any:
@@ -85,16 +93,13 @@ def encode(value: Any, name: str) -> Any:
     if _is_constant(value):
         array = np.asarray(value)
         return {"array": [array.dtype.name, list(array.shape), array.ravel().tolist(), _kind(value)]}
-    if _BIJECTORS.get(type(value).__name__) is type(value):
-        return {"bijector": [type(value).__name__, _encode_items(value.parameters, name)]}
-    if _OPTIONS.get(type(value).__name__) is type(value):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {"option": [type(value).__name__, _encode_items(fields, name)]}
-    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
-        if _schedule(type(value).__name__) is type(value):
-            return {"schedule": [type(value).__name__, _encode_items(value.get_config(), name)]}
-    elif hasattr(value, "__name__") and _registered(keras.saving.get_registered_name(value)) is value:
-        return {"function": keras.saving.get_registered_name(value)}
+    for kind, (classes, arguments_of) in _OBJECTS.items():
+        if classes.get(type(value).__name__) is type(value):
+            return {kind: [type(value).__name__, _encode_items(arguments_of(value), name)]}
+    if hasattr(value, "__name__"):
+        registered_name = keras.saving.get_registered_name(value)
+        if keras.saving.get_registered_object(registered_name) is value:
+            return {"function": registered_name}
     raise TypeError(
         f"`{name}` is a {type(value).__name__} that cannot be saved as an argument of a builder. Register a "
         "function with `keras.saving.register_keras_serializable`. Make objects with variables inside the "
@@ -133,12 +138,12 @@ def decode(value: Any, name: str) -> Any:
         next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else (None, value)
     )
     if kind not in _DECODERS:
-        raise ValueError(f"`{name}` of the saved model is of no known kind: {_shortened(content)}.")
+        raise ValueError(f"`{name}` of the saved model is of no known kind: {content!r:.200}.")
     try:
         return _DECODERS[kind](content, name)
     except (AttributeError, KeyError, RecursionError, TypeError) as error:
         raise ValueError(
-            f"`{name}` of the saved model does not describe a {kind}: {_shortened(content)}."
+            f"`{name}` of the saved model does not describe a {kind}: {content!r:.200}."
         ) from error
 
 
@@ -162,7 +167,7 @@ def _decode_array(content, name):
 
 
 def _decode_function(content, name):
-    function = _registered(content)
+    function = keras.saving.get_registered_object(content)
     if not callable(function):
         raise ValueError(
             f"`{name}` of the saved model is the function {content!r}, which is not registered here. If you "
@@ -171,18 +176,15 @@ def _decode_function(content, name):
     return function
 
 
-def _decoder_of_classes(find, kind):
-    def decode_one(content, name):
-        class_name, items = content
-        found = find(class_name)
-        if found is None:
-            raise ValueError(
-                f"`{name}` of the saved model is a {kind} of the class {class_name!r}, which is none that a "
-                "file may name."
-            )
-        return found(**_decode_items(items, name))
-
-    return decode_one
+def _decode_object(kind, content, name):
+    classes, _ = _OBJECTS[kind]
+    class_name, items = content
+    if class_name not in classes:
+        raise ValueError(
+            f"`{name}` of the saved model is a {kind} of the class {class_name!r}, which is none that a file "
+            "may name."
+        )
+    return classes[class_name](**_decode_items(items, name))
 
 
 def _is_constant(value):
@@ -197,29 +199,12 @@ def _kind(value):
     return "array" if isinstance(value, np.ndarray) else "tensor"
 
 
-def _registered(name):
-    return keras.saving.get_registered_object(name) if isinstance(name, str) else None
-
-
-def _schedule(name):
-    kind = getattr(keras.optimizers.schedules, name, None) if isinstance(name, str) else None
-    is_schedule = isinstance(kind, type) and issubclass(kind, keras.optimizers.schedules.LearningRateSchedule)
-    return kind if is_schedule else None
-
-
-def _shortened(value):
-    text = repr(value)
-    return text if len(text) < 200 else f"{text[:200]}..."
-
-
-_DECODERS = {
+_DECODERS: dict[str, Callable] = {
     "tuple": lambda content, name: tuple(decode(content, name)),
     "dict": _decode_items,
     "dtype": lambda content, name: tf.as_dtype(content),
     "shape": lambda content, name: tf.TensorShape(content),
     "array": _decode_array,
-    "bijector": _decoder_of_classes(_BIJECTORS.get, "bijector"),
-    "option": _decoder_of_classes(_OPTIONS.get, "option"),
-    "schedule": _decoder_of_classes(_schedule, "schedule"),
     "function": _decode_function,
+    **{kind: functools.partial(_decode_object, kind) for kind in _OBJECTS},
 }

@@ -134,14 +134,9 @@ class _Walk:
         self.rows.append(Row(bijector.name, kind, shapes, variables, self._level))
         if isinstance(bijector, ChannelSplit):
             number = bijector.parameters["num_channels"] or shape[-1] // 2
+            shape = tf.TensorShape([*shape[:-1], number])
             value = None if value is None else value[..., :number]
-            inner = _Walk(
-                tf.TensorShape([*shape[:-1], number]),
-                value,
-                self._hidden,
-                self._expand_nested,
-                self._level + 1,
-            )
+            inner = _Walk(shape, value, self._hidden, self._expand_nested, self._level + 1)
             inner.pass_through(bijector.bijector, inverted)
             self.rows += inner.rows
         elif self._expand_nested:

@@ -63,10 +63,10 @@ class FlowTrainer(DistributionModel):
         )
         self._figures = Figures(
             distribution.event_shape,
-            has_bits_per_dim=bits_per_dim,
-            has_inverse=any(layer.needs_inverse for layer in layers),
-            has_weight=self._regularizer_weights.changes,
-            is_tracked=any(map(learning.tracks, layers)),
+            bits_per_dim=bits_per_dim,
+            reconstruction=any(layer.needs_inverse for layer in layers),
+            reconstruction_weight=self._regularizer_weights.changes,
+            inverse_error=any(map(learning.tracks, layers)),
         )
         self.built = True
 
@@ -124,7 +124,6 @@ class FlowTrainer(DistributionModel):
         self._jit_compile_given = jit_compile
         self._guard.begin(max_skipped_updates, fuses=jit_compile is not False)
         self._optimized_variables: list[str] | None = None
-        self._refresh.forget_step()
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """Returns the arguments of `compile`, and the names of the variables that the optimizer updates."""
@@ -255,6 +254,8 @@ class FlowTrainer(DistributionModel):
 
     def make_train_function(self, force: bool = False) -> None:
         """Makes Keras's function, with the work between compiled steps added before and after each call."""
+        # Keras calls this method before each `fit` and `train_on_batch`.
+        self._refresh.forget_step()
         if self.train_function is not None and not force:
             return
         self._build_optimizer()
@@ -328,9 +329,6 @@ class FlowTrainer(DistributionModel):
 
     def _check_guard(self):
         self._guard.check(int(self.optimizer.iterations.numpy()))
-
-    def _begin_training(self):
-        self._refresh.forget_step()
 
     def _end_training(self):
         self._check_guard()

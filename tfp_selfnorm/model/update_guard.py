@@ -27,6 +27,8 @@ class UpdateGuard:
     Attributes:
       max_skipped: the longest run of skipped steps.
       fuses: whether XLA may compile the update of large variables.
+      steps: the number of all steps, skipped ones included.
+      transient_state: the variables that files do not keep: a run of skipped steps ends with the process.
     """
 
     max_skipped = 1
@@ -35,19 +37,10 @@ class UpdateGuard:
     def __init__(self, add_state: Callable[..., keras.Variable]) -> None:
         self._run = add_state(0, "skipped_in_a_row", "int32")
         self._first = add_state(0, "first_not_finite", "int32")
-        self._steps = add_state(0, "training_steps", "int32")
+        self.steps = add_state(0, "training_steps", "int32")
+        self.transient_state = self._run, self._first
+        # Of all candidates of a step; those of the variables come first.
         self._names: list[str] = []
-        self._variable_names: list[str] = []
-
-    @property
-    def steps(self) -> keras.Variable:
-        """The number of all steps, skipped ones included."""
-        return self._steps
-
-    @property
-    def transient_state(self) -> tuple[keras.Variable, keras.Variable]:
-        """The variables that files do not keep: a run of skipped steps ends with the process."""
-        return self._run, self._first
 
     def apply(
         self,
@@ -90,7 +83,6 @@ class UpdateGuard:
             ("the learning rate", rate),
         ]
         self._names = [name for name, _ in candidates]
-        self._variable_names = list(variables)
         may_continue = tf.convert_to_tensor(self._run) < self.max_skipped
         is_computable = _on_all_replicas(tf.math.is_finite(loss) & tf.math.is_finite(rate))
         is_finite = is_applied = is_computable & _on_all_replicas(tf.math.is_finite(total))
@@ -120,9 +112,9 @@ class UpdateGuard:
         first = int(self._first.numpy())
         if first >= len(self._names):
             raise ValueError(
-                f"The update of step {step - 1} made `{self._variable_names[first - len(self._names)]}` not "
-                "finite, although the loss, the gradients and the learning rate were finite: the update "
-                "overflowed. Load earlier weights, and use a smaller learning rate."
+                f"The update of step {step - 1} made {self._names[first - len(self._names)]} not finite, "
+                "although the loss, the gradients and the learning rate were finite: the update overflowed. "
+                "Load earlier weights, and use a smaller learning rate."
             )
         raise ValueError(
             f"{self.max_skipped} updates in a row were not finite and so skipped, from step {step} on; "
@@ -150,7 +142,7 @@ class UpdateGuard:
             for variable, value in restored:
                 strategy.extended.update(variable, lambda v, old: v.assign(old), args=(value,))
 
-        self._steps.assign_add(1)
+        self.steps.assign_add(1)
         tf.cond(strategy.experimental_local_results(is_applied)[0], apply, skip)
 
 

@@ -1,5 +1,6 @@
 """Finds the networks that a distribution computes with, in its attributes and in its functions."""
 
+import contextlib
 import functools
 import types
 import weakref
@@ -25,7 +26,9 @@ def find_networks(distribution: TfpObject) -> list:
     `functools.partial`. It does not find a network that a function gets from another place, such as a
     registry.
     """
-    return _outermost(_find(distribution, (keras.Layer, tf_keras.layers.Layer)))
+    networks = _find(distribution, (keras.Layer, tf_keras.layers.Layer))
+    inner = {id(layer) for network in networks for layer in _layers_inside(network)}
+    return [network for network in networks if id(network) not in inner]
 
 
 def find_templates(distribution: TfpObject) -> list:
@@ -77,7 +80,11 @@ def _children(value: Any) -> Iterable:
 
 
 def _children_of_function(function):
-    children = [cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell)]
+    children = []
+    for cell in function.__closure__ or ():
+        # An empty cell raises.
+        with contextlib.suppress(ValueError):
+            children.append(cell.cell_contents)
     children += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     children += vars(function).values()
     if not _is_of_library(function):
@@ -98,21 +105,8 @@ def _names(code):
     return names
 
 
-def _is_empty(cell):
-    try:
-        cell.cell_contents  # noqa: B018 - an empty cell raises
-    except ValueError:
-        return True
-    return False
-
-
 def _is_of_library(value):
     return (getattr(value, "__module__", None) or "").split(".")[0] in _LIBRARIES
-
-
-def _outermost(networks):
-    inner = {id(layer) for network in networks for layer in _layers_inside(network)}
-    return [network for network in networks if id(network) not in inner]
 
 
 def _layers_inside(network):

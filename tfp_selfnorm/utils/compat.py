@@ -9,24 +9,8 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow.python.eager import record
-from tensorflow.python.ops.template import Template
+from tensorflow.python.ops.template import Template as Template
 from tensorflow_probability.python.internal import cache_util
-
-__all__ = [
-    "NOT_INLINED",
-    "BijectorCacheWithGreedyAttrs",
-    "CacheStorage",
-    "CompositeTensor",
-    "Template",
-    "add_sublayer",
-    "could_record_gradients",
-    "flatten_layers",
-    "is_control_flow",
-    "is_step_of_many_workers",
-    "scope_bijector_caches",
-    "template_function",
-    "variables_by_path",
-]
 
 # A value of several tensors, such as a bijector, that a `tf.function` takes and returns. TensorFlow has no
 # public name for it.
@@ -85,13 +69,9 @@ def scope_bijector_caches(current_storage: Callable[[], Any]) -> None:
 
     class ScopedCache(cache_util.BijectorCache):
         def __get__(self, bijector: Any, bijector_class: type | None = None) -> Any:
-            storage = current_storage()
-            return cache_util.BijectorCache(
-                self._forward_name,
-                self._inverse_name,
-                bijector,
-                bijector_class,
-                self.storage if storage is None else storage,
-            )
+            cache, storage = super().__get__(bijector, bijector_class), current_storage()
+            if storage is not None:
+                cache.storage = storage
+            return cache
 
     tfp.bijectors.Bijector._cache = ScopedCache()

@@ -1,6 +1,7 @@
 """Checks of sizes and counts."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -14,11 +15,6 @@ def whole_number(value: Any) -> int | None:
     value = value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
     is_int = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     return int(value) if is_int else None
-
-
-def is_positive_int(value: Any) -> bool:
-    """Whether it is an int of Python or numpy, 1 or more. A bool is no int."""
-    return (whole_number(value) or 0) > 0
 
 
 def check_positive_int(value: Any, name: str) -> int:
@@ -63,9 +59,29 @@ def as_sizes(value: Any) -> list[int | None] | None:
         value = list(value)
     if not isinstance(value, (list, tuple)):
         return None
-    if not all(size is None or is_positive_int(size) for size in value):
+    if not all(size is None or (whole_number(size) or 0) > 0 for size in value):
         return None
     return [whole_number(size) for size in value]
+
+
+def check_sizes(
+    value: Any, name: str, expected: str, is_right: Callable[[list[int]], bool] = lambda sizes: True
+) -> list[int]:
+    """Converts a shape to its sizes.
+
+    Args:
+      value: the shape, or an int for a shape with one dimension.
+      name: the name of the argument.
+      expected: the right shapes in words, for the error.
+      is_right: function that tells whether known sizes are right.
+
+    Raises:
+      ValueError: if a size is unknown or no positive int, or the sizes are not right.
+    """
+    sizes = as_sizes(value)
+    if sizes is None or None in sizes or not is_right(cast(list[int], sizes)):
+        raise ValueError(f"`{name}` must be {expected}; got {value!r}.")
+    return cast(list[int], sizes)
 
 
 def check_step(step: Any) -> None:

@@ -8,11 +8,6 @@ from typing import Any
 _NAME = re.compile(r"[A-Za-z.][A-Za-z0-9_.>/-]*")
 
 
-def is_name(value: Any) -> bool:
-    """Whether it is a string that TensorFlow and TFP accept as a name."""
-    return isinstance(value, str) and _NAME.fullmatch(value) is not None
-
-
 def check_name(value: Any, owner: str = "") -> None:
     """Raises TypeError if it is no string, and ValueError if it cannot be a name.
 
@@ -22,7 +17,7 @@ def check_name(value: Any, owner: str = "") -> None:
     """
     if not isinstance(value, str):
         raise TypeError(f"`name`{owner} must be a string; got {value!r}.")
-    if not is_name(value):
+    if not _NAME.fullmatch(value):
         raise ValueError(
             f"`name`{owner} must begin with a letter, A to Z or a to z, and have only letters, digits "
             f"and . _ - > / after it, as TensorFlow requires; got {value!r}."
@@ -43,4 +38,4 @@ def check_keras_name(value: Any, owner: str = "") -> None:
 def usable_name(value: str) -> str:
     """Replaces the characters that a name must not have."""
     name = re.sub(r"[^A-Za-z0-9_.>/-]", "_", value)
-    return name if is_name(name) else f"x{name}"
+    return name if _NAME.fullmatch(name) else f"x{name}"

@@ -1,4 +1,4 @@
-"""Checks of numbers, bools, choices and dtypes."""
+"""Checks of numbers, tensors, bools, choices and dtypes."""
 
 import math
 import numbers
@@ -55,6 +55,14 @@ def check_positive(value: Any, name: str) -> float:
 def check_not_negative(value: Any, name: str) -> float:
     """Converts a number that must be 0 or more, and finite; raises the errors of `check_number`."""
     return check_number(value, name, "0 or more, and finite", lambda number: 0.0 <= number < math.inf)
+
+
+def as_tensor(value: Any, name: str, expected: str) -> tf.Tensor:
+    """Converts it to a tensor; raises TypeError, with the expected values in words, if it cannot be one."""
+    try:
+        return tf.convert_to_tensor(value, name=name)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be {expected}; got {value!r}.") from error
 
 
 def check_bool(value: Any, name: str) -> bool:

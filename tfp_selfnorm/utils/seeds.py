@@ -27,6 +27,11 @@ def stateless_seed(seed: Seed, salt: str | None = None) -> Any:
     return tfp.random.sanitize_seed(seed, salt=salt)
 
 
+def split_seeds(seed: Seed, count: int, salt: str) -> list[tf.Tensor]:
+    """Splits a seed into `count` stateless seeds. Raises the errors of `check_seed`."""
+    return tf.unstack(tfp.random.split_seed(stateless_seed(seed), n=count, salt=salt))
+
+
 def check_seed(seed: Seed) -> None:
     """Checks a seed: an int, a pair of ints (list, tuple, array, or int32 tensor), a TFP stream, or `None`.
 

@@ -5,7 +5,6 @@ own place. In the reverse order it depends on the inputs from its own place on. 
 kernels `[kh, kw, C, C]` with odd sizes, zero padding and stride 1. Hoogeboom et al. (2019), section 3.
 """
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,9 +54,7 @@ def solve(kernel: tf.Tensor, z: tf.Tensor, reverse: bool = False, name: str = "k
 
     @tf.custom_gradient
     def apply(kernel, z):
-        compiled = _compiled(reverse, tuple(kernel.shape), tuple(z.shape[1:]))
-        x, error = compiled(exact_conv.detached_double(kernel), exact_conv.detached_double(z))
-        x = tf.cast(exact_conv.checked(x, error, name), z.dtype)
+        x = exact_conv.in_double(_solution_and_error, reverse, name, kernel, z)
 
         def gradients(d_x):
             d_z = solve(conv.flip(kernel), d_x, not reverse, name)
@@ -67,17 +64,6 @@ def solve(kernel: tf.Tensor, z: tf.Tensor, reverse: bool = False, name: str = "k
         return x, gradients
 
     return apply(kernel, z)
-
-
-# The solution has some hundred small operations. In eager mode they take twenty times as long.
-@functools.cache
-def _compiled(reverse, kernel_shape, event_shape):
-    return tf.function(
-        functools.partial(_solution_and_error, reverse),
-        input_signature=[tf.TensorSpec(shape, tf.float64) for shape in (kernel_shape, (None, *event_shape))],
-        autograph=False,
-        experimental_attributes={"_noinline": True},
-    )
 
 
 def _solution_and_error(reverse, kernel, z):

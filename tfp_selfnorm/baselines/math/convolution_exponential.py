@@ -14,18 +14,16 @@ from tfp_selfnorm.baselines.math import line_conv
 from tfp_selfnorm.utils.types import DType
 
 
-def norm_bound_squared(kernel: tf.Tensor) -> tf.Tensor:
-    """A bound on the square of the spectral norm of M: its largest row sum times its largest column sum."""
+def bounded(kernel: tf.Tensor, max_norm: float) -> tf.Tensor:
+    """The kernel, scaled down so that a bound on the spectral norm of M is at most `max_norm`.
+
+    The bound is the root of the largest row sum times the largest column sum of M.
+    """
     magnitude = tf.abs(kernel)
     rows = tf.reduce_max(tf.reduce_sum(magnitude, axis=[0, 1, 2]))
     columns = tf.reduce_max(tf.reduce_sum(magnitude, axis=[0, 1, 3]))
-    return rows * columns
-
-
-def bounded(kernel: tf.Tensor, max_norm: float) -> tf.Tensor:
-    """The kernel, scaled down so that the bound on the norm is at most `max_norm`."""
     # The argument of the square root is never 0, where the gradient would be NaN.
-    return kernel * (max_norm * tf.math.rsqrt(tf.maximum(norm_bound_squared(kernel), max_norm**2)))
+    return kernel * (max_norm * tf.math.rsqrt(tf.maximum(rows * columns, max_norm**2)))
 
 
 def number_of_terms(max_norm: float, dtype: DType) -> int:
