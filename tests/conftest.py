@@ -1,16 +1,13 @@
-"""Fixtures and helpers that several test files share."""
+"""Fixtures and helpers that several test files share.
+
+TensorFlow is imported where it is used: the process of pytest-xdist that only hands out tests does without.
+"""
 
 import re
 
 import numpy as np
 import pytest
-import tensorflow as tf
-import tensorflow_probability as tfp
 from slow_tests import SLOW
-
-from tfp_selfnorm import SelfNormDense
-
-tfd = tfp.distributions
 
 collect_ignore = ["helpers/mutants.py"]
 
@@ -29,6 +26,9 @@ def rng():
 @pytest.fixture
 def make_layer(rng):
     """Makes a float64 layer of variables with random kernels; R is off the inverse unless asked."""
+    import tensorflow as tf
+
+    from tfp_selfnorm import SelfNormDense
 
     def make(size, inverse_is_exact=False, **options):
         kernel = np.eye(size) + 0.4 * rng.normal(size=[size, size]) / np.sqrt(size)
@@ -44,6 +44,10 @@ def make_layer(rng):
 @pytest.fixture
 def make_flow():
     """Puts a bijector over a standard normal base."""
+    import tensorflow as tf
+    import tensorflow_probability as tfp
+
+    tfd = tfp.distributions
 
     def make(bijector, size, dtype=tf.float64):
         return tfd.TransformedDistribution(
