@@ -1,4 +1,4 @@
-"""Spares the search for garbage among the objects of TensorFlow, a fifth of the time of the tests; a pytest plugin.
+"""Spares the search for garbage among the objects of TensorFlow, a fifth of the tests' time; a pytest plugin.
 
 Reference counting frees as before. A test that needs cycles gone calls `gc.collect`.
 """
