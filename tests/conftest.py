@@ -71,3 +71,17 @@ def correlated(rng):
     return x.astype(np.float32), 0.5 * np.linalg.slogdet(
         2.0 * np.pi * np.e * np.cov(x, rowvar=False, bias=True)
     )[1]
+
+
+@pytest.fixture
+def uncompiled():
+    """Runs all functions eagerly.
+
+    Compiling the exact operations of a convolution takes a second for each shape. test_contract.py and
+    test_exact_conv.py see to it that compiled they compute the same.
+    """
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)

@@ -61,6 +61,7 @@ def case(request):
     return request.param
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)], ids=str)
 def test_both_directions_and_log_dets(case, batch, rng):
     layer = make_layer(rng, *case)
@@ -111,6 +112,7 @@ def likelihood_gradients(layer, y, scale=1.0):
     return tape.gradient(total, [layer.inverse_kernel, layer.forward_kernel, layer.bias, y])
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("scope", ["held 0", "held log-det"])
 def test_gradients_are_the_papers(case, mixture, scope, rng):
@@ -135,6 +137,7 @@ def exact_gradient(layer, y):
     return dense.kernel_gradient(d_z.T @ x + np.linalg.inv(w).T, shape, layer.spatial_shape)
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_outside_of_a_scope_gradients_are_exact(case, mixture, rng):
     layer = make_layer(rng, *case, mixture=mixture)

@@ -22,14 +22,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture
-def uncompiled():
-    """Compiling takes a second for each shape; other tests see to it that compiled is the same."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 def check(kernel, spatial_shape, rng):
     matrix = dense.matrix(kernel, spatial_shape)
     tensor = tf.constant(kernel)
