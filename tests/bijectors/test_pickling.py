@@ -31,6 +31,7 @@ def check_own_variables(new, old):
     assert not {id(variable) for variable in new} & {id(variable) for variable in old}
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("name", REGISTRY)
 def test_every_bijector(name, rng):
     case = REGISTRY[name]

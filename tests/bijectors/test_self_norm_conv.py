@@ -149,6 +149,7 @@ def test_outside_of_a_scope_gradients_are_exact(case, mixture, rng):
     np.testing.assert_allclose(rows(found[3], layer), papers[3], **TOLERANCE)
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_scaled_loss_scales_the_log_det_too(rng, scope):
     layer = make_layer(rng, (3, 3), (4, 5), 2)
@@ -161,6 +162,7 @@ def test_a_scaled_loss_scales_the_log_det_too(rng, scope):
                 np.testing.assert_allclose(128.0 * np.array(one), many, rtol=1e-12)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_the_exact_gradient(case, rng):
     layer = make_layer(rng, *case, gradient="exact")
     assert layer.inversion == "exact"

@@ -36,6 +36,7 @@ def make_flow(name, **options):
     return build(SHAPES[build], **SIZES[build], **arguments, seed=1, **options)
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_log_det_is_that_of_the_jacobian(name, rng):
     flow = make_flow(name, dtype=tf.float64)
