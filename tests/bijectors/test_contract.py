@@ -49,13 +49,12 @@ def test_directions_are_inverse(case):
     contract.check_inverse(case.made(tf.float64), *make_data(case, batch_of(case)), DOUBLE)
 
 
-@pytest.mark.usefixtures("uncompiled")
+# The operations of convolutions are compiled here, in the next test and in the graphs.
 def test_directions_are_inverse_in_float32(case):
     data = make_data(case, batch_of(case), tf.float32)
     contract.check_inverse(case.made(tf.float32), *data, SINGLE)
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_log_dets_are_those_of_the_jacobians(case, event_ndims):
     # A gradient for each dimension and event.
     batch = (1,) if case.event_shape[0] > 100 else () if case.batch_shape else (2,)
