@@ -21,6 +21,9 @@ SLOW = (
     # test_dense_gradients.py has the gradients of these ways, and another way takes the same steps.
     r"test_flow_model.py::test_fit_lowers_the_exact_likelihood\[(symmetric|inverse_only|relative)",
     r"test_flow_model.py::test_no_log_det_is_computed_in_the_training_graph\[(symmetric|inverse_only)",
+    # Two richer optimizers, and a convolution with both an inverse to learn and a regularizer, are fast.
+    r"test_fused_update.py::test_weights_and_state_are_those_of_the_plain_update\[(adam|sgd with momentum)\]",
+    r"test_flow_model_images.py::test_what_is_exact_stays_out_of_the_training_graph\[conv, paper",
     # A step that is skipped is fast under XLA, and so is a data set without labels.
     r"test_faults.py::test_(training_stops_after|a_learning_rate_that_is_not_finite).*\[xla\]",
     r"test_flow_model_errors.py::test_nan_in_a_data_set_is_reported_with_its_batch\[.*(jit|eager).*-True\]",
