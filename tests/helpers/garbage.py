@@ -13,5 +13,5 @@ def pytest_collection_finish():
     """The objects that there are stay to the end: no later search visits them."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(20_000, 10, 5)
     gc.enable()
