@@ -1,16 +1,13 @@
-"""Fixtures and helpers that several test files share."""
+"""Fixtures and helpers that several test files share.
+
+TensorFlow is imported where it is used: the process of pytest-xdist that only hands out tests does without.
+"""
 
 import re
 
 import numpy as np
 import pytest
-import tensorflow as tf
-import tensorflow_probability as tfp
 from slow_tests import SLOW
-
-from tfp_selfnorm import SelfNormDense
-
-tfd = tfp.distributions
 
 collect_ignore = ["helpers/mutants.py"]
 
@@ -29,6 +26,9 @@ def rng():
 @pytest.fixture
 def make_layer(rng):
     """Makes a float64 layer of variables with random kernels; R is off the inverse unless asked."""
+    import tensorflow as tf
+
+    from tfp_selfnorm import SelfNormDense
 
     def make(size, inverse_is_exact=False, **options):
         kernel = np.eye(size) + 0.4 * rng.normal(size=[size, size]) / np.sqrt(size)
@@ -44,6 +44,10 @@ def make_layer(rng):
 @pytest.fixture
 def make_flow():
     """Puts a bijector over a standard normal base."""
+    import tensorflow as tf
+    import tensorflow_probability as tfp
+
+    tfd = tfp.distributions
 
     def make(bijector, size, dtype=tf.float64):
         return tfd.TransformedDistribution(
@@ -67,3 +71,17 @@ def correlated(rng):
     return x.astype(np.float32), 0.5 * np.linalg.slogdet(
         2.0 * np.pi * np.e * np.cov(x, rowvar=False, bias=True)
     )[1]
+
+
+@pytest.fixture
+def uncompiled():
+    """Runs all functions eagerly.
+
+    Compiling the exact operations of a convolution takes a second for each shape. test_contract.py and
+    test_exact_conv.py see to it that compiled they compute the same.
+    """
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)

@@ -68,6 +68,7 @@ def test_the_expected_matrices_are_triangular_and_the_whole_convolution_together
     np.testing.assert_array_equal(upper, np.triu(matrix(kernel, (4, 5))))
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(("sizes", "channels", "spatial_shape"), SIZES)
 @pytest.mark.parametrize("make", [emerging, exponential])
 def test_both_directions_and_the_log_det_are_those_of_the_dense_matrix(
@@ -83,6 +84,7 @@ def test_both_directions_and_the_log_det_are_those_of_the_dense_matrix(
     np.testing.assert_allclose(layer.forward_log_det_jacobian(tf.constant(x)), -expected, **CLOSE)
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("make", [emerging, exponential])
 @pytest.mark.parametrize("channels", [1, 4])
 def test_gradients_are_those_of_finite_differences(make, channels, rng):
@@ -296,6 +298,7 @@ def test_conv_flow_refuses(arguments, message):
         sn.conv_flow((4, 4, 1), num_blocks=1, **arguments)
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(("kind", "layer"), LAYERS.items())
 def test_conv_flow_takes_the_layer(kind, layer):
     flow = sn.conv_flow((4, 4, 1), num_blocks=2, layers_per_block=2, layer=kind, seed=1)

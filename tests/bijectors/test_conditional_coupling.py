@@ -87,7 +87,8 @@ def test_the_log_dets_are_those_of_the_jacobian(direction, rng):
     for i in range(4):
 
         def image_of(event, i=i):
-            return getattr(coupling, direction)(event, condition=condition[i])
+            conditions = tf.broadcast_to(condition[i], [*event.shape[:-3], 5])
+            return getattr(coupling, direction)(event, condition=conditions)
 
         np.testing.assert_allclose(found[i], log_det(image_of, x[i], 3), **TOLERANCE)
     back = {"inverse": coupling.forward, "forward": coupling.inverse}[direction]

@@ -44,10 +44,12 @@ def batch_of(case):
     return (2, *case.batch_shape) if case.batch_shape else (5,)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_directions_are_inverse(case):
     contract.check_inverse(case.made(tf.float64), *make_data(case, batch_of(case)), DOUBLE)
 
 
+# The operations of convolutions are compiled here, in the next test and in the graphs.
 def test_directions_are_inverse_in_float32(case):
     data = make_data(case, batch_of(case), tf.float32)
     contract.check_inverse(case.made(tf.float32), *data, SINGLE)
@@ -59,10 +61,12 @@ def test_log_dets_are_those_of_the_jacobians(case, event_ndims):
     contract.check_log_dets(case.made(tf.float64), *make_data(case, batch), event_ndims, DOUBLE)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_pairs_have_one_log_det(case, event_ndims):
     contract.check_pairs(case.made(tf.float64), *make_data(case, batch_of(case)), event_ndims, DOUBLE)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_every_variable_gets_a_gradient(case, event_ndims):
     contract.check_gradients(
         case.made(tf.float64), *make_data(case, batch_of(case)), event_ndims, case.unused
@@ -90,6 +94,7 @@ def test_xla_equals_eager(case, event_ndims):
     )
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(
     ("batch", "dtype"),
     [((), tf.float64), ((5,), tf.float64), ((2, 3), tf.float64), ((2, 3), tf.float32)],

@@ -238,6 +238,7 @@ def levels_of(flow):
         bijectors = list(splits[0].bijector.bijectors)[:-1]
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(
     "options",
     [
@@ -257,6 +258,7 @@ def test_glow_equals_a_loop_over_its_blocks(options, rng):
     np.testing.assert_allclose(flow.log_prob(tf.identity(y)), loop_log_prob(y, blocks), **TOLERANCE)
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("kernel_size", [1, 3])
 def test_the_jacobian_of_a_whole_glow_has_the_same_log_det(kernel_size, rng):
     flow = small_glow(rng, kernel_size=kernel_size)

@@ -61,6 +61,7 @@ def case(request):
     return request.param
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)], ids=str)
 def test_both_directions_and_log_dets(case, batch, rng):
     layer = make_layer(rng, *case)
@@ -111,6 +112,7 @@ def likelihood_gradients(layer, y, scale=1.0):
     return tape.gradient(total, [layer.inverse_kernel, layer.forward_kernel, layer.bias, y])
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("scope", ["held 0", "held log-det"])
 def test_gradients_are_the_papers(case, mixture, scope, rng):
@@ -135,6 +137,7 @@ def exact_gradient(layer, y):
     return dense.kernel_gradient(d_z.T @ x + np.linalg.inv(w).T, shape, layer.spatial_shape)
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_outside_of_a_scope_gradients_are_exact(case, mixture, rng):
     layer = make_layer(rng, *case, mixture=mixture)
@@ -146,6 +149,7 @@ def test_outside_of_a_scope_gradients_are_exact(case, mixture, rng):
     np.testing.assert_allclose(rows(found[3], layer), papers[3], **TOLERANCE)
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_scaled_loss_scales_the_log_det_too(rng, scope):
     layer = make_layer(rng, (3, 3), (4, 5), 2)
@@ -158,6 +162,7 @@ def test_a_scaled_loss_scales_the_log_det_too(rng, scope):
                 np.testing.assert_allclose(128.0 * np.array(one), many, rtol=1e-12)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_the_exact_gradient(case, rng):
     layer = make_layer(rng, *case, gradient="exact")
     assert layer.inversion == "exact"

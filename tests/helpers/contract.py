@@ -108,15 +108,19 @@ def all_outputs(bijector, x, y, event_ndims):
 def log_det(function, x, event_ndims):
     """`log |det|` of the Jacobian of each event, by automatic differentiation and numpy."""
     batch, event = x.shape[: x.shape.rank - event_ndims], x.shape[x.shape.rank - event_ndims :]
-    size = event.num_elements()
-    results = []
-    for one in tf.reshape(x, [-1, *event]):
-        flat = tf.reshape(one, [size])
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch(flat)
-            image = function(tf.reshape(flat, event))
-            image = tf.reshape(image, [*image.shape[: image.shape.rank - event_ndims], size])
-        # Tracing a vectorised gradient takes longer than some dozens of plain ones.
-        jacobian = tape.jacobian(image, flat, experimental_use_pfor=size > 100)
-        results.append(np.linalg.slogdet(jacobian)[1])
+    results = [np.linalg.slogdet(jacobian(function, one))[1] for one in tf.reshape(x, [-1, *event])]
     return np.reshape(results, [*batch, *np.shape(results)[1:]])
+
+
+def jacobian(function, event):
+    """The matrices of the derivatives, for all parameters in a batch of them."""
+    size, rank = tf.size(event).numpy(), event.shape.rank
+    batch = function(event).shape[:-rank]
+    # One copy of the event for each row: one gradient gives all rows.
+    copies = tf.broadcast_to(event, [size, *batch, *event.shape])
+    with tf.GradientTape() as tape:
+        tape.watch(copies)
+        image = function(copies)
+    unit = tf.reshape(tf.eye(size, dtype=event.dtype), [size, *[1] * len(batch), *image.shape[-rank:]])
+    rows = tape.gradient(image, copies, output_gradients=tf.broadcast_to(unit, image.shape))
+    return np.moveaxis(np.reshape(rows, [size, *batch, size]), 0, -2)

@@ -3,27 +3,33 @@
 import numpy as np
 
 
+def couplings(sizes, spatial_shape):
+    """The places of each kernel element: the output pixel, the element and the input pixel."""
+    for output in np.ndindex(*spatial_shape):
+        for element in np.ndindex(*sizes):
+            pixel = tuple(o + e - s // 2 for o, e, s in zip(output, element, sizes, strict=True))
+            if all(0 <= p < size for p, size in zip(pixel, spatial_shape, strict=True)):
+                yield output, element, pixel
+
+
 def matrix(kernel, spatial_shape):
     """The matrix that takes a flattened image `[*spatial_shape, C]` to the flattened output."""
     kernel = np.asarray(kernel)
     *sizes, channels_in, channels_out = kernel.shape
     blocks = np.zeros([*spatial_shape, channels_out, *spatial_shape, channels_in])
-    for output in np.ndindex(*spatial_shape):
-        for element in np.ndindex(*sizes):
-            pixel = tuple(o + e - s // 2 for o, e, s in zip(output, element, sizes, strict=True))
-            if all(0 <= p < size for p, size in zip(pixel, spatial_shape, strict=True)):
-                blocks[(*output, slice(None), *pixel, slice(None))] += kernel[element].T
+    for output, element, pixel in couplings(sizes, spatial_shape):
+        blocks[(*output, slice(None), *pixel, slice(None))] += kernel[element].T
     size = int(np.prod(spatial_shape)) * channels_in
     return blocks.reshape(size, size)
 
 
 def kernel_gradient(d_matrix, kernel_shape, spatial_shape):
     """The gradient of the kernel from that of its matrix: summed over the places of each element."""
+    *sizes, channels_in, channels_out = kernel_shape
+    blocks = np.reshape(d_matrix, [*spatial_shape, channels_out, *spatial_shape, channels_in])
     gradient = np.zeros(kernel_shape)
-    for element in np.ndindex(*kernel_shape):
-        unit = np.zeros(kernel_shape)
-        unit[element] = 1.0
-        gradient[element] = np.sum(d_matrix * matrix(unit, spatial_shape))
+    for output, element, pixel in couplings(sizes, spatial_shape):
+        gradient[element] += blocks[(*output, slice(None), *pixel, slice(None))].T
     return gradient
 
 

@@ -22,14 +22,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture
-def uncompiled():
-    """Compiling takes a second for each shape; other tests see to it that compiled is the same."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 def check(kernel, spatial_shape, rng):
     matrix = dense.matrix(kernel, spatial_shape)
     tensor = tf.constant(kernel)
@@ -74,6 +66,7 @@ def test_mnist_size(sizes, rng):
     check(dense.random_kernel(rng, sizes, 1), (28, 28), rng)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_kernel_without_its_centre(rng):
     """No pivot block is regular, and yet the matrix is."""
     kernel = np.zeros([3, 1, 2, 2])
@@ -105,6 +98,7 @@ def test_derivatives_by_autodiff(rng):
     np.testing.assert_allclose(tape.gradient(total, z), adjoint.reshape(z.shape), **TOLERANCE)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_second_derivatives_are_refused_and_not_wrong(rng):
     kernel = tf.constant(dense.random_kernel(rng, (3, 3), 1))
     for function in (
@@ -126,6 +120,7 @@ def dense_total(kernel, z, weights):
     return np.sum(weights * x.reshape(z.shape))
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_batch_of_kernels(rng):
     kernels = np.stack([[dense.random_kernel(rng, (3, 3), 2) for _ in range(2)] for _ in range(3)])
     values = exact_conv.log_det(tf.constant(kernels), (4, 5))
@@ -138,6 +133,7 @@ def test_a_batch_of_kernels(rng):
         np.testing.assert_allclose(gradients[index], expected, **TOLERANCE)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_float32_is_computed_in_float64(rng):
     kernel = dense.random_kernel(rng, (3, 3), 1).astype(np.float32)
     value = exact_conv.log_det(tf.constant(kernel), (28, 28))
