@@ -226,18 +226,28 @@ def conv_steps(shape):
 def flows():
     """The whole models: the shape of an event, and a function that makes the flow and how it learns."""
     image = (28, 28, 1)
-    glow = {"steps_per_block": 4, "width": 16, "kernel_size": 5, "act_norm": False, "split_prior": False}
+    glow = {
+        "steps_per_block": 4,
+        "width": 16,
+        "kernel_size": 5,
+        "act_norm": False,
+        "centering": False,
+        "split_prior": False,
+    }
     paper, tracking = sn.Reconstruction(), sn.Tracking()
     return {
         "FC-2, the paper's regularizer": ((784,), lambda: (sn.dense_flow(784, seed=1), paper)),
         "FC-2, tracked": ((784,), lambda: (sn.dense_flow(784, seed=1), tracking)),
         "FC-2, exact gradient": ((784,), lambda: (sn.dense_flow(784, seed=1, gradient="exact"), None)),
-        "conv-9, smooth leaky ReLU": (image, lambda: (sn.conv_flow(image, seed=1), paper)),
+        "conv-9, smooth leaky ReLU": (image, lambda: (sn.conv_flow(image, centering=False, seed=1), paper)),
         "conv-9, smooth leaky ReLU, exact gradient": (
             image,
-            lambda: (sn.conv_flow(image, seed=1, gradient="exact"), None),
+            lambda: (sn.conv_flow(image, centering=False, seed=1, gradient="exact"), None),
         ),
-        "conv-9, spline": (image, lambda: (sn.conv_flow(image, seed=1, activation="spline"), paper)),
+        "conv-9, spline": (
+            image,
+            lambda: (sn.conv_flow(image, centering=False, seed=1, activation="spline"), paper),
+        ),
         "Glow, 2 blocks of 4, width 16, 5x5": (
             image,
             lambda: (sn.glow_flow(image, seed=1, **glow), sn.Reconstruction("data", 100.0)),

@@ -157,6 +157,7 @@ def trained_flow(layers_per_block, steps):
         (28, 28, 1),
         num_blocks=3,
         layers_per_block=layers_per_block,
+        centering=False,
         preprocessing=sn.images.pixel_sigmoid(17),
         seed=1,
     )

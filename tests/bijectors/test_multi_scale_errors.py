@@ -135,7 +135,9 @@ def test_wrong_builder_arguments(build, arguments, message):
 
 @pytest.fixture
 def model():
-    model = sn.FlowModel(sn.glow_flow((4, 4, 1), num_blocks=1, steps_per_block=1, width=2, seed=1))
+    model = sn.FlowModel(
+        sn.glow_flow((4, 4, 1), num_blocks=1, steps_per_block=1, width=2, centering=False, seed=1)
+    )
     model.compile("sgd")
     return model
 

@@ -20,7 +20,10 @@ def tiny_flows():
         "FC-2, tracked": ((4,), lambda: (sn.dense_flow(4, seed=1), sn.Tracking())),
         "conv-9, smooth leaky ReLU": (
             (4, 4, 1),
-            lambda: (sn.conv_flow((4, 4, 1), num_blocks=1, layers_per_block=1, seed=1), sn.Reconstruction()),
+            lambda: (
+                sn.conv_flow((4, 4, 1), num_blocks=1, layers_per_block=1, centering=False, seed=1),
+                sn.Reconstruction(),
+            ),
         ),
     }
 

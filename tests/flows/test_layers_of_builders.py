@@ -16,8 +16,8 @@ tfb = tfp.bijectors
 SHAPES = {sn.dense_flow: (3,), sn.conv_flow: (2, 4, 2), sn.glow_flow: (4, 4, 1)}
 SIZES = {
     sn.dense_flow: {"num_layers": 2},
-    sn.conv_flow: {"num_blocks": 2, "layers_per_block": 1},
-    sn.glow_flow: {"num_blocks": 2, "steps_per_block": 1, "width": 4, "act_norm": False},
+    sn.conv_flow: {"num_blocks": 2, "layers_per_block": 1, "centering": False},
+    sn.glow_flow: {"num_blocks": 2, "steps_per_block": 1, "width": 4, "act_norm": False, "centering": False},
 }
 LAYERS = {
     "dense": (sn.dense_flow, {}),

@@ -56,16 +56,18 @@ BUILT = {
     ),
     "conv_flow": (
         sn.conv_flow,
-        {"image_shape": (4, 4, 1), "num_blocks": 2, "layers_per_block": 1, "kernel_size": 3, "seed": 1},
+        {"image_shape": (4, 4, 1), "num_blocks": 2, "layers_per_block": 1, "kernel_size": 3}
+        | {"centering": False, "seed": 1},
     ),
     "conv_flow, emerging": (
         sn.conv_flow,
-        {"image_shape": (4, 4, 1), "num_blocks": 1, "layers_per_block": 2, "layer": "emerging", "seed": 1},
+        {"image_shape": (4, 4, 1), "num_blocks": 1, "layers_per_block": 2, "layer": "emerging"}
+        | {"centering": False, "seed": 1},
     ),
     "glow_flow": (
         sn.glow_flow,
         {"image_shape": (4, 4, 1), "num_blocks": 2, "steps_per_block": 1, "kernel_size": 1, "width": 3}
-        | {"act_norm": False, "split_prior": False, "seed": 1},
+        | {"act_norm": False, "centering": False, "split_prior": False, "seed": 1},
     ),
     "trainable_spline": (sn.trainable_spline, {"event_shape": 3, "num_bins": 4, "bound": 2.5}),
     "ActNorm": (sn.ActNorm.trainable, {"channels": 3}),

@@ -50,7 +50,7 @@ def conv_flow(
 ) -> tfp.distributions.TransformedDistribution:
     """The paper's convolutional flow: blocks of self-normalizing convolutions with a squeeze between blocks.
 
-    From data to latent: preprocessing, then blocks of convolutions. An activation follows each layer of the
+    From data to latent: preprocessing, a `Centering`, then blocks of convolutions. An activation follows each layer of the
     flow except the last. A `Squeeze` between blocks halves both sides of the images and multiplies the number
     of channels by four. The base is standard normal; its events have the shape of the images in the last
     block.
@@ -63,12 +63,14 @@ def conv_flow(
       activation: as in `dense_flow`; a function gets the shape of the images.
       layer: "self_norm", a `SelfNormConv2D`; or "emerging" or "exponential", a `baselines.EmergingConv2D` or
         `baselines.ConvolutionExponential2D`. These two are exact in both directions and in their gradient.
+      centering: whether a `Centering` subtracts the mean of each pixel before the layers. The flow cannot be
+        used until `adapt` has set the mean.
       preprocessing: bijector from latent to data that is applied last, for example `images.pixel_sigmoid()`.
       dtype: float32 or float64.
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
       **layer_options: `gradient`, `mixture` and `inversion` of the layer "self_norm", as in `dense_flow`,
-        except that there is no gradient "relative".
+        except that there is the gradient "circulant" and no gradient "relative", see `SelfNormConv2D`.
 
     Returns:
       A `tfd.TransformedDistribution`. `log_prob` is in nats.
@@ -81,6 +83,7 @@ def conv_flow(
     >>> import tensorflow as tf
     >>> import tfp_selfnorm as sn
     >>> flow = sn.conv_flow((8, 8, 1), num_blocks=2, layers_per_block=2, seed=1)
+    >>> sn.adapt(flow, tf.random.stateless_normal([100, 8, 8, 1], [1, 2]))
     >>> flow.log_prob(tf.zeros([5, 8, 8, 1])).shape, flow.distribution.event_shape
     (TensorShape([5]), TensorShape([4, 4, 4]))
 

@@ -49,15 +49,15 @@ def glow_flow(
 ) -> tfp.distributions.TransformedDistribution:
     """The paper's Glow-like flow: squeezes, steps of normalization, mixing and coupling, and splits.
 
-    From data to latent: preprocessing, then the blocks. A block is a `Squeeze` and `steps_per_block` steps.
+    From data to latent: preprocessing, a `Centering`, then the blocks. A block is a `Squeeze` and `steps_per_block` steps.
     Each step is an `ActNorm`, a mixing of the channels, and an `AffineCoupling`. A split follows each block
     except the last: one half of the channels is latent at once, and the later blocks map the other half. With
     `split_prior`, a coupling before the split changes the latent half, conditioned on the other half. The
     base is standard normal. Its events have the shape of the images in the first block; the latents of later
     blocks are put back into these images.
 
-    With `act_norm` the flow cannot be used until `adapt(flow, data)` or `FlowModel.adapt` has set the initial
-    values of its ActNorms.
+    With `centering` or `act_norm` the flow cannot be used until `adapt(flow, data)` or `FlowModel.adapt` has
+    set the mean and the initial values of the ActNorms.
 
     Args:
       image_shape: (height, width, channels), known. `2**num_blocks` must divide height and width.
@@ -73,6 +73,8 @@ def glow_flow(
       layer: the mixing of the channels: "self_norm", a `SelfNormConv2D`; "lu", a 1x1 convolution with LU
         factors (`tfb.ScaleMatvecLU`); or "emerging" or "exponential". These two are the convolution of "lu"
         and then a `baselines.EmergingConv2D` or `baselines.ConvolutionExponential2D` near the identity.
+      centering: whether a `Centering` subtracts the mean of each pixel before the layers. The flow cannot be
+        used until `adapt` has set the mean.
       preprocessing: bijector from latent to data that is applied last, for example `images.pixel_sigmoid()`.
       dtype: float32 or float64, of events, kernels and results. Coupling networks have their own dtype. Exact
         log-dets and solves of convolutions compute in float64.
