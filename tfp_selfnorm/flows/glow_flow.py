@@ -49,12 +49,12 @@ def glow_flow(
 ) -> tfp.distributions.TransformedDistribution:
     """The paper's Glow-like flow: squeezes, steps of normalization, mixing and coupling, and splits.
 
-    From data to latent: preprocessing, a `Centering`, then the blocks. A block is a `Squeeze` and `steps_per_block` steps.
-    Each step is an `ActNorm`, a mixing of the channels, and an `AffineCoupling`. A split follows each block
-    except the last: one half of the channels is latent at once, and the later blocks map the other half. With
-    `split_prior`, a coupling before the split changes the latent half, conditioned on the other half. The
-    base is standard normal. Its events have the shape of the images in the first block; the latents of later
-    blocks are put back into these images.
+    From data to latent: preprocessing, a `Centering`, then the blocks. A block is a `Squeeze` and
+    `steps_per_block` steps. Each step is an `ActNorm`, a mixing of the channels, and an `AffineCoupling`. A
+    split follows each block except the last: one half of the channels is latent at once, and the later blocks
+    map the other half. With `split_prior`, a coupling before the split changes the latent half, conditioned
+    on the other half. The base is standard normal. Its events have the shape of the images in the first
+    block; the latents of later blocks are put back into these images.
 
     With `centering` or `act_norm` the flow cannot be used until `adapt(flow, data)` or `FlowModel.adapt` has
     set the mean and the initial values of the ActNorms.
