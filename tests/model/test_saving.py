@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_probability as tfp
 from tampering import tampered
 from two_shifts import parts, two_shifts
@@ -296,3 +297,37 @@ def test_a_builder_must_be_known_where_it_is_loaded(tmp_path):
         "arguments": {"size": 3},
     }
     assert sn.FlowModel.from_config(config, custom_objects=known).distribution.event_shape == (3,)
+
+
+class WithOwnParts(sn.FlowModel):
+    """A subclass with a weight, a layer and a metric of its own, which train along."""
+
+    def __init__(self, distribution):
+        super().__init__(distribution)
+        self.temperature = self.add_weight(name="temperature", shape=(), initializer="ones")
+        self.network = keras.layers.Dense(1)
+        self.network.build((None, 2))
+        self.steps = keras.metrics.Sum(name="steps")
+
+    def compute_loss(self, x, *args, **kwargs):
+        penalty = self.temperature**2 + tf.reduce_mean(self.network(x) ** 2)
+        return super().compute_loss(x, *args, **kwargs) + penalty
+
+    def train_step(self, data):
+        results = super().train_step(data)
+        self.steps.update_state(1.0)
+        return {**results, "steps": self.steps.result()}
+
+
+def test_a_subclass_trains_and_saves_parts_of_its_own(tmp_path):
+    x = np.random.default_rng(0).normal(size=[40, 2]).astype(np.float32)
+    model, loaded = (WithOwnParts(sn.dense_flow(2, num_layers=1, seed=1)) for _ in range(2))
+    model.compile(keras.optimizers.SGD(0.1))
+    history = model.fit(x, batch_size=10, epochs=2, verbose=0).history
+    assert history["steps"] == [4.0, 4.0]
+    # Its gradient is 2 t, alone.
+    np.testing.assert_allclose(model.temperature, 0.8**8, rtol=1e-5)
+    model.save_weights(tmp_path / "own.weights.h5")
+    loaded.load_weights(tmp_path / "own.weights.h5")
+    for variable, other in zip(model.weights, loaded.weights, strict=True):
+        np.testing.assert_array_equal(variable, other, err_msg=variable.path)

@@ -80,7 +80,7 @@ class ExactLikelihood(FlowCallback):
         super().set_model(model)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        distribution = self.distribution
+        distribution = self.scored_distribution
         check_events(self.x[0], distribution, name="x[0]")
         if self._mean_nll is None:
             self._layers = self_norm_layers(distribution)

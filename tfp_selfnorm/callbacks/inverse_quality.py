@@ -64,7 +64,7 @@ class InverseQuality(FlowCallback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         self.errors, self.worst_layer, self._layers = {}, None, {}
-        for layer in self_norm_layers(self.distribution):
+        for layer in self_norm_layers(self.scored_distribution):
             if layer.needs_inverse:
                 self._layers[unused_name(layer.name, self._layers)] = layer
         if not self._layers:

@@ -78,7 +78,7 @@ class SampleGrid(FlowCallback):
         super().__init__(log_dir)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        distribution = self.distribution
+        distribution = self.scored_distribution
         batch, event = distribution.batch_shape, distribution.event_shape
         if batch.rank != 0 or not (event.rank == 2 or (event.rank == 3 and event[-1] in (1, 3))):
             raise ValueError(

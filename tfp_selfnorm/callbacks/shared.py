@@ -31,7 +31,7 @@ class FlowCallback(keras.callbacks.Callback):
         self._writer = _summary_writer(log_dir)
 
     @property
-    def distribution(self) -> TfpObject:
+    def scored_distribution(self) -> TfpObject:
         """The distribution of the model; raises TypeError if the model is no `FlowModel`."""
         if not isinstance(self.model, FlowModel):
             raise TypeError(f"{type(self).__name__} needs a FlowModel; got {type(self.model).__name__}.")

@@ -237,7 +237,11 @@ class DistributionModel(keras.Model):
         self._flow_variables = wrap_variables(names, found.keras_variables, found.networks, untrained)
         # For example the moving statistics of batch normalisation.
         self._moving_variables = [v for v in self._flow_variables.values() if not v.value.trainable]
-        self._named = NamedVariables(self._flow_variables, self.add_weight)
+        self._named = NamedVariables(self._flow_variables, super().add_weight)
+
+    def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
+        """Does the same as Keras's method. The files of the model keep the variable by its name."""
+        return self._named.add(*args, name=name or "variable", **kwargs)
 
     @functools.cached_property
     def inference_distribution(self) -> TfpObject:

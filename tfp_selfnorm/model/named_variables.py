@@ -38,9 +38,9 @@ class NamedVariables:
         return self.add((), initializer, dtype, trainable=False, aggregation=aggregation, name=name)
 
     def names_of(self, variables: Iterable[keras.Variable]) -> list[str]:
-        """Returns the names of variables."""
+        """Returns the names of variables: of those that layers of a subclass hold, their paths."""
         names = {id(variable): name for name, variable in self.all.items()}
-        return [names[id(variable)] for variable in variables]
+        return [names.get(id(variable), variable.path) for variable in variables]
 
     def without(self, variables: Iterable[keras.Variable]) -> dict[str, keras.Variable]:
         """Returns the mapping without some of the variables."""

@@ -322,7 +322,8 @@ class FlowTrainer(DistributionModel):
             return
         variables = self.trainable_variables
         if names is not None:
-            variables = [variable for name, variable in self._flow_variables.items() if name in names]
+            known = self._named.all | dict(zip(self._named.names_of(variables), variables, strict=True))
+            variables = [variable for name, variable in known.items() if name in names]
         with self.distribute_strategy.scope():
             self.optimizer.build(variables)
         self._optimized_variables = self._named.names_of(variables)
