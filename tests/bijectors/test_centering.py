@@ -75,7 +75,8 @@ def test_builders_centre_images_after_the_preprocessing(build, rng):
     pixels = rng.integers(0, 16, size=[60, 4, 4, 1]) + rng.uniform(size=[60, 4, 4, 1])
     preprocessing = sn.images.pixel_sigmoid(16, dtype=tf.float64)
     options = {"act_norm": False, "width": 2, "steps_per_block": 1} if build is sn.glow_flow else {}
-    flow = build((4, 4, 1), num_blocks=1, preprocessing=preprocessing, dtype=tf.float64, seed=1, **options)
+    options |= {"num_blocks": 1, "dtype": tf.float64, "seed": 1}
+    flow = build((4, 4, 1), centering=True, preprocessing=preprocessing, **options)
     with pytest.raises(ValueError, match="`centering` has no initial values yet: call `adapt`"):
         flow.log_prob(tf.constant(pixels))
     model = sn.FlowModel(flow)
@@ -86,7 +87,7 @@ def test_builders_centre_images_after_the_preprocessing(build, rng):
     (centering,) = [part for part in flow.bijector.bijectors if isinstance(part, sn.Centering)]
     logits = preprocessing.inverse(tf.constant(pixels))
     np.testing.assert_allclose(centering.mean, np.mean(logits, axis=0), rtol=1e-9)
-    bare = build((4, 4, 1), num_blocks=1, centering=False, dtype=tf.float64, seed=1, **options)
+    bare = build((4, 4, 1), **options)
     centred = bare.log_prob(tf.constant(logits - np.mean(logits, axis=0)))
     log_det = preprocessing.inverse_log_det_jacobian(tf.constant(pixels), event_ndims=3)
     np.testing.assert_allclose(flow.log_prob(tf.constant(pixels)), centred + log_det, rtol=1e-9)

@@ -21,7 +21,11 @@ WRONG = {
     "rank of image": ((ONE, ONE), {"spatial_shape": (4,)}, "`spatial_shape` must be 2 positive ints"),
     "unknown rank": ((ONE, ONE), {"spatial_shape": tf.TensorShape(None)}, "`spatial_shape` must be 2"),
     "bias": ((TWO, TWO), {"bias": kernel(3)}, r"`bias` must have shape \(2,\), one for each.*\(3,\)"),
-    "gradient": ((ONE, ONE), {"gradient": "relative"}, r"one of \('self_norm', 'exact'\); got 'relative'"),
+    "gradient": (
+        (ONE, ONE),
+        {"gradient": "relative"},
+        r"one of \('self_norm', 'exact', 'circulant'\); got 'relative'",
+    ),
 }
 
 

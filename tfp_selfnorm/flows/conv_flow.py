@@ -40,8 +40,8 @@ def conv_flow(
     layers_per_block: int = 3,
     kernel_size: Shape = 3,
     activation: str | Callable | None = "smooth_leaky_relu",
+    centering: bool = False,
     layer: str = "self_norm",
-    centering: bool = True,
     preprocessing: tfp.bijectors.Bijector | None = None,
     dtype: DType = tf.float32,
     seed: Seed = None,
@@ -50,7 +50,7 @@ def conv_flow(
 ) -> tfp.distributions.TransformedDistribution:
     """The paper's convolutional flow: blocks of self-normalizing convolutions with a squeeze between blocks.
 
-    From data to latent: preprocessing, a `Centering`, then blocks of convolutions. An activation follows each
+    From data to latent: preprocessing, with `centering` a `Centering`, then blocks of convolutions. An activation follows each
     layer of the flow except the last. A `Squeeze` between blocks halves both sides of the images and
     multiplies the number of channels by four. The base is standard normal; its events have the shape of the
     images in the last block.
@@ -85,7 +85,6 @@ def conv_flow(
     >>> import tensorflow as tf
     >>> import tfp_selfnorm as sn
     >>> flow = sn.conv_flow((8, 8, 1), num_blocks=2, layers_per_block=2, seed=1)
-    >>> sn.adapt(flow, tf.random.stateless_normal([100, 8, 8, 1], [1, 2]))
     >>> flow.log_prob(tf.zeros([5, 8, 8, 1])).shape, flow.distribution.event_shape
     (TensorShape([5]), TensorShape([4, 4, 4]))
 

@@ -39,8 +39,8 @@ def glow_flow(
     network_dtype: Any = None,
     act_norm: bool = True,
     split_prior: bool = True,
+    centering: bool = False,
     layer: str = "self_norm",
-    centering: bool = True,
     preprocessing: tfp.bijectors.Bijector | None = None,
     dtype: DType = tf.float32,
     seed: Seed = None,
@@ -49,7 +49,7 @@ def glow_flow(
 ) -> tfp.distributions.TransformedDistribution:
     """The paper's Glow-like flow: squeezes, steps of normalization, mixing and coupling, and splits.
 
-    From data to latent: preprocessing, a `Centering`, then the blocks. A block is a `Squeeze` and
+    From data to latent: preprocessing, a `Centering` if asked, then the blocks. A block is a `Squeeze` and
     `steps_per_block` steps. Each step is an `ActNorm`, a mixing of the channels, and an `AffineCoupling`. A
     split follows each block except the last: one half of the channels is latent at once, and the later blocks
     map the other half. With `split_prior`, a coupling before the split changes the latent half, conditioned
