@@ -166,7 +166,8 @@ WRONG |= dict.fromkeys(["num_layers", "num_outputs", "num_probes", "num_samples"
 WRONG |= dict.fromkeys(["every_epochs", "every_steps"], NO_COUNT)
 WRONG |= dict.fromkeys(["layers_per_block", "steps_per_block", "width"], NO_COUNT)
 WRONG |= dict.fromkeys(
-    ["act_norm", "per_layer", "rotates", "split_prior", "use_bias", "validate_args"], NO_BOOL
+    ["act_norm", "centering", "per_layer", "rotates", "split_prior", "use_bias", "validate_args", "whitens"],
+    NO_BOOL,
 )
 WRONG |= dict.fromkeys(["forward_kernel", "inverse_kernel", "kernel", "log_scale", "shift"], NO_ARRAY)
 WRONG |= dict.fromkeys(["first_kernel", "second_kernel"], NO_ARRAY)
@@ -194,6 +195,8 @@ PUBLIC = {
     "ActNorm.trainable": (sn.ActNorm.trainable, lambda: {"channels": 2}),
     "AdaptiveWeight": (sn.AdaptiveWeight, lambda: {"tolerance": 0.1}),
     "AffineCoupling": (sn.AffineCoupling, lambda: {"network": identity_network}),
+    "Centering": (sn.Centering, lambda: {"mean": [0.0, 0.0]}),
+    "Centering.trainable": (sn.Centering.trainable, lambda: {"event_shape": 2}),
     "ChannelSplit": (sn.ChannelSplit, lambda: {"bijector": tfb.Scale(2.0)}),
     "ConvolutionExponential2D": (
         sn.baselines.ConvolutionExponential2D,

@@ -50,10 +50,10 @@ def conv_flow(
 ) -> tfp.distributions.TransformedDistribution:
     """The paper's convolutional flow: blocks of self-normalizing convolutions with a squeeze between blocks.
 
-    From data to latent: preprocessing, with `centering` a `Centering`, then blocks of convolutions. An activation follows each
-    layer of the flow except the last. A `Squeeze` between blocks halves both sides of the images and
-    multiplies the number of channels by four. The base is standard normal; its events have the shape of the
-    images in the last block.
+    From data to latent: preprocessing, a `Centering` if asked, then blocks of convolutions. An activation
+    follows each layer of the flow except the last. A `Squeeze` between blocks halves both sides of the images
+    and multiplies the number of channels by four. The base is standard normal; its events have the shape of
+    the images in the last block.
 
     With `centering` the flow cannot be used until `adapt(flow, data)` or `FlowModel.adapt` has set the mean.
 

@@ -183,15 +183,13 @@ def _in_present_words(config):
     """The config of a file with today's arguments of builders, where version 0.1.0 wrote others.
 
     It called the `layer` of a Glow `mixing`, with "exact" for the gradient "exact". It took the options of
-    self-normalizing layers for other layers too, where they had no effect. Images were not centred.
+    self-normalizing layers for other layers too, where they had no effect.
     """
     if "format" in config or not isinstance(config.get("arguments"), dict):
         return config
     builder, arguments = config.get("builder"), dict(config["arguments"])
     if builder not in _BUILDERS_OF_0_1_0:
         return {**config, "format": _FORMAT}
-    if builder != _BUILDERS_OF_0_1_0[0]:
-        arguments["centering"] = False
     if "mixing" in arguments:
         mixing = arguments.pop("mixing")
         arguments |= {"gradient": "exact"} if mixing == "exact" else {"layer": mixing}
