@@ -169,7 +169,7 @@ WRONG |= dict.fromkeys(
     ["act_norm", "centering", "per_layer", "rotates", "split_prior", "use_bias", "validate_args", "whitens"],
     NO_BOOL,
 )
-WRONG |= dict.fromkeys(["forward_kernel", "inverse_kernel", "kernel", "log_scale", "shift"], NO_ARRAY)
+WRONG |= dict.fromkeys(["forward_kernel", "inverse_kernel", "kernel", "log_scale", "mean", "shift"], NO_ARRAY)
 WRONG |= dict.fromkeys(["first_kernel", "second_kernel"], NO_ARRAY)
 # Arguments of one name that are of another kind here.
 WRONG |= {
@@ -253,7 +253,7 @@ PUBLIC = {
     "Tracking.tracks": (sn.Tracking().tracks, dict),
     "TrainingScope.reconstruction_error": (error_in_scope, dict),
     "TrainingScope.reconstruction_loss": (loss_in_scope, dict),
-    "adapt": (sn.adapt, lambda: {"x": EVENTS}),
+    "adapt": (sn.adapt, lambda: {"distribution": sn.dense_flow(2), "x": EVENTS}),
     "bits_per_dim": (sn.images.bits_per_dim, lambda: {"log_prob": 1.0, "event_shape": 2}),
     "conv_flow": (sn.conv_flow, lambda: IMAGES | {"layers_per_block": 1}),
     "coupling_network": (
