@@ -5,6 +5,7 @@ from tfp_selfnorm.bijectors.affine_coupling import AffineCoupling
 from tfp_selfnorm.bijectors.centering import Centering
 from tfp_selfnorm.bijectors.channel_split import ChannelSplit
 from tfp_selfnorm.bijectors.leaky_relu import LeakyReLU
+from tfp_selfnorm.bijectors.learned_inverse import LearnedInverse
 from tfp_selfnorm.bijectors.self_norm import SelfNorm
 from tfp_selfnorm.bijectors.self_norm_conv import SelfNormConv1D, SelfNormConv2D
 from tfp_selfnorm.bijectors.self_norm_dense import SelfNormDense
@@ -18,6 +19,7 @@ __all__ = [
     "Centering",
     "ChannelSplit",
     "LeakyReLU",
+    "LearnedInverse",
     "SelfNorm",
     "SelfNormConv1D",
     "SelfNormConv2D",

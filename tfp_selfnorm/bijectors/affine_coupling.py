@@ -9,6 +9,13 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.channels import number_of_first_channels
 from tfp_selfnorm.bijectors.composite import OptionalComposite
+from tfp_selfnorm.bijectors.network_call import (
+    call_network,
+    check_network,
+    flat_condition,
+    keras_weights,
+    with_one_batch_dimension,
+)
 from tfp_selfnorm.bijectors.pair_memory import PairMemory
 from tfp_selfnorm.utils.compat import CompositeTensor
 from tfp_selfnorm.utils.integers import check_positive_int
@@ -89,13 +96,7 @@ class AffineCoupling(OptionalComposite):
           ValueError: if a Keras network is not built, or another argument is out of range.
         """
         parameters = dict(locals())
-        if not callable(network):
-            raise TypeError(f"`network` must be callable; got {type(network).__name__}.")
-        if not getattr(network, "built", True):
-            raise ValueError(
-                f"`network` {getattr(network, 'name', network)!r} has no weights yet: build it, or make it "
-                "with keras.Input, before you give it to a bijector."
-            )
+        check_network(network, "network")
         if num_conditioning is not None:
             num_conditioning = check_positive_int(num_conditioning, "num_conditioning")
         event_ndims = check_positive_int(event_ndims, "event_ndims")
@@ -103,7 +104,7 @@ class AffineCoupling(OptionalComposite):
         self._num_conditioning = num_conditioning
         self._bound = check_positive(bound, "bound")
         # TFP finds variables in attributes. It does not search a Keras network.
-        self._network_variables = [weight.value for weight in _keras_weights(network)]
+        self._network_variables = [weight.value for weight in keras_weights(network)]
         self._passes = PairMemory()
         super().__init__(event_ndims, parameters, is_constant_jacobian=False)
 
@@ -153,13 +154,10 @@ class AffineCoupling(OptionalComposite):
             # In TensorFlow, convolutions of empty batches have a wrong number of channels.
             return tf.zeros_like(changed), tf.zeros_like(changed)
         num_leading = kept.shape.rank - self.forward_min_event_ndims
-        inputs = _with_one_batch_dimension(kept, num_leading)
+        inputs = with_one_batch_dimension(kept, num_leading)
         if condition is not None:
-            condition = tf.convert_to_tensor(condition)
-            condition = tf.cast(condition, kept.dtype) if condition.dtype.is_floating else condition
-            self._check_condition(condition, kept, num_leading)
-            inputs = [inputs, _with_one_batch_dimension(condition, num_leading)]
-        output = tf.convert_to_tensor(self._call_network(inputs))
+            inputs = [inputs, flat_condition(condition, kept, num_leading, self.name)]
+        output = call_network(self._network_call, self._network, inputs, self.name)
         expected = [None, *changed.shape[num_leading:-1], 2 * changed.shape[-1]]
         if not output.shape.is_compatible_with(expected):
             raise ValueError(
@@ -170,33 +168,6 @@ class AffineCoupling(OptionalComposite):
         log_scale = self._bound * tf.tanh(h / self._bound)
         return tf.reshape(shift, tf.shape(changed)), tf.reshape(log_scale, tf.shape(changed))
 
-    def _check_condition(self, condition, kept, num_leading):
-        leading = kept.shape[:num_leading]
-        message = (
-            f"The condition of `{self.name}` must begin with the sample and batch dimensions of the events, "
-            f"{leading}; got shape {condition.shape}."
-        )
-        if not condition.shape[:num_leading].is_compatible_with(leading):
-            raise ValueError(message)
-        sizes = (tf.shape(value)[:num_leading] for value in (condition, kept))
-        tf.debugging.assert_equal(*sizes, message=message)
-
-    def _call_network(self, inputs):
-        number = len(inputs) if isinstance(inputs, list) else 1
-        # A Keras model may ignore a surplus input.
-        known = getattr(self._network, "inputs", None)
-        try:
-            if isinstance(known, list) and len(known) != number:
-                raise ValueError(f"it has {len(known)} inputs, and got {number}.")
-            return self._network_call(inputs)
-        except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
-            shapes = " and ".join(str(value.shape) for value in tf.nest.flatten(inputs))
-            raise ValueError(
-                f"The network of `{self.name}`, called {'with' if number > 1 else 'without'} a condition on "
-                f"shapes {shapes}, failed: {error} With the argument `condition` the network gets the list "
-                "`[kept, condition]`, without it only the kept channels."
-            ) from error
-
     def _network_call(self, inputs):
         return self._network(inputs)
 
@@ -205,7 +176,7 @@ class AffineCoupling(OptionalComposite):
         """Whether a call can take values for all variables that TFP sees in the network."""
         if isinstance(part, tf.Module):
             return isinstance(part, CompositeTensor)
-        return not _keras_weights(part) or hasattr(part, "stateless_call")
+        return not keras_weights(part) or hasattr(part, "stateless_call")
 
 
 class _CompositeAffineCoupling(AffineCoupling, tfp.bijectors.AutoCompositeTensorBijector):
@@ -247,7 +218,7 @@ class _CompositeAffineCoupling(AffineCoupling, tfp.bijectors.AutoCompositeTensor
         if not self._has_other_variables:
             return self._network(inputs)
         network: Any = self._network
-        weights = _keras_weights(network)
+        weights = keras_weights(network)
         given = dict(zip(map(id, weights), self._network_variables, strict=True))
         parts = network.trainable_variables, network.non_trainable_variables
         values = [[given.get(id(weight), weight) for weight in part] for part in parts]
@@ -262,21 +233,8 @@ class _CompositeAffineCoupling(AffineCoupling, tfp.bijectors.AutoCompositeTensor
 AffineCoupling._PLAIN, AffineCoupling._COMPOSITE = AffineCoupling, _CompositeAffineCoupling
 
 
-def _with_one_batch_dimension(value, num_leading):
-    flat = tf.reshape(value, tf.concat([[-1], tf.shape(value)[num_leading:]], axis=0))
-    return tf.ensure_shape(flat, tf.TensorShape([None]).concatenate(value.shape[num_leading:]))
-
-
 def _remembered(log_scale, condition):
     """The values of a pass for `PairMemory`, which finds only tensors of the graph."""
     if condition is None:
         return [log_scale]
     return [log_scale, condition] if tf.is_symbolic_tensor(condition) else []
-
-
-def _keras_weights(network):
-    """The Keras variables of a Keras network; empty for other networks."""
-    weights = getattr(network, "weights", None)
-    if not isinstance(weights, list) or not all(hasattr(weight, "value") for weight in weights):
-        return []
-    return [weight for weight in weights if isinstance(weight.value, tf.Variable)]

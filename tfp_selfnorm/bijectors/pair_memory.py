@@ -14,6 +14,13 @@ from tfp_selfnorm.utils.graphs import is_within_reach
 _KEEPS_VALUES: contextvars.ContextVar[bool] = contextvars.ContextVar("keeps_values", default=False)
 
 
+def _nothing():
+    return None
+
+
+_NO_ENTRY: tuple = (_nothing, (), _nothing)
+
+
 @contextlib.contextmanager
 def keeping_values() -> Iterator[None]:
     """Lets passes keep their values in eager code too. Use it only for a call that changes no variable.
@@ -38,6 +45,7 @@ class PairMemory:
     """
 
     def __init__(self) -> None:
+        # By direction, end and id: the tensor, the values of the pass, and its input.
         self._entries: dict[tuple, tuple] = {}
 
     def add(self, direction: str, x: tf.Tensor, output: tf.Tensor, values: Sequence[tf.Tensor] = ()) -> None:
@@ -63,7 +71,7 @@ class PairMemory:
 
         # The entry goes when either end of the pair goes.
         for key, tensor in zip(keys, (x, output), strict=True):
-            entries[key] = weakref.ref(tensor, forget), values_of_pass
+            entries[key] = weakref.ref(tensor, forget), values_of_pass, weakref.ref(x)
 
     def values_by_input(self, direction: str, x: tf.Tensor) -> tuple[Any, ...] | None:
         """The values of the pass with this input; empty if they must be computed, `None` without a pass."""
@@ -73,8 +81,14 @@ class PairMemory:
         """The values of the pass with this output; see `values_by_input`."""
         return self._values((direction, "output", id(output)), output)
 
+    def input_by_output(self, direction: str, output: tf.Tensor) -> tf.Tensor | None:
+        """The input of the pass with this output; `None` without a pass, or if it cannot be used here."""
+        reference, _, x = self._entries.get((direction, "output", id(output)), _NO_ENTRY)
+        x = x() if reference() is output else None
+        return x if x is None or not tf.is_symbolic_tensor(x) or is_within_reach(x) else None
+
     def _values(self, key, tensor):
-        reference, values = self._entries.get(key, (lambda: None, ()))
+        reference, values, _ = self._entries.get(key, _NO_ENTRY)
         if reference() is not tensor:
             return None
         values = tuple(value() for value in values)

@@ -1,23 +1,19 @@
 """`SelfNorm`, the base class of the self-normalizing layers: two kernels, and the training scope."""
 
-import abc
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.pair_memory import PairMemory
 from tfp_selfnorm.bijectors.parameters import check_event_shape
+from tfp_selfnorm.bijectors.self_normalizing import INVERSIONS, SelfNormalizing
 from tfp_selfnorm.inverse_learning.scope import LayerPass, current_terms
 from tfp_selfnorm.math import linear
 from tfp_selfnorm.utils.options import check_bool, check_choice, check_number
-from tfp_selfnorm.utils.pickling import by_parameters
 from tfp_selfnorm.utils.types import Parameter
 
-INVERSIONS = ("learned", "exact")
 
-
-class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
+class SelfNorm(SelfNormalizing, tfp.bijectors.AutoCompositeTensorBijector):
     """A linear bijector with a learned inverse: base of `SelfNormDense` and the convolutions.
 
     `inverse(y) = W y + bias` with `W = inverse_kernel`. `forward(x) = R (x - bias)` with
@@ -25,7 +21,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
     """
 
     _GRADIENTS: tuple[str, ...]
-    __reduce__ = by_parameters
+    _operations: linear.Operations
 
     def __init__(
         self,
@@ -35,7 +31,6 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         inverse_kernel: Parameter,
         bias: Parameter,
         parameters: dict[str, Any],
-        name: str,
     ) -> None:
         """`parameters` are the arguments of the subclass, with the options of all layers."""
         options = {key: parameters[key] for key in ("gradient", "mixture", "inversion", "validate_args")}
@@ -43,19 +38,9 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         self._forward_kernel = forward_kernel
         self._inverse_kernel = inverse_kernel
         self._bias = bias
-        self._gradient = options["gradient"]
-        self._mixture = float(options["mixture"])
-        self._operations = operations
-        self._inversion = options["inversion"] or ("learned" if self._gradient == "self_norm" else "exact")
-        self._pairs = PairMemory()
-        super().__init__(
-            forward_min_event_ndims=operations.event_ndims,
-            is_constant_jacobian=True,
-            dtype=dtype,
-            parameters=parameters,
-            validate_args=options["validate_args"],
-            name=name,
-        )
+        gradient = options["gradient"]
+        inversion = options["inversion"] or ("learned" if gradient == "self_norm" else "exact")
+        super().__init__(operations, gradient, options["mixture"], inversion, parameters, dtype)
 
     @classmethod
     def check_options(cls, gradient: str, mixture: float, inversion: str | None, validate_args: bool) -> None:
@@ -87,54 +72,29 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         return self._bias
 
     @property
-    def gradient(self) -> str:
-        """The gradient of the log-det inside a `training_scope`: "self_norm", "exact", or another name."""
-        return self._gradient
-
-    @property
-    def mixture(self) -> float:
-        """The weight of the density of the computed direction; for `inverse`, of p_f."""
-        return self._mixture
-
-    @property
-    def inversion(self) -> str:
-        """The map of `forward`: "learned" (the product with R) or "exact" (the solve with W)."""
-        return self._inversion
-
-    @property
     def identity(self) -> Any:
         """A key for dictionaries, equal for copies of a layer, which share its variables."""
         kernel = self._inverse_kernel
         return kernel.ref() if hasattr(kernel, "ref") else id(kernel)
 
     @property
-    def needs_inverse(self) -> bool:
-        """Whether the gradient or `forward` depends on R being close to the inverse of W."""
-        return self._gradient == "self_norm" or self._inversion == "learned"
+    def maps(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """W and R as tensors."""
+        return tf.convert_to_tensor(self._inverse_kernel), tf.convert_to_tensor(self._forward_kernel)
 
     @property
-    def has_matrix_kernels(self) -> bool:
-        """Whether the kernels are matrices. A kernel R can then be the inverse of W."""
-        return self._operations.has_matrix_kernels
+    def map_variables(self) -> tuple[list[tf.Variable], list[tf.Variable]]:
+        """The variables of W and of R."""
+        return _variables(self._inverse_kernel), _variables(self._forward_kernel)
 
     @property
-    def operations(self) -> linear.Operations:
-        """The products with the kernels."""
-        return self._operations
+    def log_det_shape(self) -> tf.TensorShape:
+        """The shape of the batch of kernels."""
+        return self._inverse_kernel.shape[: -self._operations.kernel_ndims]
 
-    def exact_log_det(self) -> tf.Tensor:
+    def exact_log_det(self, layer_pass: LayerPass | None = None) -> tf.Tensor:
         """`log |det W|` in nats, exact."""
         return self._operations.log_det(tf.convert_to_tensor(self._inverse_kernel))
-
-    @property
-    @abc.abstractmethod
-    def refresh_interval(self) -> int:
-        """The number of steps between two refreshes, which then cost little beside the steps."""
-
-    @property
-    @abc.abstractmethod
-    def event_sizes(self) -> tuple[int, ...]:
-        """The sizes of an event."""
 
     def _inverse(self, y):
         terms = current_terms(self)
@@ -215,3 +175,9 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
             read = self._read_kernels(direction, terms)
         kernel, other_kernel = read
         return linear.log_det(self._operations, kernel, other_kernel, terms.gradient, terms.mixture, held)
+
+
+def _variables(kernel):
+    if isinstance(kernel, tfp.util.DeferredTensor):
+        return list(kernel.variables)
+    return [kernel] if isinstance(kernel, tf.Variable) else []

@@ -80,7 +80,7 @@ class SelfNormConv(SelfNorm):
             self._spatial_shape = check_spatial_shape(spatial_shape, self._SPATIAL_NDIMS)
             sizes = inverse_kernel.shape[:-2]
             operations = conv.ConvMap(sizes, self._spatial_shape, f"inverse_kernel of {name}")
-            super().__init__(operations, dtype, forward_kernel, inverse_kernel, bias, parameters, name)
+            super().__init__(operations, dtype, forward_kernel, inverse_kernel, bias, parameters)
 
     @classmethod
     def trainable(

@@ -83,7 +83,7 @@ class ExactLikelihood(FlowCallback):
         distribution = self.scored_distribution
         check_events(self.x[0], distribution, name="x[0]")
         if self._mean_nll is None:
-            self._layers = self_norm_layers(distribution)
+            self._layers = [la for la in self_norm_layers(distribution) if la.is_constant_jacobian]
             self._mean_nll = _compiled_mean_nll(distribution, self._layers, self.x)
         self._step = self._iterations()
 
@@ -123,10 +123,7 @@ class ExactLikelihood(FlowCallback):
 def _compiled_mean_nll(distribution, layers, x):
     """A function of a batch of events of `x` and the log-dets of the layers: the mean NLL of the batch."""
     events = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
-    log_dets = [
-        tf.TensorSpec(layer.inverse_kernel.shape[: -layer.operations.kernel_ndims], layer.dtype)
-        for layer in layers
-    ]
+    log_dets = [tf.TensorSpec(layer.log_det_shape, layer.dtype) for layer in layers]
 
     @tf.function(input_signature=(events, log_dets))
     def mean_nll(batch, log_dets):

@@ -91,7 +91,7 @@ def by_identity(mapping: Mapping, name: str) -> dict:
 def check_layer(layer: Any, name: str = "layer") -> None:
     """Raises TypeError if it is no self-normalizing layer."""
     # By an attribute: an import of the class would be circular.
-    if not hasattr(layer, "inverse_kernel"):
+    if not hasattr(layer, "needs_inverse"):
         raise TypeError(
             f"`{name}` must be of self-normalizing layers, as `self_norm_layers` finds them; got {layer!r}."
         )

@@ -26,15 +26,16 @@ _SCOPE: contextvars.ContextVar["TrainingScope | None"] = contextvars.ContextVar(
 
 
 class LayerPass(NamedTuple):
-    """One pass of a layer: the input, the output `kernel @ input`, and the error if the pass computed it.
+    """One pass of a layer: the input, the output without a bias, and the error if the pass computed it.
 
-    `kernel` is the kernel of the direction of the pass, `other_kernel` the kernel of the other direction.
+    `kernel` is the kernel of the direction of the pass, `other_kernel` the kernel of the other direction. A
+    `LearnedInverse` has functions in their place. `layer.operations.apply` takes both.
     """
 
     layer: Any
     direction: str
-    kernel: tf.Tensor
-    other_kernel: tf.Tensor
+    kernel: Any
+    other_kernel: Any
     input: tf.Tensor
     output: tf.Tensor
     error: tf.Tensor | None
@@ -199,9 +200,21 @@ class TrainingScope:
 
         return self._sum_over_passes(loss)
 
+    def pass_seed(self) -> Any:
+        """A seed for the random numbers of the next pass; `None` if the scope has no seed."""
+        salt = f"training_scope_pass_{len(self.passes)}"
+        return None if self._seed is None else split_seeds(self._seed, 1, salt)[0]
+
     def exact_log_dets(self) -> list[tf.Tensor]:
-        """Each layer's `log |det W|` in nats, in the order of `layers`, at O(D^3) each."""
-        return [layer.exact_log_det() for layer in self.layers]
+        """Each layer's exact log-det in nats, in the order of `layers`, at O(D^3) each.
+
+        For a linear layer it is `log |det W|`, for a `LearnedInverse` the mean over the events of its passes.
+        """
+        log_dets = []
+        for layer in self.layers:
+            passes = [p for p in self.passes if p.layer.identity == layer.identity]
+            log_dets.append(tf.add_n([layer.exact_log_det(p) for p in passes]) / len(passes))
+        return log_dets
 
     def _sum_over_passes(self, function):
         if not self.passes:

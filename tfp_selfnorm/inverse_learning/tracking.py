@@ -206,7 +206,7 @@ def inverse_error(layer: Any, num_probes: int = 32, seed: Seed = None) -> tf.Ten
       A scalar, the largest error in a batch of kernels.
     """
     probes, operations = _probes(layer, num_probes, seed), layer.operations
-    kernel, other = (tf.convert_to_tensor(k) for k in (layer.inverse_kernel, layer.forward_kernel))
+    kernel, other = layer.maps
     if not layer.has_matrix_kernels:
         return tf.norm(probes - operations.apply(other, operations.apply(kernel, probes))) / tf.norm(probes)
     kernel, other = operations.to_matrix(kernel), operations.to_matrix(other)

@@ -13,23 +13,35 @@ import numpy as np
 import tensorflow as tf
 
 
-class Operations(abc.ABC):
-    """The products with the kernels of one kind of linear map.
+class Maps(abc.ABC):
+    """The maps of one kind of layer.
 
     Attributes:
       event_ndims: number of dimensions of an event.
-      kernel_ndims: number of dimensions of a kernel, apart from its batch.
-      has_matrix_kernels: whether a kernel is a matrix on the last dimension of an event. A kernel can then
-        be the inverse of another one. Only then `to_matrix` and `from_matrix` have a meaning.
+      has_matrix_kernels: whether a map is the product with a matrix on the last dimension of an event. One
+        kernel can then be the inverse of another one.
     """
 
     event_ndims: int
-    kernel_ndims: int
     has_matrix_kernels: bool
 
     @abc.abstractmethod
-    def apply(self, kernel: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    def apply(self, kernel: Any, x: tf.Tensor) -> tf.Tensor:
         """The map of each event."""
+
+    def squared_norm(self, x: tf.Tensor) -> tf.Tensor:
+        """The squared norm of each event."""
+        return tf.reduce_sum(tf.square(x), axis=list(range(-self.event_ndims, 0)))
+
+
+class Operations(Maps):
+    """The products with the kernels of one kind of linear map.
+
+    Attributes:
+      kernel_ndims: number of dimensions of a kernel, apart from its batch.
+    """
+
+    kernel_ndims: int
 
     @abc.abstractmethod
     def adjoint(self, kernel: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
@@ -58,15 +70,11 @@ class Operations(abc.ABC):
 
     @abc.abstractmethod
     def to_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
-        """The kernel as a matrix."""
+        """The kernel as a matrix, if `has_matrix_kernels`."""
 
     @abc.abstractmethod
     def from_matrix(self, matrix: tf.Tensor) -> tf.Tensor:
         """The kernel from a matrix."""
-
-    def squared_norm(self, x: tf.Tensor) -> tf.Tensor:
-        """The squared norm of each event."""
-        return tf.reduce_sum(tf.square(x), axis=list(range(-self.event_ndims, 0)))
 
 
 def linear_map(

@@ -2,15 +2,20 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from tfp_selfnorm.inverse_learning.base import InverseLearning
+from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.inverse_learning.tracking import refresh_inverse
+from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.utils.types import TfpObject
+
+# The number of events for the mean of a log-det that depends on events.
+_NUM_EXAMPLES = 16
 
 
 class Refresh:
@@ -28,6 +33,7 @@ class Refresh:
       layers: self-normalizing layers.
       learning: the `InverseLearning`.
       add_weight: function that makes a Keras variable, such as the method of a `keras.Model`.
+      distribution: the distribution of the layers.
     """
 
     def __init__(
@@ -35,11 +41,18 @@ class Refresh:
         layers: Sequence[TfpObject],
         learning: InverseLearning,
         add_weight: Callable[..., keras.Variable],
+        distribution: TfpObject,
     ) -> None:
-        self._learning = learning
+        self._learning, self._distribution = learning, distribution
         self._tracked = [layer for layer in layers if learning.tracks(layer)]
         self._untaught = [layer for layer in layers if _is_untaught(layer, learning)]
-        self._held = [(layer, _held_log_det(layer, add_weight)) for layer in layers]
+        # The log-dets of the other layers depend on the events, and are computed if their gradient is exact.
+        holding = [la for la in layers if la.is_constant_jacobian or la.gradient == "self_norm"]
+        self._held = [(layer, _held_log_det(layer, add_weight)) for layer in holding]
+        self._examples: Any = None
+        if not all(layer.is_constant_jacobian for layer in holding):
+            self._examples = _examples(distribution, add_weight)
+        self._has_first_examples = False
         self._step: int | None = None
         # The weights that R follows, the weights of the held log-dets, and whether R was set since the last
         # training step.
@@ -47,9 +60,22 @@ class Refresh:
         self._scored: list | None = None
         self._is_set_between = False
 
-    def read(self) -> dict[TfpObject, tf.Tensor]:
-        """Returns the held log-dets, for `log_dets` of a `training_scope`."""
-        return {layer: tf.convert_to_tensor(held.value) for layer, held in self._held}
+    def read(self, is_training: bool) -> dict[TfpObject, tf.Tensor]:
+        """Returns the held log-dets, for `log_dets` of a `training_scope`.
+
+        In evaluations a log-det that depends on the events is not held, but exact for each event.
+        """
+        return {
+            layer: tf.convert_to_tensor(held.value)
+            for layer, held in self._held
+            if is_training or layer.is_constant_jacobian
+        }
+
+    def remember(self, x: tf.Tensor) -> None:
+        """Keeps the first events of a batch, for the log-dets that depend on events."""
+        if self._examples is not None:
+            number = self._examples.shape[0]
+            self._examples.assign(tf.concat([x, self._examples.value], axis=0)[:number])
 
     def forget_step(self) -> None:
         """Lets the next step read its number from the variable: `fit` begins, or other steps were done."""
@@ -76,12 +102,15 @@ class Refresh:
 
         intervals = {layer.identity: self._learning.refresh_interval(layer) for layer, _ in self._held}
         due = {identity for identity, interval in intervals.items() if step % interval < count}
+        if self._has_first_examples:
+            due |= {layer.identity for layer, _ in self._held if not layer.is_constant_jacobian}
         inverses = self._changed(self._followed) if self._is_set_between else set()
         log_dets = self._changed(self._scored) if self._scored is not None else set()
         self._followed, self._scored, self._is_set_between = None, None, False
         self._set_inverses(self._tracked, due | inverses)
         self._set_inverses(self._untaught, inverses)
         self._set_log_dets(due | log_dets)
+        self._has_first_examples = self._examples is not None and step == 0
         return step
 
     def after_steps(self) -> None:
@@ -128,10 +157,12 @@ class Refresh:
                 refresh_inverse(layer)
 
     def _set_log_dets(self, identities):
-        for layer, held in self._held:
-            if layer.identity not in identities:
-                continue
-            log_det = layer.exact_log_det()
+        due = [(layer, held) for layer, held in self._held if layer.identity in identities]
+        of_events = {}
+        if not all(layer.is_constant_jacobian for layer, _ in due):
+            of_events = self._mean_log_dets()
+        for layer, held in due:
+            log_det = of_events[layer.identity] if layer.identity in of_events else layer.exact_log_det()
             if not np.isfinite(log_det).all():
                 raise ValueError(
                     f"`log |det inverse_kernel|` of `{layer.name}` is {log_det.numpy()}: the kernel is "
@@ -139,9 +170,16 @@ class Refresh:
                 )
             held.assign(log_det)
 
+    def _mean_log_dets(self):
+        """The log-dets that depend on events, each a mean over the kept events."""
+        with training_scope(None) as scope:
+            at_inference(self._distribution).log_prob(tf.identity(self._examples.value))
+        log_dets = zip(scope.layers, scope.exact_log_dets(), strict=True)
+        return {layer.identity: log_det for layer, log_det in log_dets if not layer.is_constant_jacobian}
+
     def _weights(self):
         """The values of the variables of each W, without a copy."""
-        return [[tf.convert_to_tensor(v) for v in _variables(layer)] for layer, _ in self._held]
+        return [[tf.convert_to_tensor(v) for v in layer.map_variables[0]] for layer, _ in self._held]
 
     def _changed(self, weights):
         """The identities of the layers with changed weights; of all layers if no weights are known."""
@@ -160,19 +198,24 @@ def _is_untaught(layer, learning):
     return layer.needs_inverse and can_be_set and not learning.teaches_inverse(layer)
 
 
-def _variables(layer):
-    kernel = layer.inverse_kernel
-    if isinstance(kernel, tfp.util.DeferredTensor):
-        return kernel.variables
-    return [kernel] if isinstance(kernel, tf.Variable) else []
+def _examples(distribution, add_weight):
+    """The variable of the kept events."""
+    return add_weight(
+        shape=[_NUM_EXAMPLES, *distribution.event_shape],
+        initializer="zeros",
+        dtype=distribution.dtype.name,
+        trainable=False,
+        aggregation="only_first_replica",
+        name="examples_for_log_dets",
+    )
 
 
 def _held_log_det(layer, add_weight):
     """The variable of the held log-det of a layer."""
     return add_weight(
-        shape=layer.inverse_kernel.shape[: -layer.operations.kernel_ndims],
+        shape=layer.log_det_shape,
         initializer="zeros",
-        dtype=layer.dtype.name,
+        dtype=(layer.dtype or tf.float32).name,
         trainable=False,
         name=f"held_log_det_{layer.name}",
     )

@@ -50,9 +50,9 @@ class FlowTrainer(DistributionModel):
         found = find_layers_and_variables(distribution)
         self._self_norm_layers = layers = tuple(found.layers)
         self._scales_loss = any(map(computes_in_float16, found.networks))
-        untrained = [layer.forward_kernel for layer in layers if not learning.trains_inverse(layer)]
-        self._take_variables(found, [kernel for kernel in untrained if isinstance(kernel, tf.Variable)])
-        self._refresh = Refresh(layers, learning, self._named.add)
+        untrained = [layer.map_variables[1] for layer in layers if not learning.trains_inverse(layer)]
+        self._take_variables(found, [variable for variables in untrained for variable in variables])
+        self._refresh = Refresh(layers, learning, self._named.add, distribution)
         self._guard = UpdateGuard(self._named.add_state)
         self._regularized_layers = [la for la in layers if learning.regularizer(la) is not None]
         regularizers = [learning.regularizer(layer) for layer in self._regularized_layers]
@@ -220,7 +220,7 @@ class FlowTrainer(DistributionModel):
         restored = [(variable.value, tf.identity(variable.value)) for variable in self._moving_variables]
         variables = self.trainable_variables
         self._build_optimizer()
-        with self._open_scope() as scope, tf.GradientTape() as tape:
+        with self._open_scope(is_training=True) as scope, tf.GradientTape() as tape:
             log_prob = self(x, training=True)
             loss = self.compute_loss(x, y, log_prob, sample_weight, training=True)
             scaled_loss = self.optimizer.scale_loss(loss)
@@ -229,6 +229,7 @@ class FlowTrainer(DistributionModel):
         named = dict(zip(self._named.names_of(variables), variables, strict=True))
         tensors = step_tensors(x, log_prob, scope)
         is_applied = self._guard.apply(self.optimizer, gradients, named, loss, tensors, restored)
+        self._refresh.remember(x)
         self._figures.update(log_prob, sample_weight, loss, scope, True, is_applied)
         if self._regularizer_weights.is_adaptive:
             self._regularizer_weights.update(scope.reconstruction_errors(), is_applied)
@@ -240,7 +241,7 @@ class FlowTrainer(DistributionModel):
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Returns the figures of one batch, by the held log-dets."""
         x, y, sample_weight = unpack(data)
-        with self._open_scope() as scope:
+        with self._open_scope(is_training=False) as scope:
             log_prob = self(x, training=False)
             loss = self.compute_loss(x, y, log_prob, sample_weight, training=False)
         self._figures.update(log_prob, sample_weight, loss, scope, False)
@@ -249,7 +250,7 @@ class FlowTrainer(DistributionModel):
 
     def predict_step(self, data: Any) -> tf.Tensor:
         """Returns the log densities of one batch, by the held log-dets."""
-        with self._open_scope():
+        with self._open_scope(is_training=False):
             return super().predict_step((unpack(data).x,))
 
     def make_train_function(self, force: bool = False) -> None:
@@ -307,9 +308,9 @@ class FlowTrainer(DistributionModel):
             results = {name: tf.reshape(result, [1]) for name, result in results.items()}
         return results
 
-    def _open_scope(self):
+    def _open_scope(self, is_training):
         seed = tf.stack([0, tf.convert_to_tensor(self._guard.steps)])
-        return training_scope(self.inverse_learning, self._refresh.read(), seed)
+        return training_scope(self.inverse_learning, self._refresh.read(is_training), seed)
 
     def _iterations(self):
         """The number of updates, for schedules."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.self_norm import SelfNorm
+from tfp_selfnorm.bijectors.self_normalizing import SelfNormalizing
 from tfp_selfnorm.utils.types import TfpObject
 
 
@@ -72,7 +72,7 @@ def bijectors_of(
     return found
 
 
-def self_norm_layers(distribution_or_bijector: TfpObject) -> list[SelfNorm]:
+def self_norm_layers(distribution_or_bijector: TfpObject) -> list[SelfNormalizing]:
     """The self-normalizing layers anywhere in an object, each once, in the order of the constructors.
 
     Raises:
@@ -84,8 +84,8 @@ def self_norm_layers(distribution_or_bijector: TfpObject) -> list[SelfNorm]:
     >>> [layer.name for layer in sn.self_norm_layers(chain)]
     ['self_norm_dense']
     """
-    layers: dict[Any, SelfNorm] = {}
-    for layer in bijectors_of(SelfNorm, distribution_or_bijector):
+    layers: dict[Any, SelfNormalizing] = {}
+    for layer in bijectors_of(SelfNormalizing, distribution_or_bijector):
         # A layer and its copies share the variables, and count once.
         layers.setdefault(layer.identity, layer)
     return list(layers.values())
@@ -100,7 +100,7 @@ def _is_tfp_object(value):
     return isinstance(value, (tfp.distributions.Distribution, tfp.bijectors.Bijector))
 
 
-def _rebuild(value: Any, replace: Callable, done: dict, kind: type = SelfNorm) -> Any:
+def _rebuild(value: Any, replace: Callable, done: dict, kind: type = SelfNormalizing) -> Any:
     """`value` with `replace` applied to its bijectors of a class; `value` itself if nothing changed.
 
     `done` maps the ids of the objects to pairs: the object, which keeps its id taken, and its replacement.

@@ -62,7 +62,7 @@ def find_layers_and_variables(distribution: TfpObject) -> LayersAndVariables:
     for layer in layers.values():
         _check_hidden(layer, is_hidden=all(layer.identity != other.identity for other in held_layers))
     # A layer that is made anew at each call holds tensors of the graph, and is left out.
-    layers = {k: layer for k, layer in layers.items() if not tf.is_symbolic_tensor(layer.inverse_kernel)}
+    layers = {k: layer for k, layer in layers.items() if not tf.is_symbolic_tensor(layer.maps[0])}
     for layer_pass in scope.passes:
         _check_direction(layer_pass)
     networks = find_networks(distribution)

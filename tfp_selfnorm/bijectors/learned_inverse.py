@@ -1,0 +1,350 @@
+"""`LearnedInverse`: any two networks, one of which learns the inverse of the other."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.bijectors.network_call import (
+    call_network,
+    check_network,
+    flat_condition,
+    keras_weights,
+    with_one_batch_dimension,
+)
+from tfp_selfnorm.bijectors.parameters import check_event_shape
+from tfp_selfnorm.bijectors.self_normalizing import INVERSIONS, SelfNormalizing
+from tfp_selfnorm.inverse_learning.scope import LayerPass, current_terms
+from tfp_selfnorm.math import networks
+from tfp_selfnorm.math.linear import Maps
+from tfp_selfnorm.utils.graphs import checked
+from tfp_selfnorm.utils.integers import check_positive_int, check_sizes
+from tfp_selfnorm.utils.options import check_choice
+from tfp_selfnorm.utils.types import Shape
+
+# The residual of the exact `forward` to reach, and this number of times it is an error.
+_TOLERANCES = {tf.float64: 1e-10}
+_TOLERANCE, _ERROR_FACTOR = 1e-5, 100.0
+
+
+class LearnedInverse(SelfNormalizing):
+    """Two networks: an encoder f, data to latent, and a decoder g, which learns to be its inverse.
+
+        inverse(y) = f(y)        forward(x) = g(x), or the solution y of f(y) = x with `inversion="exact"`
+
+    The networks may be of any kind that keeps the event shape. Nothing makes f invertible. The regularizer
+    does it, `||y - g(f(y))||^2` (see `Reconstruction`), as far as it is small on the data. Where
+    `inverse_error` is far from 0, the density need not integrate to one. Look at the figure `reconstruction`
+    and at `InverseQuality` beside each likelihood.
+
+    Inside a `training_scope` the log-det has the surrogate gradient of Draxler et al.: the Jacobian of g in
+    place of the inverse Jacobian of f, by one product in reverse mode and one in forward mode. Its value is
+    held, as in the linear layers: here a mean over some events. A step costs about four passes of both
+    networks, O(D) times less than the exact log-det. Outside the scope, `log_prob` and its gradient are
+    exact: D products with the Jacobian of f for each event, and O(D^3) for its log-det. Each direction
+    reports the log-det of the map that it computes.
+
+    The exact `forward` is Broyden's method from the decoder, and a step of Newton's method: some ten passes,
+    and O(D^3). Its gradient is exact.
+
+    The input of the networks has one batch dimension, `[B, *event_shape]`. They must treat each event alone:
+    no batch normalization in training mode. With a `condition` each network gets a list, `[events,
+    condition]`; see `AffineCoupling`.
+
+    Shapes: events of `event_shape`. Dtypes: float32 or float64, as the networks. Units: nats.
+
+    >>> import keras
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
+    >>> encoder, decoder = (
+    ...     keras.Sequential([keras.Input([2]), keras.layers.Dense(2, kernel_initializer="identity")])
+    ...     for _ in range(2))
+    >>> layer = sn.LearnedInverse(encoder, decoder, event_shape=2)
+    >>> layer.forward(layer.inverse(tf.ones([5, 2]))).shape, len(layer.trainable_variables)
+    (TensorShape([5, 2]), 4)
+    >>> layer.inverse_log_det_jacobian(tf.ones([2])).numpy()
+    np.float32(0.0)
+
+    References: Keller et al., "Self Normalizing Flows", ICML 2021, section 2; Draxler et al., "Free-form
+    flows: make any architecture a normalizing flow", AISTATS 2024, equations 8 to 10; Broyden, "A class of
+    methods for solving nonlinear simultaneous equations", 1965, his second method.
+    """
+
+    _DEFAULT_NAME = "learned_inverse"
+    _PARAMETER_NDIMS: ClassVar[dict] = {}
+
+    def __init__(
+        self,
+        encoder: Callable,
+        decoder: Callable,
+        event_shape: Shape,
+        gradient: str | None = None,
+        inversion: str = "learned",
+        num_probes: int = 1,
+        validate_args: bool = False,
+        name: str = "learned_inverse",
+    ) -> None:
+        """Makes the bijector.
+
+        Args:
+          encoder: a callable from data to latent, such as a built Keras model.
+          decoder: a callable from latent to data.
+          event_shape: the shape of events, an int or a list of ints.
+          gradient: the gradient of the log-det inside a `training_scope`: "self_norm" (the surrogate) or
+            "exact" (of the Jacobian). `None` is "exact" up to 8 dimensions, where it costs little.
+          inversion: the map of `forward`: "learned" (the decoder) or "exact" (the inverse of the encoder).
+          num_probes: number of probes for each event, for "self_norm".
+          validate_args: has no effect.
+          name: name of the ops.
+
+        Raises:
+          TypeError: if a network is not callable, if the networks have several dtypes or one that is not
+            float32 or float64, or if `validate_args` is no bool.
+          ValueError: if a Keras network is not built, or another argument is out of range.
+        """
+        parameters = dict(locals())
+        self._encoder, self._decoder = check_network(encoder, "encoder"), check_network(decoder, "decoder")
+        self._event_sizes = tuple(check_sizes(event_shape, "event_shape", "positive ints", bool))
+        if gradient is not None:
+            check_choice(gradient, "gradient", ("self_norm", "exact"), expected="None or one of {}")
+        check_choice(inversion, "inversion", INVERSIONS)
+        self._num_probes = check_positive_int(num_probes, "num_probes")
+        # TFP finds variables in attributes. It does not search a Keras network.
+        self._encoder_variables = [weight.value for weight in keras_weights(encoder)]
+        self._decoder_variables = [weight.value for weight in keras_weights(decoder)]
+        is_small = np.prod(self._event_sizes) <= networks.SMALL
+        super().__init__(
+            _Networks(len(self._event_sizes)),
+            gradient or ("exact" if is_small else "self_norm"),
+            1.0,
+            inversion,
+            parameters,
+            _dtype_of(*self._encoder_variables, *self._decoder_variables),
+            is_constant_jacobian=False,
+        )
+
+    @property
+    def encoder(self) -> Callable:
+        """The network from data to latent."""
+        return self._encoder
+
+    @property
+    def decoder(self) -> Callable:
+        """The network from latent to data."""
+        return self._decoder
+
+    @property
+    def num_probes(self) -> int:
+        """The number of probes for each event."""
+        return self._num_probes
+
+    @property
+    def needs_inverse(self) -> bool:
+        """Yes: the exact `forward` begins at the decoder too."""
+        return True
+
+    @property
+    def identity(self) -> Any:
+        """A key for dictionaries, equal for copies of a layer, which share its networks."""
+        return id(self._encoder), id(self._decoder)
+
+    @property
+    def maps(self) -> tuple["_Map", "_Map"]:
+        """The encoder and the decoder."""
+        return self._map("inverse"), self._map("forward")
+
+    @property
+    def map_variables(self) -> tuple[list[tf.Variable], list[tf.Variable]]:
+        """The variables of the encoder and of the decoder."""
+        return _variables(self._encoder, self._encoder_variables), _variables(
+            self._decoder, self._decoder_variables
+        )
+
+    @property
+    def log_det_shape(self) -> tf.TensorShape:
+        """The held log-det is one number."""
+        return tf.TensorShape([])
+
+    @property
+    def refresh_interval(self) -> int:
+        """The number of steps between two refreshes of the held log-det."""
+        return max(100, int(np.prod(self._event_sizes)))
+
+    @property
+    def event_sizes(self) -> Sequence[int]:
+        """The sizes of an event."""
+        return self._event_sizes
+
+    def exact_log_det(self, layer_pass: LayerPass | None = None) -> tf.Tensor:
+        """The mean over the events of a pass of `log |det J|` in nats, of the encoder."""
+        if layer_pass is None:
+            raise ValueError(f"The log-det of `{self.name}` depends on the events: give a pass of the layer.")
+        function = layer_pass.kernel
+        log_det = networks.log_det(function.function, layer_pass.input, *function.conditions)
+        return tf.reduce_mean(log_det) * (1.0 if layer_pass.direction == "inverse" else -1.0)
+
+    def _inverse(self, y, condition=None):
+        return self._pass("inverse", y, condition)
+
+    def _forward(self, x, condition=None):
+        if self._inversion == "learned":
+            return self._pass("forward", x, condition)
+        flat, conditions = self._flat(x, condition, "x")
+        encode, decode = self._map("inverse"), self._map("forward")
+        tolerance = _TOLERANCES.get(flat.dtype, _TOLERANCE)
+        y, residual = networks.solve(encode.function, decode.function, flat, *conditions, tolerance=tolerance)
+        message = f"`forward` of `{self.name}` has not converged. The decoder is too far from the inverse of "
+        message += "the encoder, or the encoder is not invertible. The largest residual is"
+        largest = tf.reduce_max(residual)
+        y = tf.reshape(checked(y, largest <= _ERROR_FACTOR * tolerance, message, largest), tf.shape(x))
+        self._pairs.add("forward", x, y)
+        return y
+
+    def _pass(self, direction, x, condition):
+        """The map of a direction; in a scope with its surrogate log-det and its reconstruction error."""
+        terms = current_terms(self)
+        flat, conditions = self._flat(x, condition, "y" if direction == "inverse" else "x")
+        maps = [self._map(d, *conditions) for d in (direction, _OPPOSITE[direction])]
+        if terms.scope is None:
+            output, surrogate = maps[0](flat), None
+        else:
+            output, surrogate, error = self._trained_pass(maps, flat, terms)
+            terms.scope.record(LayerPass(self, direction, maps[0], maps[1], flat, output, error))
+        output = tf.reshape(output, tf.shape(x))
+        # With a condition the log-det asks again, unless both are tensors of one graph.
+        known = condition is None or tf.is_symbolic_tensor(condition)
+        values = [value for value in (surrogate, condition) if value is not None]
+        self._pairs.add(direction, x, output, values if surrogate is not None and known else ())
+        return output
+
+    def _trained_pass(self, maps, x, terms):
+        function, inverse = maps
+        trains, surrogate, back = terms.trained_kernels, None, None
+
+        def latent(output):
+            # The error trains the two maps, and nothing before them.
+            return function(tf.stop_gradient(x)) if trains == "both" else tf.stop_gradient(output)
+
+        if terms.gradient == "self_norm":
+            shape = tf.concat([[self._num_probes], tf.shape(x)], axis=0)
+            probes = tfp.random.rademacher(shape, x.dtype, seed=terms.scope.pass_seed())
+            output, surrogate, back = networks.surrogate_pass(function, inverse, x, latent, probes)
+        else:
+            output = function(x)
+            back = None if trains is None else inverse(latent(output))
+        return (
+            output,
+            surrogate,
+            (None if trains is None else self._operations.squared_norm(tf.stop_gradient(x) - back)),
+        )
+
+    def _inverse_log_det_jacobian(self, y, condition=None):
+        return self._log_det("inverse", y, condition)
+
+    def _forward_log_det_jacobian(self, x, condition=None):
+        return self._log_det("forward", x, condition)
+
+    def _log_det(self, direction, x, condition):
+        opposite = _OPPOSITE[direction]
+        made_by = self._pairs.input_by_output(opposite, x)
+        if made_by is not None:
+            return -self._log_det_of_map(opposite, made_by, condition)
+        return self._log_det_of_map(direction, x, condition)
+
+    def _log_det_of_map(self, direction, x, condition):
+        """The log-det at the input of a direction."""
+        terms = current_terms(self)
+        if direction == "forward" and self._inversion == "exact":
+            return -self._exact_log_det("inverse", self.forward(x, condition=condition), condition)
+        if terms.scope is None or terms.gradient == "exact":
+            return self._exact_log_det(direction, x, condition)
+        surrogate, known = [*(self._pairs.values_by_input(direction, x) or ()), None, None][:2]
+        if surrogate is None or known is not condition:
+            flat, conditions = self._flat(x, condition, "x")
+            maps = [self._map(d, *conditions) for d in (direction, _OPPOSITE[direction])]
+            surrogate = self._trained_pass(maps, flat, terms._replace(trained_kernels=None))[1]
+        if terms.held_log_det is None:
+            value = self._exact_log_det(direction, x, condition)
+        else:
+            value = terms.held_log_det if direction == "inverse" else -terms.held_log_det
+        surrogate = tf.reshape(surrogate, self._leading(x))
+        return surrogate + tf.stop_gradient(tf.cast(value, x.dtype) - surrogate)
+
+    def _exact_log_det(self, direction, x, condition):
+        flat, conditions = self._flat(x, condition, "x")
+        log_det = networks.log_det(self._map(direction).function, flat, *conditions)
+        return tf.reshape(log_det, self._leading(x))
+
+    def _leading(self, x):
+        return tf.shape(x)[: tf.rank(x) - len(self._event_sizes)]
+
+    def _flat(self, x, condition, name):
+        """The events and the conditions, with one batch dimension."""
+        check_event_shape(x, self._event_sizes, name, self.name)
+        num_leading = x.shape.rank - len(self._event_sizes)
+        flat = with_one_batch_dimension(x, num_leading)
+        flat = tf.ensure_shape(flat, [None, *self._event_sizes])
+        if condition is None:
+            return flat, ()
+        return flat, (flat_condition(condition, x, num_leading, self.name),)
+
+    def _map(self, direction, *conditions):
+        return _Map(functools.partial(self._call, direction), conditions)
+
+    def _call(self, direction, x, *conditions):
+        argument, network = ("encoder", self._encoder)
+        if direction == "forward":
+            argument, network = ("decoder", self._decoder)
+        output = call_network(network, network, [x, *conditions] if conditions else x, self.name, argument)
+        if output.dtype != x.dtype or not output.shape.is_compatible_with(x.shape):
+            raise ValueError(
+                f"The {argument} of `{self.name}` must keep the shape and the dtype of events, "
+                f"{tuple(x.shape)} {x.dtype.name}; got {tuple(output.shape)} {output.dtype.name}."
+            )
+        # Forward mode has no `tf.ensure_shape`.
+        output.set_shape(x.shape)
+        return output
+
+
+_OPPOSITE = {"inverse": "forward", "forward": "inverse"}
+
+
+class _Networks(Maps):
+    """The operations of a layer of networks; a kernel is a `_Map`."""
+
+    has_matrix_kernels = False
+
+    def __init__(self, event_ndims: int) -> None:
+        self.event_ndims = event_ndims
+
+    def apply(self, kernel: Callable, x: tf.Tensor) -> tf.Tensor:
+        """The map of each event."""
+        return kernel(x)
+
+
+class _Map:
+    """A function of events with given conditions, which are repeated if there are more events."""
+
+    def __init__(self, function: Callable, conditions: Sequence[tf.Tensor]) -> None:
+        self.function, self.conditions = function, conditions
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        numbers = tf.range(tf.shape(x)[0])
+        conditions = [tf.gather(c, numbers % tf.shape(c)[0]) for c in self.conditions]
+        return self.function(x, *conditions)
+
+
+def _variables(network, keras_variables):
+    return list(network.variables) if isinstance(network, tf.Module) else list(keras_variables)
+
+
+def _dtype_of(*variables):
+    """The floating dtype of the variables; `None` without one."""
+    dtypes = {variable.dtype for variable in variables if variable.dtype.is_floating}
+    if len(dtypes) > 1 or not dtypes <= {tf.float32, tf.float64}:
+        found = ", ".join(sorted(dtype.name for dtype in dtypes))
+        raise TypeError(f"`encoder` and `decoder` must have one dtype, float32 or float64; got {found}.")
+    return dtypes.pop() if dtypes else None

@@ -1,0 +1,88 @@
+"""The calls of the networks inside bijectors: their inputs, and the errors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfp_selfnorm.utils.types import Array
+
+
+def check_network(network: Any, argument: str) -> Callable:
+    """Returns the network.
+
+    Raises:
+      TypeError: if it is not callable.
+      ValueError: if it is a Keras network that is not built.
+    """
+    if not callable(network):
+        raise TypeError(f"`{argument}` must be callable; got {type(network).__name__}.")
+    if not getattr(network, "built", True):
+        raise ValueError(
+            f"`{argument}` {getattr(network, 'name', network)!r} has no weights yet: build it, or make it "
+            "with keras.Input, before you give it to a bijector."
+        )
+    return network
+
+
+def keras_weights(network: Any) -> list:
+    """The Keras variables of a Keras network; empty for other networks."""
+    weights = getattr(network, "weights", None)
+    if not isinstance(weights, list) or not all(hasattr(weight, "value") for weight in weights):
+        return []
+    return [weight for weight in weights if isinstance(weight.value, tf.Variable)]
+
+
+def with_one_batch_dimension(value: tf.Tensor, num_leading: int) -> tf.Tensor:
+    """Joins the sample and batch dimensions."""
+    flat = tf.reshape(value, tf.concat([[-1], tf.shape(value)[num_leading:]], axis=0))
+    return tf.ensure_shape(flat, tf.TensorShape([None]).concatenate(value.shape[num_leading:]))
+
+
+def flat_condition(condition: Array, events: tf.Tensor, num_leading: int, owner: str) -> tf.Tensor:
+    """A condition with one batch dimension; floats are cast to the dtype of the events.
+
+    Raises:
+      ValueError: if it does not begin with the leading dimensions of the events.
+    """
+    condition = tf.convert_to_tensor(condition)
+    condition = tf.cast(condition, events.dtype) if condition.dtype.is_floating else condition
+    leading = events.shape[:num_leading]
+    message = (
+        f"The condition of `{owner}` must begin with the sample and batch dimensions of the events, "
+        f"{leading}; got shape {condition.shape}."
+    )
+    if not condition.shape[:num_leading].is_compatible_with(leading):
+        raise ValueError(message)
+    sizes = (tf.shape(value)[:num_leading] for value in (condition, events))
+    tf.debugging.assert_equal(*sizes, message=message)
+    return with_one_batch_dimension(condition, num_leading)
+
+
+def call_network(call: Callable, network: Any, inputs: Any, owner: str, argument: str = "network") -> Any:
+    """The output of a network.
+
+    Args:
+      call: the function that is called.
+      network: the network, which may be a Keras model with known inputs.
+      inputs: a tensor, or the list of a tensor and a condition.
+      owner: the name of the bijector.
+      argument: the name of the network in the bijector.
+
+    Raises:
+      ValueError: if the call fails.
+    """
+    number = len(inputs) if isinstance(inputs, list) else 1
+    # A Keras model may ignore a surplus input.
+    known = getattr(network, "inputs", None)
+    try:
+        if isinstance(known, list) and len(known) != number:
+            raise ValueError(f"it has {len(known)} inputs, and got {number}.")
+        return tf.convert_to_tensor(call(inputs))
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        shapes = " and ".join(str(value.shape) for value in tf.nest.flatten(inputs))
+        raise ValueError(
+            f"The {argument} of `{owner}`, called {'with' if number > 1 else 'without'} a condition on "
+            f"shapes {shapes}, failed: {error} With the argument `condition` the {argument} gets the list "
+            f"`[events, condition]`, without it only the events."
+        ) from error

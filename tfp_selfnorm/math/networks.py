@@ -1,0 +1,186 @@
+"""Maps by networks: the log-determinant of their Jacobian, its surrogate gradient, and their inverse.
+
+A map takes a batch of events `[B, *event]`, and perhaps conditions `[B, ...]`, to events of the same shape.
+It must treat each event alone. Draxler et al., "Free-form flows", AISTATS 2024.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+Map = Callable[..., tf.Tensor]
+
+# Up to this number of dimensions the exact gradient of a log-det costs about as much as its surrogate.
+SMALL = 8
+# The number of entries of the Jacobians that are computed at once.
+_JACOBIAN_ENTRIES = 2**22
+_ZERO = tf.UnconnectedGradients.ZERO
+
+
+def log_det(function: Map, x: tf.Tensor, *conditions: tf.Tensor) -> tf.Tensor:
+    """`log |det J|` in nats of the map at each event, exact, with an exact gradient.
+
+    It costs D products of a vector with the Jacobian, and a factorization, O(D^3), for each event. Chunks of
+    the batch follow one another, so that the Jacobians of a chunk have at most 4 million entries.
+    """
+    largest_chunk = max(1, _JACOBIAN_ENTRIES // _size(x) ** 2)
+
+    def of_chunk(inputs):
+        return tf.linalg.slogdet(jacobian(function, *inputs))[1]
+
+    inputs = (x, *conditions)
+    # The loop over chunks costs time in each step; up to 8 dimensions any batch is one chunk.
+    if _size(x) <= SMALL or (x.shape[0] is not None and x.shape[0] <= largest_chunk):
+        return of_chunk(inputs)
+    count = tf.shape(x)[0]
+    chunk = tf.clip_by_value(count, 1, largest_chunk)
+    # The last event fills the last chunk.
+    order = tf.minimum(tf.range(-(-count // chunk) * chunk), tf.maximum(count - 1, 0))
+    shape = tf.stack([-1, chunk])
+    chunks = [
+        tf.ensure_shape(
+            tf.reshape(tf.gather(value, order), tf.concat([shape, value.shape[1:]], axis=0)),
+            [None, None, *value.shape[1:]],
+        )
+        for value in inputs
+    ]
+    log_dets = tf.map_fn(of_chunk, tuple(chunks), fn_output_signature=tf.TensorSpec([None], x.dtype))
+    return tf.reshape(log_dets, [-1])[:count]
+
+
+def jacobian(function: Map, x: tf.Tensor, *conditions: tf.Tensor) -> tf.Tensor:
+    """The Jacobian of the map at each event, `[B, D, D]`."""
+    size, is_eager = _size(x), tf.executing_eagerly()
+    inputs = [tf.identity(x), *conditions]
+    if is_eager:
+        inputs = [tf.repeat(value, size, axis=0) for value in inputs]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(inputs[0])
+        output = function(*inputs)
+    if is_eager:
+        rows = tf.tile(tf.eye(size, dtype=output.dtype), [tf.shape(x)[0], 1])
+        matrix = tape.gradient(output, inputs[0], tf.reshape(rows, tf.shape(output)), _ZERO)
+    else:
+        # This vectorizes the backward pass alone. In eager code it would be traced in each call.
+        matrix = tape.batch_jacobian(output, inputs[0], unconnected_gradients=_ZERO)
+    return tf.reshape(matrix, [-1, size, size])
+
+
+def jacobian_product(function: Map, x: tf.Tensor, vector: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The map of each event, and the product of its Jacobian with a vector, in forward mode."""
+    with tf.autodiff.ForwardAccumulator(x, vector) as accumulator:
+        output = function(x)
+    return output, accumulator.jvp(output, _ZERO)
+
+
+def surrogate_pass(
+    function: Map, inverse: Map, x: tf.Tensor, latent: Callable[[tf.Tensor], tf.Tensor], probes: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """One pass of a map with a learned inverse, with a surrogate of its log-det.
+
+    The gradient of `log |det J_f|` is `tr(J_f^-1 dJ_f)`. The Jacobian `J_g` of the learned inverse takes the
+    place of `J_f^-1`. For probes v of mean 0 and covariance I, the trace is the mean of `(v^T dJ_f) (J_g v)`.
+    The first factor is a product in reverse mode. The second one is in forward mode, and constant.
+
+    Args:
+      function: the map f.
+      inverse: the learned inverse map g.
+      x: events.
+      latent: a function of the output of f. It returns the events at which the learned inverse is computed;
+        they must be equal to the output.
+      probes: `[n, *x.shape]`.
+
+    Returns:
+      The output of f; for each event a number with the gradient of the log-det; and the output of g.
+    """
+    with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
+        tape.watch(x)
+        output = function(x)
+    rows = [tape.gradient(output, x, probe, _ZERO) for probe in tf.unstack(probes)]
+    at, axes = latent(output), list(range(1, x.shape.rank))
+    passes = [jacobian_product(inverse, at, probe) for probe in tf.unstack(probes)]
+    products = [row * tf.stop_gradient(column) for row, (_, column) in zip(rows, passes, strict=True)]
+    return output, tf.reduce_sum(tf.add_n(products), axes) / len(products), passes[0][0]
+
+
+def solve(
+    function: Map, inverse: Map, z: tf.Tensor, *conditions: tf.Tensor, tolerance: float, max_steps: int = 30
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The events x with `function(x) = z`, by Broyden's method from the learned inverse.
+
+    The initial events are `inverse(z)`, and the Jacobian of the learned inverse is the initial inverse
+    Jacobian. Each step costs a pass of each map, and products with the earlier steps. The residual of
+    Broyden's method may grow for a while, so that the best events are kept. A step of Newton's method ends
+    the search, with the exact Jacobian, O(D^3). It also gives the exact gradient, of z and of the variables
+    of `function`.
+
+    Args:
+      function: the map.
+      inverse: the learned inverse map.
+      z: events, `[B, *event]`.
+      *conditions: the conditions of both maps.
+      tolerance: the norm of a residual, divided by the root of D, at which the search ends.
+      max_steps: the largest number of steps.
+
+    Returns:
+      The events, and the norm of the residual of each, divided by the root of D.
+    """
+    z_constant, size = tf.stop_gradient(z), _size(z)
+    shape = tf.shape(z)
+
+    def learned_map(events):
+        return inverse(events, *conditions)
+
+    def flat(events):
+        return tf.reshape(events, [-1, size])
+
+    def residual(events):
+        return flat(function(tf.reshape(events, shape), *conditions) - z_constant)
+
+    def norm(vectors):
+        return tf.norm(vectors, axis=-1) / np.sqrt(size)
+
+    def learned(vectors):
+        return flat(jacobian_product(learned_map, z_constant, tf.reshape(vectors, shape))[1])
+
+    def product(vectors, of_learned, lefts, rights):
+        """The product of the present inverse Jacobian with vectors."""
+        return of_learned + tf.einsum("mbd,mb->bd", lefts, tf.einsum("mbd,bd->mb", rights, vectors))
+
+    def step(k, x, r, of_learned, lefts, rights, best, smallest):
+        change = -product(r, of_learned, lefts, rights)
+        x = x + change
+        new_r = residual(x)
+        new_of_learned = learned(new_r)
+        difference = new_r - r
+        error = change - product(difference, new_of_learned - of_learned, lefts, rights)
+        right = tf.math.divide_no_nan(
+            difference, tf.reduce_sum(tf.square(difference), axis=-1, keepdims=True)
+        )
+        lefts = tf.tensor_scatter_nd_update(lefts, [[k]], [error])
+        rights = tf.tensor_scatter_nd_update(rights, [[k]], [right])
+        size_of_r = norm(new_r)
+        is_better = size_of_r < smallest
+        best = tf.where(is_better[:, tf.newaxis], x, best)
+        return k + 1, x, new_r, new_of_learned, lefts, rights, best, tf.where(is_better, size_of_r, smallest)
+
+    x = flat(learned_map(z_constant))
+    r = residual(x)
+    memory = tf.zeros(tf.concat([[max_steps], tf.shape(x)], axis=0), z.dtype)
+    state = tf.while_loop(
+        lambda *state: tf.reduce_any(state[-1] > tolerance),
+        step,
+        (0, x, r, learned(r), memory, memory, x, norm(r)),
+        maximum_iterations=max_steps,
+    )
+    x = tf.stop_gradient(state[-2])
+    # The value is a step of Newton's method. Its gradient is the one of the solution.
+    matrix = tf.stop_gradient(jacobian(function, tf.reshape(x, shape), *conditions))
+    right_side = flat(function(tf.reshape(x, shape), *conditions) - z)
+    x = x - tf.linalg.matvec(tf.linalg.inv(matrix), right_side)
+    return tf.reshape(x, shape), tf.stop_gradient(norm(residual(tf.stop_gradient(x))))
+
+
+def _size(x):
+    return int(np.prod(x.shape[1:]))
