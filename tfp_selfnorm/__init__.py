@@ -28,8 +28,8 @@ from tfp_selfnorm.bijectors import (
     Squeeze,
     trainable_spline,
 )
-from tfp_selfnorm.flows import conv_flow, dense_flow, glow_flow
-from tfp_selfnorm.flows.networks import coupling_network
+from tfp_selfnorm.flows import conv_flow, dense_flow, free_form_flow, glow_flow
+from tfp_selfnorm.flows.networks import coupling_network, residual_network
 from tfp_selfnorm.initialization import adapt, is_adapted, whiten
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight, ReconstructionWeights
@@ -71,11 +71,13 @@ __all__ = [
     "dense_flow",
     "exact",
     "flows",
+    "free_form_flow",
     "glow_flow",
     "images",
     "inverse_error",
     "is_adapted",
     "refresh_inverse",
+    "residual_network",
     "self_norm_layers",
     "sketch_and_project",
     "trainable_spline",

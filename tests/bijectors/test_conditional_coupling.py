@@ -303,7 +303,7 @@ def test_networks_with_and_without_a_condition_are_not_mixed_up(compiled, rng):
         call = coupling.inverse if not compiled else tf.function(coupling.inverse)
         call(y, **arguments)
 
-    hint = r"(?s:.*)With the argument `condition` the network gets the list `\[kept, condition\]`"
+    hint = r"(?s:.*)With the argument `condition` the network gets the list `\[events, condition\]`"
     with pytest.raises(ValueError, match="`mixed`, called with a condition" + hint):
         inverse(of_one_input, y, condition=condition)
     with pytest.raises(ValueError, match="`mixed`, called without a condition" + hint):

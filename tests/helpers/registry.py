@@ -16,6 +16,7 @@ from tfp_selfnorm import (
     Centering,
     ChannelSplit,
     LeakyReLU,
+    LearnedInverse,
     SelfNormConv1D,
     SelfNormConv2D,
     SelfNormDense,
@@ -28,6 +29,7 @@ from tfp_selfnorm import (
     exact,
     glow_flow,
     images,
+    residual_network,
     trainable_spline,
 )
 
@@ -163,6 +165,28 @@ def _glow(dtype, **options):
     return flow
 
 
+def _linear_networks(dtype):
+    """Two dense layers of Keras with kernels that are inverses."""
+    kernel = np.eye(4) + 0.2 * np.random.default_rng(10).normal(size=[4, 4])
+    networks = []
+    for value in (kernel, np.linalg.inv(kernel)):
+        networks.append(
+            keras.Sequential([keras.Input([4], dtype=dtype.name), keras.layers.Dense(4, dtype=dtype.name)])
+        )
+        networks[-1].set_weights([value, np.zeros(4)])
+    return LearnedInverse(*networks, event_shape=4)
+
+
+def _residual_networks(dtype):
+    """Two networks off the identity; `forward` is exact."""
+    rng, networks = np.random.default_rng(10), []
+    for _ in range(2):
+        networks.append(residual_network(4, width=5, depth=2, seed=1, dtype=dtype.name))
+        shapes = [weight.shape for weight in networks[-1].weights]
+        networks[-1].set_weights([0.2 * rng.normal(size=shape) for shape in shapes])
+    return LearnedInverse(*networks, event_shape=4, inversion="exact")
+
+
 def _perturbed_spline(dtype):
     spline = trainable_spline(4, bound=3.0, dtype=dtype)
     rng = np.random.default_rng(5)
@@ -241,6 +265,8 @@ REGISTRY = {
         lambda dtype: ChannelSplit(_dense(2)(dtype)), event_shape=(4,), xla_log_det=False
     ),
     "channel_split in a channel_split": Case(_nested_split, event_shape=(4, 4, 6)),
+    "learned_inverse": Case(_linear_networks, xla_log_det=False),
+    "learned_inverse, exact inversion": Case(_residual_networks, xla_log_det=False, unused=8),
     "conv_flow": Case(
         _perturbed(
             lambda dtype: conv_flow(

@@ -149,7 +149,7 @@ class LearnedInverse(SelfNormalizing):
     @property
     def identity(self) -> Any:
         """A key for dictionaries, equal for copies of a layer, which share its networks."""
-        return id(self._encoder), id(self._decoder)
+        return "networks", id(self._encoder), id(self._decoder)
 
     @property
     def maps(self) -> tuple["_Map", "_Map"]:
@@ -222,24 +222,25 @@ class LearnedInverse(SelfNormalizing):
 
     def _trained_pass(self, maps, x, terms):
         function, inverse = maps
-        trains, surrogate, back = terms.trained_kernels, None, None
+        trains, surrogate, error, count = terms.trained_kernels, None, None, tf.shape(x)[0]
+        if self._num_probes > 1 and terms.gradient == "self_norm":
+            # The maps repeat their conditions in this order too.
+            x = tf.tile(x, [self._num_probes] + [1] * len(self._event_sizes))
 
         def latent(output):
             # The error trains the two maps, and nothing before them.
             return function(tf.stop_gradient(x)) if trains == "both" else tf.stop_gradient(output)
 
         if terms.gradient == "self_norm":
-            shape = tf.concat([[self._num_probes], tf.shape(x)], axis=0)
-            probes = tfp.random.rademacher(shape, x.dtype, seed=terms.scope.pass_seed())
+            probes = tfp.random.rademacher(tf.shape(x), x.dtype, seed=terms.scope.pass_seed())
             output, surrogate, back = networks.surrogate_pass(function, inverse, x, latent, probes)
+            surrogate = tf.reduce_mean(tf.reshape(surrogate, [self._num_probes, count]), axis=0)
         else:
             output = function(x)
             back = None if trains is None else inverse(latent(output))
-        return (
-            output,
-            surrogate,
-            (None if trains is None else self._operations.squared_norm(tf.stop_gradient(x) - back)),
-        )
+        if trains is not None:
+            error = self._operations.squared_norm(tf.stop_gradient(x[:count]) - back[:count])
+        return output[:count], surrogate, error
 
     def _inverse_log_det_jacobian(self, y, condition=None):
         return self._log_det("inverse", y, condition)

@@ -75,7 +75,7 @@ class SelfNorm(SelfNormalizing, tfp.bijectors.AutoCompositeTensorBijector):
     def identity(self) -> Any:
         """A key for dictionaries, equal for copies of a layer, which share its variables."""
         kernel = self._inverse_kernel
-        return kernel.ref() if hasattr(kernel, "ref") else id(kernel)
+        return "kernel", kernel.ref() if hasattr(kernel, "ref") else id(kernel)
 
     @property
     def maps(self) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,4 +1,4 @@
-"""Keras networks for coupling layers."""
+"""Keras networks for coupling layers and for `LearnedInverse`."""
 
 from typing import Any
 
@@ -77,6 +77,67 @@ def coupling_network(
         ],
         name=name,
     )
+
+
+def residual_network(
+    event_size: int,
+    condition_size: int = 0,
+    width: int = 128,
+    depth: int = 3,
+    seed: int | None = None,
+    dtype: Any = None,
+    name: str | None = None,
+) -> keras.Model:
+    """A residual network that keeps the size of vectors: the sum of its input and `depth` small networks.
+
+    A block is a dense layer of `width` units with SiLU and a dense layer back. It adds its output to its
+    input. The initial weights of the second layer are 0. The initial map is then the identity.
+
+    Args:
+      event_size: number of dimensions of an event.
+      condition_size: number of dimensions of a condition, which each block sees; 0 for none.
+      width: number of units of the hidden layer in each block.
+      depth: number of blocks.
+      seed: int of the initial weights, or `None`.
+      dtype: Keras dtype policy; `None` is the global policy.
+      name: name of the network; its weights are named after it.
+
+    Returns:
+      A built `keras.Model`, of `[events, condition]` if there is a condition.
+
+    Raises:
+      TypeError: if `dtype` is no Keras dtype policy with a floating dtype.
+      ValueError: if another argument is out of range.
+
+    >>> import tfp_selfnorm as sn
+    >>> sn.residual_network(5, width=16).output_shape
+    (None, 5)
+    """
+    event_size, width = check_positive_int(event_size, "event_size"), check_positive_int(width, "width")
+    depth, condition_size = check_positive_int(depth, "depth"), check_int(condition_size, "condition_size", 0)
+    seed = None if seed is None else check_int(seed, "seed")
+    policy = check_policy(dtype)
+    name = name or "residual_network"
+    check_name(name)
+    inputs = [
+        keras.Input([size], dtype=policy.compute_dtype) for size in (event_size, condition_size) if size > 0
+    ]
+    events, *conditions = inputs
+    for block in range(depth):
+        hidden = events
+        if conditions:
+            hidden = keras.layers.Concatenate(dtype=policy, name=f"{name}_{block}_inputs")(
+                [events, *conditions]
+            )
+        initializer = keras.initializers.GlorotUniform(None if seed is None else seed + block)
+        hidden = keras.layers.Dense(
+            width, "silu", kernel_initializer=initializer, dtype=policy, name=f"{name}_{block}_first"
+        )(hidden)
+        change = keras.layers.Dense(
+            event_size, kernel_initializer="zeros", dtype=policy, name=f"{name}_{block}_last"
+        )(hidden)
+        events = keras.layers.Add(dtype=policy, name=f"{name}_{block}_sum")([events, change])
+    return keras.Model(inputs if conditions else inputs[0], events, name=name)
 
 
 def check_policy(dtype: Any, name: str = "dtype") -> keras.DTypePolicy:

@@ -35,8 +35,9 @@ def log_det(function: Map, x: tf.Tensor, *conditions: tf.Tensor) -> tf.Tensor:
         return of_chunk(inputs)
     count = tf.shape(x)[0]
     chunk = tf.clip_by_value(count, 1, largest_chunk)
-    # The last event fills the last chunk.
-    order = tf.minimum(tf.range(-(-count // chunk) * chunk), tf.maximum(count - 1, 0))
+    # The last event fills the last chunk, and an event of zeros an empty batch.
+    order = tf.minimum(tf.range(tf.maximum(-(-count // chunk), 1) * chunk), tf.maximum(count - 1, 0))
+    inputs = tuple(tf.concat([value, tf.zeros([1, *value.shape[1:]], value.dtype)], 0) for value in inputs)
     shape = tf.stack([-1, chunk])
     chunks = [
         tf.ensure_shape(
@@ -89,19 +90,17 @@ def surrogate_pass(
       x: events.
       latent: a function of the output of f. It returns the events at which the learned inverse is computed;
         they must be equal to the output.
-      probes: `[n, *x.shape]`.
+      probes: tensor of the shape of `x`. With several probes for an event, the event is repeated in `x`.
 
     Returns:
       The output of f; for each event a number with the gradient of the log-det; and the output of g.
     """
-    with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         output = function(x)
-    rows = [tape.gradient(output, x, probe, _ZERO) for probe in tf.unstack(probes)]
-    at, axes = latent(output), list(range(1, x.shape.rank))
-    passes = [jacobian_product(inverse, at, probe) for probe in tf.unstack(probes)]
-    products = [row * tf.stop_gradient(column) for row, (_, column) in zip(rows, passes, strict=True)]
-    return output, tf.reduce_sum(tf.add_n(products), axes) / len(products), passes[0][0]
+    row = tape.gradient(output, x, probes, _ZERO)
+    back, column = jacobian_product(inverse, latent(output), probes)
+    return output, tf.reduce_sum(row * tf.stop_gradient(column), list(range(1, x.shape.rank))), back
 
 
 def solve(
