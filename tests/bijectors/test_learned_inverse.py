@@ -88,7 +88,7 @@ def scope_gradients(layer, flow, x, inverse_learning=None, **options):
     with tf.GradientTape() as tape, sn.training_scope(inverse_learning, **options) as scope:
         log_prob = flow.log_prob(tf.identity(x))
         total = tf.reduce_mean(log_prob)
-    return log_prob, tape.gradient(total, variables, tf.UnconnectedGradients.ZERO), scope
+    return log_prob, tape.gradient(total, variables, unconnected_gradients="zero"), scope
 
 
 def test_in_a_scope_the_exact_gradient_is_the_gradient_of_log_prob(rng):
@@ -99,7 +99,7 @@ def test_in_a_scope_the_exact_gradient_is_the_gradient_of_log_prob(rng):
         expected = flow.log_prob(tf.identity(x))
         total = tf.reduce_mean(expected)
     np.testing.assert_allclose(log_prob, expected, rtol=1e-12)
-    outside = tape.gradient(total, layer.trainable_variables, tf.UnconnectedGradients.ZERO)
+    outside = tape.gradient(total, layer.trainable_variables, unconnected_gradients="zero")
     for found, other in zip(gradients, outside, strict=True):
         np.testing.assert_allclose(found, other, atol=1e-12)
 
@@ -110,7 +110,7 @@ def test_in_a_scope_the_value_is_held_and_the_mean_gradient_is_of_the_learned_in
     flow = normal_flow(layer, 3)
     log_prob, gradients, _ = scope_gradients(layer, flow, x, log_dets={layer: 0.7}, seed=3)
     z = layer.encoder(x)
-    np.testing.assert_allclose(log_prob, flow.distribution.log_prob(z) + 0.7, rtol=1e-12)
+    np.testing.assert_allclose(log_prob, flow.distribution.log_prob(z) + 0.7, rtol=1e-7)
     learned = numeric_jacobians(outputs_of(layer.decoder), z.numpy())[0]
     with tf.GradientTape() as outer:
         with tf.GradientTape() as tape:
@@ -231,12 +231,12 @@ def test_images_and_other_event_shapes(rng):
 
 
 def test_inverse_error_is_of_the_jacobians(rng):
-    kernel = rng.normal(size=[3, 3])
-    layer = sn.LearnedInverse(
-        lambda y: tf.matmul(y, tf.constant(kernel)), lambda z: tf.matmul(z, tf.constant(kernel.T)), 3
-    )
-    found = sn.inverse_error(layer, num_probes=8, seed=1)
-    assert 0.0 < float(found) < 10.0 * np.linalg.norm(np.eye(3) - kernel @ kernel.T)
+    # Of maps that are linear, up to a shift, the error is the one of their matrices.
+    first, second = (np.eye(20) + 0.1 * rng.normal(size=[20, 20]).astype(np.float32) for _ in range(2))
+    layer = sn.LearnedInverse(lambda y: y @ first.T + 5.0, lambda z: z @ second.T - 3.0, 20)
+    errors = [sn.inverse_error(layer, num_probes=8, seed=seed) for seed in range(50)]
+    expected = np.linalg.norm(np.eye(20) - first @ second) / np.sqrt(20)
+    np.testing.assert_allclose(np.sqrt(np.mean(np.square(errors))), expected, rtol=0.05)
 
 
 @pytest.mark.parametrize(

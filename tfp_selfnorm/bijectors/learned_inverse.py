@@ -325,6 +325,13 @@ class _Networks(Maps):
         """The map of each event."""
         return kernel(x)
 
+    def inverse_error(self, kernel: Callable, other_kernel: Callable, probes: tf.Tensor) -> tf.Tensor:
+        """An estimate of `||I - J_f J_g|| / ||I||` (Frobenius norm) at standard normal latents, a scalar."""
+        vectors = tf.roll(probes, shift=1, axis=0)
+        events, pushed = networks.jacobian_product(other_kernel, probes, vectors)
+        back = networks.jacobian_product(kernel, events, pushed)[1]
+        return tf.norm(vectors - back) / tf.norm(vectors)
+
 
 class _Map:
     """A function of events with given conditions, which are repeated if there are more events."""

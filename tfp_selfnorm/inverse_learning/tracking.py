@@ -197,6 +197,9 @@ def refresh_inverse(layer: Any) -> None:
 def inverse_error(layer: Any, num_probes: int = 32, seed: Seed = None) -> tf.Tensor:
     """Estimates `||I - R W|| / ||I||` (Frobenius norm) from random probes, at O(n D^2).
 
+    For a `LearnedInverse` it is `||I - J_f J_g|| / ||I||`, with the Jacobian of the decoder at standard
+    normal latents, and the Jacobian of the encoder at the decoded events.
+
     Args:
       layer: a self-normalizing layer.
       num_probes: Python int, number of probes; at most D are used.
@@ -208,7 +211,7 @@ def inverse_error(layer: Any, num_probes: int = 32, seed: Seed = None) -> tf.Ten
     probes, operations = _probes(layer, num_probes, seed), layer.operations
     kernel, other = layer.maps
     if not layer.has_matrix_kernels:
-        return tf.norm(probes - operations.apply(other, operations.apply(kernel, probes))) / tf.norm(probes)
+        return operations.inverse_error(kernel, other, probes)
     kernel, other = operations.to_matrix(kernel), operations.to_matrix(other)
     back = tf.matmul(other, tf.matmul(kernel, probes))
     return largest(tf.norm(probes - back, axis=[-2, -1])) / tf.norm(probes)

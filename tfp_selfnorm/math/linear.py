@@ -33,6 +33,11 @@ class Maps(abc.ABC):
         """The squared norm of each event."""
         return tf.reduce_sum(tf.square(x), axis=list(range(-self.event_ndims, 0)))
 
+    def inverse_error(self, kernel: Any, other_kernel: Any, probes: tf.Tensor) -> tf.Tensor:
+        """An estimate of `||I - R W|| / ||I||` (Frobenius norm) from standard normal events, a scalar."""
+        back = self.apply(other_kernel, self.apply(kernel, probes))
+        return tf.norm(probes - back) / tf.norm(probes)
+
 
 class Operations(Maps):
     """The products with the kernels of one kind of linear map.

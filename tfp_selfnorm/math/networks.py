@@ -72,7 +72,9 @@ def jacobian_product(function: Map, x: tf.Tensor, vector: tf.Tensor) -> tuple[tf
     """The map of each event, and the product of its Jacobian with a vector, in forward mode."""
     with tf.autodiff.ForwardAccumulator(x, vector) as accumulator:
         output = function(x)
-    return output, accumulator.jvp(output, _ZERO)
+    # In eager code, an outer tape loses `output` if the product alone is deleted. One operation keeps both.
+    output, product = tf.identity_n([output, accumulator.jvp(output, _ZERO)])
+    return output, product
 
 
 def surrogate_pass(
