@@ -1,7 +1,8 @@
 """Brings the data of `fit`, `evaluate` and `predict` into one form, and checks them before any work."""
 
+import functools
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -85,6 +86,19 @@ def unpack(data: Any) -> FitData:
     return FitData(_from_bits(x), y, sample_weight)
 
 
+def with_values(step: Callable) -> Callable:
+    """Returns the method `step(self, data)` of a class, which then gets float64 events as they were fed."""
+
+    @functools.wraps(step, updated=())
+    def step_on_values(self: Any, data: Any) -> Any:
+        has_parts = isinstance(data, (tuple, list))
+        values = [_from_bits(data[0]), *data[1:]] if has_parts else _from_bits(data)
+        # A step may be another kind of method, such as a `tf.function`.
+        return step.__get__(self, type(self))(type(data)(values) if has_parts else values)
+
+    return step_on_values
+
+
 def _with_weights(x, y, sample_weight, class_weight, name="x"):
     if sample_weight is not None:
         sample_weight = check_weights(sample_weight, len(x), _weights_name(name))
@@ -115,4 +129,5 @@ def _as_bits(x, dtype):
 
 
 def _from_bits(x):
-    return tf.bitcast(x, tf.float64) if tf.as_dtype(x.dtype) == tf.int64 else x
+    """Events as they were fed; integers are no events."""
+    return tf.bitcast(x, tf.float64) if getattr(x, "dtype", None) in (tf.int64, "int64") else x

@@ -12,7 +12,7 @@ from tfp_selfnorm.inverse_learning.base import InverseLearning, as_inverse_learn
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.inverse_learning.reconstruction_weight import ReconstructionWeights
 from tfp_selfnorm.inverse_learning.scope import current_scope, recording_scope, training_scope
-from tfp_selfnorm.model.data import unpack
+from tfp_selfnorm.model.data import unpack, with_values
 from tfp_selfnorm.model.distribution_model import DistributionModel
 from tfp_selfnorm.model.figures import Figures, example_weights
 from tfp_selfnorm.model.refresh import Refresh
@@ -34,6 +34,12 @@ class FlowTrainer(DistributionModel):
     train_function: Callable | None
     test_function: Callable | None
     predict_function: Callable | None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("train_step", "test_step", "predict_step"):
+            if getattr(cls, name) is not getattr(FlowTrainer, name):
+                setattr(cls, name, with_values(getattr(cls, name)))
 
     def __init__(
         self,
