@@ -230,7 +230,7 @@ class FlowTrainer(DistributionModel):
         if self._regularizer_weights.is_adaptive:
             self._regularizer_weights.update(scope.reconstruction_errors(), is_applied)
         step = tf.convert_to_tensor(self._guard.steps)
-        errors = self._learning.follow(self._self_norm_layers, step)
+        errors = self._learning.follow(self._self_norm_layers, step, refreshes=False)
         self._figures.update_inverse_errors(errors)
         return self._results()
 
