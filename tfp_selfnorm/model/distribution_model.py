@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -33,6 +33,9 @@ class DistributionModel(keras.Model):
     computed yet.
     """
 
+    # A copy has the name of the model, also if Keras made it: it is a part of the paths of variables.
+    _name_of_copy: str | None = None
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in ("train_step", "test_step", "predict_step"):
@@ -42,7 +45,14 @@ class DistributionModel(keras.Model):
             ]:
                 setattr(cls, name, with_values(step))
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        model = super().__new__(cls, *args, **kwargs)
+        # For copies. Keras takes no attribute before its constructor.
+        object.__setattr__(model, "_arguments", (args, kwargs))
+        return model
+
     def __init__(self, distribution: TfpObject, name: str | None) -> None:
+        name = self._name_of_copy or name
         check_distribution(distribution)
         check_keras_name(name)
         super().__init__(name=name, dtype=distribution.dtype.name, autocast=False)
