@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.bijectors.base import CheckedBijector
 from tfp_selfnorm.bijectors.pair_memory import PairMemory
 from tfp_selfnorm.bijectors.parameters import check_event_shape
 from tfp_selfnorm.inverse_learning.scope import LayerPass, current_terms
@@ -17,7 +18,7 @@ from tfp_selfnorm.utils.types import Parameter
 INVERSIONS = ("learned", "exact")
 
 
-class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
+class SelfNorm(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector):
     """A linear bijector with a learned inverse: base of `SelfNormDense` and the convolutions.
 
     `inverse(y) = W y + bias` with `W = inverse_kernel`. `forward(x) = R (x - bias)` with
@@ -35,7 +36,6 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         inverse_kernel: Parameter,
         bias: Parameter,
         parameters: dict[str, Any],
-        name: str,
     ) -> None:
         """`parameters` are the arguments of the subclass, with the options of all layers."""
         options = {key: parameters[key] for key in ("gradient", "mixture", "inversion", "validate_args")}
@@ -48,14 +48,7 @@ class SelfNorm(tfp.bijectors.AutoCompositeTensorBijector):
         self._operations = operations
         self._inversion = options["inversion"] or ("learned" if self._gradient == "self_norm" else "exact")
         self._pairs = PairMemory()
-        super().__init__(
-            forward_min_event_ndims=operations.event_ndims,
-            is_constant_jacobian=True,
-            dtype=dtype,
-            parameters=parameters,
-            validate_args=options["validate_args"],
-            name=name,
-        )
+        super().__init__(operations.event_ndims, parameters, dtype)
 
     @classmethod
     def check_options(cls, gradient: str, mixture: float, inversion: str | None, validate_args: bool) -> None:

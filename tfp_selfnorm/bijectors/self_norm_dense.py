@@ -92,7 +92,7 @@ class SelfNormDense(SelfNorm):
                 forward_kernel=forward_kernel, inverse_kernel=inverse_kernel, bias=bias
             )
             _check_shapes(forward_kernel, inverse_kernel, bias)
-            super().__init__(dense.DenseMap(), dtype, forward_kernel, inverse_kernel, bias, parameters, name)
+            super().__init__(dense.DenseMap(), dtype, forward_kernel, inverse_kernel, bias, parameters)
 
     @classmethod
     def trainable(
