@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfp_selfnorm as sn
 from tfp_selfnorm.bijectors.pair_memory import PairMemory
 
 
@@ -67,6 +68,63 @@ def test_a_graph_scores_with_the_kernel_of_the_pass(make_layer):
         return layer.inverse_log_det_jacobian(x)
 
     np.testing.assert_allclose(scored(tf.ones([2, 3], tf.float64)), before, rtol=1e-12)
+
+
+@pytest.mark.parametrize("inversion", ["learned", "exact"])
+@pytest.mark.parametrize("at", ["input", "output"])
+@pytest.mark.parametrize("direction", ["inverse", "forward"])
+def test_a_graph_has_the_held_log_det_of_the_map_and_the_kernels_of_the_pass(
+    make_layer, direction, at, inversion
+):
+    """The kernels change after the pass. The value stays the held one, and the gradient that of the pass."""
+    layer = make_layer(3, mixture=0.3, inversion=inversion)
+    w, r = layer.inverse_kernel.numpy(), layer.forward_kernel.numpy()
+    x, new = tf.constant([[1.0, -2.0, 0.5]], tf.float64), 2.0 * np.eye(3)
+
+    @tf.function
+    def scored(x):
+        with tf.GradientTape() as tape, sn.training_scope(None, {layer: tf.constant(7.0, tf.float64)}):
+            y = getattr(layer, direction)(x)
+            for kernel in (layer.inverse_kernel, layer.forward_kernel):
+                kernel.assign(new)
+            own_log_det = getattr(layer, f"{direction}_log_det_jacobian")
+            opposite = {"inverse": layer.forward_log_det_jacobian, "forward": layer.inverse_log_det_jacobian}
+            log_det = own_log_det(x) if at == "input" else -opposite[direction](y)
+        return log_det, tape.gradient(log_det, [layer.inverse_kernel, layer.forward_kernel])
+
+    log_det, gradients = scored(x)
+    sign, of_kernel, of_other = 1.0, 0.3 * r.T, -0.7 * w.T
+    if direction == "forward" and inversion == "learned":
+        sign, of_kernel, of_other = -1.0, -0.7 * r.T, 0.3 * w.T
+    elif direction == "forward":
+        # The solve trains W alone.
+        sign, of_kernel, of_other = -1.0, -r.T, None
+    np.testing.assert_allclose(log_det, sign * 7.0, rtol=1e-12)
+    np.testing.assert_allclose(gradients[0], of_kernel, rtol=1e-12)
+    assert (gradients[1] is None) == (of_other is None)
+    if of_other is not None:
+        np.testing.assert_allclose(gradients[1], of_other, rtol=1e-12)
+
+
+@pytest.mark.parametrize("direction", ["inverse", "forward"])
+def test_a_held_log_det_of_a_pass_outside_the_scope_reads_both_kernels(make_layer, direction):
+    """The pass has read one kernel alone, which must not stand for the other one."""
+    layer = make_layer(3, mixture=0.3)
+    w, r = layer.inverse_kernel.numpy(), layer.forward_kernel.numpy()
+
+    @tf.function
+    def scored(x):
+        with tf.GradientTape() as tape:
+            getattr(layer, direction)(x)
+            with sn.training_scope(None, {layer: tf.constant(7.0, tf.float64)}):
+                log_det = getattr(layer, f"{direction}_log_det_jacobian")(x)
+        return log_det, tape.gradient(log_det, [layer.inverse_kernel, layer.forward_kernel])
+
+    log_det, (of_w, of_r) = scored(tf.constant([[1.0, -2.0, 0.5]], tf.float64))
+    is_inverse = direction == "inverse"
+    np.testing.assert_allclose(log_det, 7.0 if is_inverse else -7.0, rtol=1e-12)
+    np.testing.assert_allclose(of_w, (0.3 if is_inverse else -0.7) * r.T, rtol=1e-12)
+    np.testing.assert_allclose(of_r, (-0.7 if is_inverse else 0.3) * w.T, rtol=1e-12)
 
 
 def test_an_eager_pass_has_no_values_for_a_graph():

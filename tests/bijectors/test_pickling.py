@@ -132,6 +132,80 @@ def test_a_model_that_is_not_compiled(copied):
     assert copied(sn.FlowModel(two_shifts())).optimizer is None
 
 
+class WithArguments(sn.FlowModel):
+    """A subclass with an argument of its own, and with what it makes of it."""
+
+    def __init__(self, distribution, strength=1.0, **options):
+        super().__init__(distribution, **options)
+        self.strength, self.powers = strength, [strength, strength**2]
+        self.network = keras.layers.Dense(2, name="own")
+        self.network.build((None, 3))
+
+
+class FromSize(sn.FlowModel):
+    """Makes its distribution itself."""
+
+    def __init__(self, size, seed):
+        super().__init__(sn.dense_flow(size, num_layers=1, seed=seed), sn.Reconstruction(), name="own")
+
+
+def test_models_with_arguments_of_their_own(copied):
+    flow = sn.dense_flow(2, seed=1)
+    model = WithArguments(flow, 3.0, inverse_learning=None, bits_per_dim=True)
+    new = copied(model)
+    assert (new.strength, new.powers, new.name) == (3.0, [3.0, 9.0], model.name)
+    assert new.inverse_learning is None
+    assert new.reports_bits_per_dim
+    for variable, other in zip(new.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(variable, other)
+    assert [v.path for v in new.weights] == [v.path for v in model.weights]
+    check_own_variables([v.value for v in new.weights], [v.value for v in model.weights])
+    made = FromSize(3, seed=2)
+    made.trainable_variables[0].assign([1.0, 2.0, 3.0])
+    new = copied(made)
+    assert (new.inverse_learning, new.name) == (sn.Reconstruction(), "own")
+    np.testing.assert_array_equal(new.trainable_variables[0], [1.0, 2.0, 3.0])
+
+
+@keras.saving.register_keras_serializable("tests")
+class WithConfig(WithArguments):
+    """Names its argument in the config, as Keras asks for; the constructor gets it."""
+
+    def get_config(self):
+        return super().get_config() | {"strength": self.strength}
+
+
+@keras.saving.register_keras_serializable("tests")
+class FromOwnConfig(WithConfig):
+    """Reads its config itself."""
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        strength = config.pop("strength", 1.0)
+        model = super().from_config(config, custom_objects)
+        model.strength = strength
+        return model
+
+
+@pytest.mark.parametrize("kind", [WithConfig, FromOwnConfig])
+@pytest.mark.parametrize("copied", [*COPIES.values(), keras.models.clone_model], ids=[*COPIES, "clone"])
+def test_arguments_in_a_config_reach_the_copy(kind, copied):
+    made = kind.from_builder(two_shifts)
+    assert made.strength == 1.0
+    model = kind.from_config(made.get_config() | {"strength": 3.0})
+    assert model.strength == copied(model).strength == 3.0
+    if kind is WithConfig:
+        assert copied(model).powers == [3.0, 9.0]
+
+
+def test_an_entry_that_no_constructor_takes_is_refused():
+    config = WithConfig.from_builder(two_shifts).get_config() | {"weakness": 3.0}
+    with pytest.raises(ValueError, match="must have the entries"):
+        WithConfig.from_config(config)
+    with pytest.raises(ValueError, match="must have the entries"):
+        sn.FlowModel.from_config(WithConfig.from_builder(two_shifts).get_config())
+
+
 def test_another_process_reads_a_pickle(tmp_path):
     flow = sn.dense_flow(2, activation="spline", seed=1)
     (tmp_path / "flow.pickle").write_bytes(pickle.dumps(flow))

@@ -14,6 +14,7 @@ it already are not run again. Run it in a clone: it changes files.
 
 import argparse
 import ast
+import collections
 import csv
 import pathlib
 import random
@@ -46,8 +47,20 @@ def drawn(count, seed):
     return [generator.choice(places[place]) for place in generator.sample(sorted(places), count)]
 
 
-def tests_of(path, line, data):
-    """The identifiers of the tests that run the statement with the line; none if an import runs it."""
+def lines_of_tests(data):
+    """The number of lines that each test runs: a small number is a test of few things, and a fast one."""
+    numbers = collections.Counter()
+    for path in data.measured_files():
+        for contexts in data.contexts_by_lineno(path).values():
+            numbers.update({context.rsplit("|", 1)[0] for context in contexts})
+    return numbers
+
+
+def tests_of(path, line, data, numbers):
+    """The identifiers of the tests that run the statement with the line; none if an import runs it.
+
+    First come the tests of the folder, and among them those that run few lines.
+    """
     tree = ast.parse(path.read_text())
     around = [
         node
@@ -62,7 +75,7 @@ def tests_of(path, line, data):
         for context in contexts.get(number, ())
     }
     folder = f"tests/{path.relative_to(ROOT / 'tfp_selfnorm').parts[0]}/"
-    return sorted(found - {""}, key=lambda test: (not test.startswith(folder), test))
+    return sorted(found - {""}, key=lambda test: (not test.startswith(folder), numbers[test]))
 
 
 def first_failure(python, tests):
@@ -90,10 +103,10 @@ def first_failure(python, tests):
     return (failed or ["import"])[0].split(" - ")[0]
 
 
-def run(mutation, python, data):
+def run(mutation, python, data, numbers):
     """A row of the table."""
     path = pathlib.Path(mutation.module_path)
-    tests = tests_of(path, mutation.start_pos[0], data)
+    tests = tests_of(path, mutation.start_pos[0], data, numbers)
     operator = cosmic_ray.plugins.get_operator(mutation.operator_name)(**dict(mutation.operator_args or {}))
     with cosmic_ray.mutating.use_mutation(path, operator, mutation.occurrence) as (before, after):
         lines = zip(before.splitlines(), after.splitlines(), strict=False)
@@ -117,13 +130,14 @@ def main():
     arguments = parser.parse_args()
     data = coverage.CoverageData(str(ROOT / ".coverage"))
     data.read()
+    numbers = lines_of_tests(data)
     done = len(list(csv.DictReader(arguments.output.open()))) if arguments.output.exists() else 0
     with arguments.output.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if not done:
             writer.writeheader()
         for mutation in drawn(arguments.count, arguments.seed)[done:]:
-            row = run(mutation, arguments.python, data)
+            row = run(mutation, arguments.python, data, numbers)
             writer.writerow(row)
             file.flush()
             print(*row.values(), flush=True)

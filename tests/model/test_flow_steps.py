@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import tfp_selfnorm as sn
+from tfp_selfnorm.inverse_learning import tracking
 from tfp_selfnorm.model import refresh
 
 
@@ -40,6 +41,26 @@ def test_a_refresh_that_falls_into_an_execution_comes_before_it(
     # The last one is at the end of `fit`.
     assert steps[:-1] == refreshed
     assert len(set(log_dets)) == len(refreshed)
+
+
+def test_eager_steps_leave_the_refreshes_to_the_time_between_the_steps(data, monkeypatch):
+    """A refresh inside the step is paid twice, and hides the error of the step."""
+    model, (layer,) = make_model(rate=0.1, run_eagerly=True)
+    compiled, (other,) = make_model(rate=0.1)
+    errors = [[], []]
+    for _ in range(6):
+        for each, figures in zip((model, compiled), errors, strict=True):
+            each.reset_metrics()
+            figures.append(each.train_on_batch(data, return_dict=True)["inverse_error"])
+    assert min(errors[0]) > 0.0
+    np.testing.assert_allclose(errors[0], errors[1], rtol=1e-3)
+    np.testing.assert_allclose(layer.forward_kernel, other.forward_kernel, rtol=1e-4, atol=1e-6)
+
+    def fails(_):
+        raise AssertionError("The step refreshes.")
+
+    monkeypatch.setattr(tracking, "refresh_inverse", fails)
+    model.fit(data, batch_size=2, verbose=0)
 
 
 def test_each_layer_and_each_step_has_probes_of_its_own(data):

@@ -166,7 +166,17 @@ WRONG |= dict.fromkeys(["num_layers", "num_outputs", "num_probes", "num_samples"
 WRONG |= dict.fromkeys(["every_epochs", "every_steps"], NO_COUNT)
 WRONG |= dict.fromkeys(["layers_per_block", "steps_per_block", "width"], NO_COUNT)
 WRONG |= dict.fromkeys(
-    ["act_norm", "centering", "per_layer", "rotates", "split_prior", "use_bias", "validate_args", "whitens"],
+    [
+        "act_norm",
+        "centering",
+        "per_layer",
+        "refreshes",
+        "rotates",
+        "split_prior",
+        "use_bias",
+        "validate_args",
+        "whitens",
+    ],
     NO_BOOL,
 )
 WRONG |= dict.fromkeys(["forward_kernel", "inverse_kernel", "kernel", "log_scale", "mean", "shift"], NO_ARRAY)

@@ -1,13 +1,13 @@
 """The parameters of convolutions: checks of arguments, and initial values."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.bijectors.parameters import as_parameters
-from tfp_selfnorm.utils.integers import as_sizes, check_positive_int
+from tfp_selfnorm.utils.integers import check_positive_int, check_sizes
 from tfp_selfnorm.utils.options import check_dtype
 from tfp_selfnorm.utils.types import DType, Parameter, Shape
 
@@ -21,13 +21,8 @@ def check_spatial_shape(spatial_shape: Shape, ndims: int) -> tuple[int, ...]:
     Raises:
       ValueError: if it does not have `ndims` sizes, or a size is unknown or not positive.
     """
-    sizes = as_sizes(spatial_shape)
-    if sizes is None or None in sizes or len(sizes) != ndims:
-        raise ValueError(
-            f"`spatial_shape` must be {ndims} positive int{'s' * (ndims > 1)}, known when the layer is made; "
-            f"got {spatial_shape!r}."
-        )
-    return tuple(cast(list[int], sizes))
+    expected = f"{ndims} positive int{'s' * (ndims > 1)}, known when the layer is made"
+    return tuple(check_sizes(spatial_shape, "spatial_shape", expected, lambda sizes: len(sizes) == ndims))
 
 
 def check_kernel_size(kernel_size: Shape, ndims: int) -> list[int]:
@@ -36,13 +31,12 @@ def check_kernel_size(kernel_size: Shape, ndims: int) -> list[int]:
     Raises:
       ValueError: if it is not an odd positive int, or `ndims` of them.
     """
-    sizes = as_sizes(kernel_size) or []
-    sizes = sizes * ndims if len(sizes) == 1 else sizes
-    if len(sizes) != ndims or not all(size and size % 2 for size in sizes):
-        raise ValueError(
-            f"`kernel_size` must be an odd positive int, or {ndims} of them; got {kernel_size!r}."
-        )
-    return cast(list[int], sizes)
+
+    def is_right(sizes):
+        return len(sizes) in (1, ndims) and all(size % 2 for size in sizes)
+
+    sizes = check_sizes(kernel_size, "kernel_size", f"an odd positive int, or {ndims} of them", is_right)
+    return sizes * (ndims // len(sizes))
 
 
 def check_conv_sizes(

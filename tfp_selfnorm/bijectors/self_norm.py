@@ -139,7 +139,7 @@ class SelfNorm(SelfNormalizing, tfp.bijectors.AutoCompositeTensorBijector):
             kernels = kernels[::-1]
         if terms.scope is None:
             # The other kernel has no part here. If it were read, its gradient in a tape would be `None`.
-            kernels = kernels[:1] * 2
+            return (tf.convert_to_tensor(kernels[0]),) * 2
         return tuple(tf.convert_to_tensor(kernel) for kernel in kernels)
 
     def _apply_kernel(self, x, kernels, direction, terms):

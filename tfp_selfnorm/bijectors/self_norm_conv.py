@@ -1,6 +1,6 @@
 """`SelfNormConv2D` and `SelfNormConv1D`, the convolutional self-normalizing layers."""
 
-from typing import Any, Self
+from typing import Self
 
 import tensorflow as tf
 
@@ -12,12 +12,7 @@ from tfp_selfnorm.bijectors.conv_parameters import (
     noisy_identity_kernel,
     rotation_kernel,
 )
-from tfp_selfnorm.bijectors.parameters import (
-    ensure_event,
-    is_checked_now,
-    kernel_variables,
-    parameter_properties,
-)
+from tfp_selfnorm.bijectors.parameters import ensure_event, is_checked_now, kernel_variables
 from tfp_selfnorm.bijectors.self_norm import SelfNorm
 from tfp_selfnorm.math import conv
 from tfp_selfnorm.utils.names import check_name
@@ -146,11 +141,6 @@ class SelfNormConv(SelfNorm):
             name=name,
         )
 
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
-        kernel_ndims = cls._SPATIAL_NDIMS + 2
-        return parameter_properties(forward_kernel=kernel_ndims, inverse_kernel=kernel_ndims, bias=1)
-
     @property
     def spatial_shape(self) -> tuple[int, ...]:
         """The sizes of an image without its channels."""
@@ -212,6 +202,7 @@ class SelfNormConv2D(SelfNormConv):
     """
 
     _SPATIAL_NDIMS = 2
+    _PARAMETER_NDIMS = {"forward_kernel": 4, "inverse_kernel": 4, "bias": 1}
     _DEFAULT_NAME = "self_norm_conv2d"
 
 
@@ -231,4 +222,5 @@ class SelfNormConv1D(SelfNormConv):
     """
 
     _SPATIAL_NDIMS = 1
+    _PARAMETER_NDIMS = {"forward_kernel": 3, "inverse_kernel": 3, "bias": 1}
     _DEFAULT_NAME = "self_norm_conv1d"

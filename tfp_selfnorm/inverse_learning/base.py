@@ -32,7 +32,9 @@ class InverseLearning:
         check_layer(layer)
         return layer.refresh_interval
 
-    def follow(self, layers: Iterable, step: int | tf.Tensor, seed: int = 0) -> tf.Tensor:
+    def follow(
+        self, layers: Iterable, step: int | tf.Tensor, seed: int = 0, refreshes: bool = True
+    ) -> tf.Tensor:
         """Updates R of each tracked layer, after a step of the optimizer; see `Tracking.follow`."""
         return tf.zeros([0])
 

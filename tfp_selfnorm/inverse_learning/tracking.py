@@ -11,6 +11,7 @@ from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.math import dense
 from tfp_selfnorm.math.linear import largest
 from tfp_selfnorm.utils.integers import check_counts, check_int, check_positive_int, check_step
+from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.seeds import stateless_seed
 from tfp_selfnorm.utils.types import Seed
 
@@ -82,7 +83,9 @@ class Tracking(InverseLearning):
         check_layer(layer)
         return self.refresh_every or layer.refresh_interval
 
-    def follow(self, layers: Iterable, step: int | tf.Tensor, seed: int = 0) -> tf.Tensor:
+    def follow(
+        self, layers: Iterable, step: int | tf.Tensor, seed: int = 0, refreshes: bool = True
+    ) -> tf.Tensor:
         """Updates R of each tracked layer, after a step of the optimizer.
 
         `FlowModel` calls it, and a loop of your own can call it. If a refresh is due, it sets R to the exact
@@ -96,6 +99,7 @@ class Tracking(InverseLearning):
           layers: the layers, as `self_norm_layers(flow)` returns them.
           step: int or scalar integer tensor, the number of the step. It is also a seed of the probes.
           seed: int, a further seed of the probes.
+          refreshes: whether to refresh. `FlowModel` does not: it refreshes between the steps.
 
         Returns:
           The relative error of each tracked layer before the update, a float32 vector; 0 after a refresh.
@@ -113,9 +117,9 @@ class Tracking(InverseLearning):
         layers = check_layers(layers)
         check_step(step)
         check_int(seed, "seed")
-        is_known, errors = not tf.is_symbolic_tensor(step), []
+        refreshes, errors = check_bool(refreshes, "refreshes") and not tf.is_symbolic_tensor(step), []
         for i, layer in enumerate(filter(self.tracks, layers)):
-            if is_known and int(step) % self.refresh_interval(layer) == 0:
+            if refreshes and int(step) % self.refresh_interval(layer) == 0:
                 refresh_inverse(layer)
                 errors.append(tf.zeros([]))
             else:

@@ -1,7 +1,9 @@
 """The forms of one batch of events in `fit` and its like: arrays, with labels and weights."""
 
+import numbers
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -10,11 +12,18 @@ from tfp_selfnorm.utils.types import Array
 
 
 class EventForm(NamedTuple):
-    """The expected shape and dtype of events, and the name of their argument."""
+    """The expected shape and dtype of events, the name of their argument, and the use of labels.
+
+    Attributes:
+      needs_labels: whether `class_weight` needs the labels.
+      keeps_labels: whether a step gets the labels.
+    """
 
     shape: tf.TensorShape
     dtype: tf.DType
     name: str = "x"
+    needs_labels: bool = False
+    keeps_labels: bool = False
 
 
 class FitData(NamedTuple):
@@ -78,6 +87,38 @@ def split_element(element: Any, name: str) -> FitData:
             f"{type(element).__name__} of {len(parts)}."
         )
     return FitData(*parts)
+
+
+def numeric_labels(labels: Any) -> Any:
+    """Returns labels, or a structure of labels, as arrays; `None` for each part of strings or not dense."""
+    parts = keras.tree.flatten(labels)
+    if all(isinstance(part, numbers.Number) for part in parts):
+        return _numeric_array(labels)
+    kept = keras.tree.map_structure(_numeric_array, labels)
+    return None if all(part is None for part in keras.tree.flatten(kept)) else kept
+
+
+def numeric_tensors(labels: Any) -> Any:
+    """Does the same for the labels in the graph of a data set."""
+    kept = keras.tree.map_structure(
+        lambda part: part if isinstance(part, tf.Tensor) and part.dtype != tf.string else None, labels
+    )
+    return None if all(part is None for part in keras.tree.flatten(kept)) else kept
+
+
+def _numeric_array(labels):
+    try:
+        array = np.asarray(as_array(labels, "y"))
+    except (TypeError, ValueError):
+        return None
+    return array if array.ndim and array.dtype.kind in "biufc" else None
+
+
+def with_labels(x: Array, labels: Any, weights: Any, no_labels: Any) -> Any:
+    """Returns a batch for Keras, which drops weights without labels: `no_labels(weights)` then are labels."""
+    if weights is not None:
+        return x, (no_labels(weights) if labels is None else labels), weights
+    return (x,) if labels is None else (x, labels)
 
 
 def check_labels(labels: Any, weights: Any, name: str) -> None:

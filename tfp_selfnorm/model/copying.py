@@ -11,17 +11,13 @@ from tfp_selfnorm.model.saving import own_variables
 
 def reduce_model(model: keras.Model) -> tuple:
     """Returns the result of `__reduce__` for a `FlowModel` of a distribution: parts, state, compilation."""
-    options = {
-        "inverse_learning": model.inverse_learning,
-        "bits_per_dim": model.reports_bits_per_dim,
-        "name": model.name,
-    }
     values: dict[str, np.ndarray] = {}
     model.save_own_variables(values)
+    weights = values, [variable.numpy() for variable in _variables_of_own_layers(model)]
     trainable = model._named.trainable_names
     state = [] if model.optimizer is None else [variable.numpy() for variable in model.optimizer.variables]
-    compiled = model.get_compile_config()
-    return _model_anew, (type(model), model.distribution, options, trainable, values, compiled, state)
+    compiled = model.get_compile_config(), state
+    return _model_anew, (type(model), *model._arguments, model.name, trainable, weights, compiled)
 
 
 def deep_copy_model(model: keras.Model, memo: dict[int, Any]) -> Any:
@@ -44,14 +40,26 @@ def deep_copy_model(model: keras.Model, memo: dict[int, Any]) -> Any:
     return copied
 
 
-def _model_anew(kind, distribution, options, trainable, values, compiled, state):
-    model = kind(distribution, **options)
+def _variables_of_own_layers(model):
+    """The variables of the layers that a subclass adds."""
+    own = {id(variable) for variable in model._named.all.values()}
+    return [variable for variable in model.weights if id(variable) not in own]
+
+
+def _model_anew(kind, args, kwargs, name, trainable, weights, compiled):
+    model = kind.__new__(kind, *args, **kwargs)
+    object.__setattr__(model, "_name_of_copy", name)
+    kind.__init__(model, *args, **kwargs)
     model._named.train_only(trainable)
-    if compiled:
-        model.compile_from_config(compiled)
+    config, state = compiled
+    if config:
+        model.compile_from_config(config)
         for variable, value in zip(model.optimizer.variables, state, strict=True):
             variable.assign(value)
+    values, values_of_layers = weights
     for name, variable in own_variables(model).items():
         variable.assign(values[name])
+    for variable, value in zip(_variables_of_own_layers(model), values_of_layers, strict=True):
+        variable.assign(value)
     model._refresh.take_weights()
     return model

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfp_selfnorm.initialization import check_adapted
 from tfp_selfnorm.model.batches import FitData
-from tfp_selfnorm.model.data import prepare, prepare_batch, prepare_validation
+from tfp_selfnorm.model.data import prepare, prepare_batch, prepare_validation, with_values
 from tfp_selfnorm.model.named_variables import NamedVariables
 from tfp_selfnorm.model.streams import raising_named_batches
 from tfp_selfnorm.model.summary import print_summary
@@ -33,7 +33,26 @@ class DistributionModel(keras.Model):
     computed yet.
     """
 
+    # A copy has the name of the model, also if Keras made it: it is a part of the paths of variables.
+    _name_of_copy: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("train_step", "test_step", "predict_step"):
+            step = getattr(cls, name)
+            if step not in [
+                getattr(kind, name) for kind in cls.__bases__ if issubclass(kind, DistributionModel)
+            ]:
+                setattr(cls, name, with_values(step))
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        model = super().__new__(cls, *args, **kwargs)
+        # For copies. Keras takes no attribute before its constructor.
+        object.__setattr__(model, "_arguments", (args, kwargs))
+        return model
+
     def __init__(self, distribution: TfpObject, name: str | None) -> None:
+        name = self._name_of_copy or name
         check_distribution(distribution)
         check_keras_name(name)
         super().__init__(name=name, dtype=distribution.dtype.name, autocast=False)
@@ -64,7 +83,8 @@ class DistributionModel(keras.Model):
         Args:
           x: events: a dense array that numpy can convert, a `tf.data.Dataset` of batches, or another form of
             Keras.
-          y: labels, used for `class_weight` only.
+          y: labels, for `class_weight`. A subclass with a `compute_loss`, `train_step` or `test_step` of its
+            own gets them too. Labels of strings and labels that are not dense are `None` there.
           validation_data: events in a form that `x` may have, or a tuple or list that begins with them:
             `(x,)`, `(x, y)` or `(x, y, sample_weight)`; `y` may be `None`.
           class_weight: weights of the labels, instead of `sample_weight`.
@@ -84,9 +104,12 @@ class DistributionModel(keras.Model):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         counts = ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size")
         check_counts(epochs=epochs or None, **{name: arguments[name] for name in counts})
-        data = prepare(x, self.distribution, y, sample_weight, class_weight)
+        keeps_labels = self._takes_labels()
+        data = prepare(x, self.distribution, y, sample_weight, class_weight, keeps_labels=keeps_labels)
         if validation_data is not None:
-            arguments["validation_data"] = prepare_validation(validation_data, self.distribution)
+            arguments["validation_data"] = prepare_validation(
+                validation_data, self.distribution, keeps_labels
+            )
         with self._checks():
             history = super().fit(**{**arguments, **data._asdict()})
         self._end_training()
@@ -112,7 +135,7 @@ class DistributionModel(keras.Model):
         data = FitData(x, y, sample_weight)
         # Inside `fit` Keras has an iterator of the validation data, which are checked already.
         if not kwargs.get("_use_cached_eval_dataset", False):
-            data = prepare(x, self.distribution, y, sample_weight)
+            data = prepare(x, self.distribution, y, sample_weight, keeps_labels=self._takes_labels())
         options = {"verbose": verbose, "steps": steps, "callbacks": callbacks, "return_dict": return_dict}
         with self._checks(evaluates=True):
             return super().evaluate(**data._asdict(), batch_size=batch_size, **options, **kwargs)
@@ -126,7 +149,7 @@ class DistributionModel(keras.Model):
         return_dict: bool = False,
     ) -> Any:
         """Does one training step; takes events and weights as `fit` does."""
-        data = prepare_batch(x, self.distribution, y, sample_weight, class_weight)
+        data = prepare_batch(x, self.distribution, y, sample_weight, class_weight, self._takes_labels())
         with self._checks():
             return super().train_on_batch(*data, class_weight, return_dict)
 
@@ -138,7 +161,7 @@ class DistributionModel(keras.Model):
         return_dict: bool = False,
     ) -> Any:
         """Returns the figures of a batch, with exact likelihoods; takes events and weights as `fit` does."""
-        data = prepare_batch(x, self.distribution, y, sample_weight)
+        data = prepare_batch(x, self.distribution, y, sample_weight, None, self._takes_labels())
         with self._checks(evaluates=True):
             return super().test_on_batch(*data, return_dict)
 
@@ -223,6 +246,10 @@ class DistributionModel(keras.Model):
 
     def _end_training(self):
         """After each `fit`."""
+
+    def _takes_labels(self):
+        """Whether a step has a use for labels."""
+        return False
 
     def _take_variables(self, found, untrained):
         """Makes the model own the variables and networks that were found, for Keras to train and to save.

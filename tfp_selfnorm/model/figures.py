@@ -103,5 +103,7 @@ def example_weights(log_prob: tf.Tensor, sample_weight: tf.Tensor | None) -> tf.
     weights = tf.ones_like(log_prob)
     if sample_weight is None:
         return weights
+    # Keras repeats them for each part of a structure of labels.
+    sample_weight = keras.tree.flatten(sample_weight)[0]
     shape = [-1] + [1] * (log_prob.shape.rank - 1)
     return weights * tf.reshape(tf.cast(sample_weight, log_prob.dtype), shape)

@@ -134,7 +134,7 @@ class FlowModel(FlowTrainer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
-        """Makes a model from a result of `get_config`; raises ValueError for other configs."""
+        """Makes a model from a `get_config`, with arguments of a subclass; raises ValueError for others."""
         return saving.model_from_config(cls, config, custom_objects)
 
     def get_config(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 A new file replaces an earlier one only when it is complete.
 """
 
+import inspect
 import math
 import os
 import pathlib
@@ -53,7 +54,8 @@ def model_from_config(cls: type, config: dict[str, Any], custom_objects: dict[st
     """Makes a model of the class; see `FlowModel.from_config`."""
     check_bounds(config, "config")
     config = _in_present_words(config)
-    _check_config(config)
+    own_arguments = {name: config[name] for name in _own_parameters(cls) if name in config}
+    _check_config({name: value for name, value in config.items() if name not in own_arguments})
     # An empty scope would hide the scope of `load_model`.
     scope = keras.saving.custom_object_scope(custom_objects) if custom_objects else nullcontext()
     with scope:
@@ -66,11 +68,17 @@ def model_from_config(cls: type, config: dict[str, Any], custom_objects: dict[st
         raise ValueError(f"`builder` of the saved model is no function: {builder!r}.")
     with _dtype_policy(config["dtype_policy"]):
         flow, name = builder(**arguments), _usable(config.get("name"))
-        model = cls(flow, inverse_learning=inverse_learning, bits_per_dim=config["bits_per_dim"], name=name)
+        options = {"inverse_learning": inverse_learning, "bits_per_dim": config["bits_per_dim"], "name": name}
+        model = cls(flow, **options, **own_arguments)
     model._recipe = {key: config[key] for key in _RECIPE}
     if "trainable_variables" in config:
         model._named.train_only(config["trainable_variables"])
     return model
+
+
+def _own_parameters(cls):
+    """The names of the arguments that the constructor of a subclass adds, for a `get_config` of its own."""
+    return set(inspect.signature(cls.__init__).parameters) - {"self", "distribution", *_RECIPE, *_STATE}
 
 
 def config_of(model: keras.Model) -> dict[str, Any]:

@@ -15,8 +15,11 @@ from tfp_selfnorm.model.batches import (
     batch_of_events,
     check_labels,
     finite_events,
+    numeric_labels,
+    numeric_tensors,
     parts_of,
     split_element,
+    with_labels,
 )
 from tfp_selfnorm.utils.checks import (
     BAD_WEIGHTS,
@@ -40,18 +43,18 @@ def is_stream(x: Any) -> bool:
     return isinstance(x, Iterable) and not (hasattr(x, "__array__") or isinstance(x, _NO_STREAMS))
 
 
-def checked_stream(stream: Any, form: EventForm, keeps_labels: bool) -> Any:
+def checked_stream(stream: Any, form: EventForm) -> Any:
     """Returns a stream whose batches are checked when they are read; its first one is checked at once."""
     if isinstance(stream, tf.data.Dataset):
-        return _checked_data_set(stream, form, keeps_labels)
+        return _checked_data_set(stream, form)
     if isinstance(stream, keras.utils.PyDataset):
         if stream.num_batches == 0:
             raise ValueError(f"`{form.name}` is an empty data set.")
-        py_dataset = _CheckedPyDataset(stream, form, keeps_labels)
+        py_dataset = _CheckedPyDataset(stream, form)
         _ = py_dataset[0]
         return py_dataset
     if isinstance(stream, Iterator):
-        checked = (_checked_element(element, i, form, keeps_labels) for i, element in enumerate(stream))
+        checked = (_checked_element(element, i, form) for i, element in enumerate(stream))
         if (first := next(checked, None)) is None:
             raise ValueError(f"`{form.name}` gives no batches.")
         # Keras takes generators only, and tuples from them.
@@ -66,7 +69,7 @@ def first_events(data: Any, num_examples: int, distribution: TfpObject) -> tf.Te
     if not is_stream(data):
         x = batch_of_events(parts_of(data, form).x, form)[:num_examples]
         return tf.convert_to_tensor(check_finite(cast_array(x, form.dtype), form.name))
-    stream = checked_stream(data, form, keeps_labels=False)
+    stream = checked_stream(data, form)
     if isinstance(stream, keras.utils.PyDataset):
         # In earlier versions of Keras it has no `__iter__`, and Python asks for batches without end.
         stream = itertools.islice(stream, stream.num_batches)
@@ -101,13 +104,13 @@ def raising_named_batches() -> Iterator[None]:
 class _CheckedPyDataset(keras.utils.PyDataset):
     """A `keras.utils.PyDataset` with checked batches."""
 
-    def __init__(self, data: Any, form: EventForm, keeps_labels: bool) -> None:
+    def __init__(self, data: Any, form: EventForm) -> None:
         options = ("workers", "use_multiprocessing", "max_queue_size")
         super().__init__(**{option: getattr(data, option) for option in options})
-        self._data, self._form, self._keeps_labels = data, form, keeps_labels
+        self._data, self._form = data, form
 
     def __getitem__(self, index: int) -> tuple:
-        return _checked_element(self._data[index], index, self._form, self._keeps_labels)
+        return _checked_element(self._data[index], index, self._form)
 
     @property
     def num_batches(self):
@@ -120,11 +123,11 @@ class _CheckedPyDataset(keras.utils.PyDataset):
         self._data.on_epoch_end()
 
 
-def _checked_data_set(data, form, keeps_labels):
+def _checked_data_set(data, form):
     """The data set, with a check of each batch when it is read."""
     x, labels, weights = split_element(data.element_spec, form.name)
     _check_spec(x, weights, form)
-    if keeps_labels:
+    if form.needs_labels:
         check_labels(labels, weights, form.name)
     if data.cardinality() == 0:
         raise ValueError(f"`{form.name}` is an empty data set.")
@@ -147,9 +150,9 @@ def _checked_data_set(data, form, keeps_labels):
         with tf.control_dependencies(checks):
             num_leading = 1 if x.shape.rank is None else x.shape.rank - form.shape.rank
             x = tf.ensure_shape(x, tf.TensorShape([None] * num_leading).concatenate(form.shape))
-        if keeps_labels:
+        if form.needs_labels:
             return x, labels
-        return x if weights is None else (x, tf.zeros_like(weights), weights)
+        return with_labels(x, numeric_tensors(labels) if form.keeps_labels else None, weights, tf.zeros_like)
 
     return data.enumerate().map(check)
 
@@ -190,7 +193,7 @@ def _check_spec(x, weights, form):
         )
 
 
-def _checked_element(element, index, form, keeps_labels):
+def _checked_element(element, index, form):
     """An element of a generator or a `PyDataset`, as a tuple of arrays."""
     parts = parts_of(element, form)
     try:
@@ -199,7 +202,7 @@ def _checked_element(element, index, form, keeps_labels):
             weights = check_weights(weights, len(x), form.name)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error} It is in batch {index} of the data set.") from None
-    if keeps_labels:
+    if form.needs_labels:
         check_labels(parts.y, weights, form.name)
         return x, np.asarray(as_array(parts.y, "y"))
-    return (x,) if weights is None else (x, np.zeros_like(weights), weights)
+    return with_labels(x, numeric_labels(parts.y) if form.keeps_labels else None, weights, np.zeros_like)

@@ -12,7 +12,6 @@ from tfp_selfnorm.inverse_learning.base import InverseLearning, as_inverse_learn
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.inverse_learning.reconstruction_weight import ReconstructionWeights
 from tfp_selfnorm.inverse_learning.scope import current_scope, recording_scope, training_scope
-from tfp_selfnorm.model.data import unpack
 from tfp_selfnorm.model.distribution_model import DistributionModel
 from tfp_selfnorm.model.figures import Figures, example_weights
 from tfp_selfnorm.model.refresh import Refresh
@@ -56,11 +55,9 @@ class FlowTrainer(DistributionModel):
         self._guard = UpdateGuard(self._named.add_state)
         self._regularized_layers = [la for la in layers if learning.regularizer(la) is not None]
         regularizers = [learning.regularizer(layer) for layer in self._regularized_layers]
-        self._regularizer_weights = ReconstructionWeights(
-            regularizers[0] if regularizers else Reconstruction(),
-            self._regularized_layers,
-            self._named.add_state,
-        )
+        regularizer = regularizers[0] if regularizers else Reconstruction()
+        weights = ReconstructionWeights(regularizer, self._regularized_layers, self._named.add_state)
+        self._regularizer_weights = weights
         self._figures = Figures(
             distribution.event_shape,
             bits_per_dim=bits_per_dim,
@@ -216,7 +213,7 @@ class FlowTrainer(DistributionModel):
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Does one step of the optimizer and of the learned inverses, and returns the figures."""
-        x, y, sample_weight = unpack(data)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         restored = [(variable.value, tf.identity(variable.value)) for variable in self._moving_variables]
         variables = self.trainable_variables
         self._build_optimizer()
@@ -234,13 +231,13 @@ class FlowTrainer(DistributionModel):
         if self._regularizer_weights.is_adaptive:
             self._regularizer_weights.update(scope.reconstruction_errors(), is_applied)
         step = tf.convert_to_tensor(self._guard.steps)
-        errors = self._learning.follow(self._self_norm_layers, step)
+        errors = self._learning.follow(self._self_norm_layers, step, refreshes=False)
         self._figures.update_inverse_errors(errors)
         return self._results()
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Returns the figures of one batch, by the held log-dets."""
-        x, y, sample_weight = unpack(data)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with self._open_scope(is_training=False) as scope:
             log_prob = self(x, training=False)
             loss = self.compute_loss(x, y, log_prob, sample_weight, training=False)
@@ -251,7 +248,13 @@ class FlowTrainer(DistributionModel):
     def predict_step(self, data: Any) -> tf.Tensor:
         """Returns the log densities of one batch, by the held log-dets."""
         with self._open_scope(is_training=False):
-            return super().predict_step((unpack(data).x,))
+            return super().predict_step(data)
+
+    def _takes_labels(self):
+        methods = ("compute_loss", "train_step", "test_step")
+        return any(
+            getattr(getattr(self, m), "__func__", None) is not getattr(FlowTrainer, m) for m in methods
+        )
 
     def make_train_function(self, force: bool = False) -> None:
         """Makes Keras's function, with the work between compiled steps added before and after each call."""
