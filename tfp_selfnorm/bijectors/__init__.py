@@ -9,6 +9,7 @@ from tfp_selfnorm.bijectors.learned_inverse import LearnedInverse
 from tfp_selfnorm.bijectors.self_norm import SelfNorm
 from tfp_selfnorm.bijectors.self_norm_conv import SelfNormConv1D, SelfNormConv2D
 from tfp_selfnorm.bijectors.self_norm_dense import SelfNormDense
+from tfp_selfnorm.bijectors.self_normalizing import SelfNormalizing
 from tfp_selfnorm.bijectors.smooth_leaky_relu import SmoothLeakyReLU
 from tfp_selfnorm.bijectors.spline import trainable_spline
 from tfp_selfnorm.bijectors.squeeze import Squeeze
@@ -24,6 +25,7 @@ __all__ = [
     "SelfNormConv1D",
     "SelfNormConv2D",
     "SelfNormDense",
+    "SelfNormalizing",
     "SmoothLeakyReLU",
     "Squeeze",
     "trainable_spline",

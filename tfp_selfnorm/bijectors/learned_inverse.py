@@ -19,7 +19,7 @@ from tfp_selfnorm.bijectors.parameters import check_event_shape
 from tfp_selfnorm.bijectors.self_normalizing import INVERSIONS, SelfNormalizing
 from tfp_selfnorm.inverse_learning.scope import LayerPass, current_terms
 from tfp_selfnorm.math import networks
-from tfp_selfnorm.math.linear import Maps
+from tfp_selfnorm.math.linear import largest
 from tfp_selfnorm.utils.graphs import checked
 from tfp_selfnorm.utils.integers import check_positive_int, check_sizes
 from tfp_selfnorm.utils.options import check_choice
@@ -117,7 +117,7 @@ class LearnedInverse(SelfNormalizing):
         self._decoder_variables = [weight.value for weight in keras_weights(decoder)]
         is_small = np.prod(self._event_sizes) <= networks.SMALL
         super().__init__(
-            _Networks(len(self._event_sizes)),
+            networks.NetworkMaps(len(self._event_sizes)),
             gradient or ("exact" if is_small else "self_norm"),
             1.0,
             inversion,
@@ -152,7 +152,7 @@ class LearnedInverse(SelfNormalizing):
         return "networks", id(self._encoder), id(self._decoder)
 
     @property
-    def maps(self) -> tuple["_Map", "_Map"]:
+    def maps(self) -> tuple[networks.ConditionedMap, networks.ConditionedMap]:
         """The encoder and the decoder."""
         return self._map("inverse"), self._map("forward")
 
@@ -198,8 +198,8 @@ class LearnedInverse(SelfNormalizing):
         y, residual = networks.solve(encode.function, decode.function, flat, *conditions, tolerance=tolerance)
         message = f"`forward` of `{self.name}` has not converged. The decoder is too far from the inverse of "
         message += "the encoder, or the encoder is not invertible. The largest residual is"
-        largest = tf.reduce_max(residual)
-        y = tf.reshape(checked(y, largest <= _ERROR_FACTOR * tolerance, message, largest), tf.shape(x))
+        worst = largest(residual)
+        y = tf.reshape(checked(y, worst <= _ERROR_FACTOR * tolerance, message, worst), tf.shape(x))
         self._pairs.add("forward", x, y)
         return y
 
@@ -293,7 +293,7 @@ class LearnedInverse(SelfNormalizing):
         return flat, (flat_condition(condition, x, num_leading, self.name),)
 
     def _map(self, direction, *conditions):
-        return _Map(functools.partial(self._call, direction), conditions)
+        return networks.ConditionedMap(functools.partial(self._call, direction), conditions)
 
     def _call(self, direction, x, *conditions):
         argument, network = ("encoder", self._encoder)
@@ -311,38 +311,6 @@ class LearnedInverse(SelfNormalizing):
 
 
 _OPPOSITE = {"inverse": "forward", "forward": "inverse"}
-
-
-class _Networks(Maps):
-    """The operations of a layer of networks; a kernel is a `_Map`."""
-
-    has_matrix_kernels = False
-
-    def __init__(self, event_ndims: int) -> None:
-        self.event_ndims = event_ndims
-
-    def apply(self, kernel: Callable, x: tf.Tensor) -> tf.Tensor:
-        """The map of each event."""
-        return kernel(x)
-
-    def inverse_error(self, kernel: Callable, other_kernel: Callable, probes: tf.Tensor) -> tf.Tensor:
-        """An estimate of `||I - J_f J_g|| / ||I||` (Frobenius norm) at standard normal latents, a scalar."""
-        vectors = tf.roll(probes, shift=1, axis=0)
-        events, pushed = networks.jacobian_product(other_kernel, probes, vectors)
-        back = networks.jacobian_product(kernel, events, pushed)[1]
-        return tf.norm(vectors - back) / tf.norm(vectors)
-
-
-class _Map:
-    """A function of events with given conditions, which are repeated if there are more events."""
-
-    def __init__(self, function: Callable, conditions: Sequence[tf.Tensor]) -> None:
-        self.function, self.conditions = function, conditions
-
-    def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        numbers = tf.range(tf.shape(x)[0])
-        conditions = [tf.gather(c, numbers % tf.shape(c)[0]) for c in self.conditions]
-        return self.function(x, *conditions)
 
 
 def _variables(network, keras_variables):

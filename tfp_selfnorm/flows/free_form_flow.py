@@ -74,12 +74,7 @@ def free_form_flow(
     Keller et al., "Self Normalizing Flows", ICML 2021, section 2.
     """
     check_optional_name(name)
-    for option in layer_options:
-        if option not in _OPTIONS:
-            allowed = ", ".join(f"`{allowed}`" for allowed in _OPTIONS)
-            raise TypeError(
-                f"`{option}` is no argument of the builder and no option of its layers: {allowed}."
-            )
+    _check_options(layer_options)
     event_shape = check_sizes(event_shape, "event_shape", "fully defined, of positive sizes", bool)
     event_size, condition_size = math.prod(event_shape), 0
     if condition_shape is not None:
@@ -93,15 +88,9 @@ def free_form_flow(
     for i in range(num_layers):
         encoder, decoder = (
             residual_network(
-                event_size,
-                condition_size,
-                width,
-                depth,
-                seed=int(seeds[2 * i + j][0]),
-                dtype=dtype.name,
-                name=f"{part}_{i}",
+                event_size, condition_size, width, depth, int(part_seed[0]), dtype.name, f"{part}_{i}"
             )
-            for j, part in enumerate(("encoder", "decoder"))
+            for part, part_seed in zip(("encoder", "decoder"), seeds[2 * i :], strict=False)
         )
         layer_name = f"learned_inverse_{i}"
         bijectors.append(LearnedInverse(encoder, decoder, event_size, name=layer_name, **layer_options))
@@ -110,3 +99,12 @@ def free_form_flow(
 
 def _is_vector(sizes):
     return len(sizes) == 1
+
+
+def _check_options(options):
+    for option in options:
+        if option not in _OPTIONS:
+            allowed = ", ".join(f"`{allowed}`" for allowed in _OPTIONS)
+            raise TypeError(
+                f"`{option}` is no argument of the builder and no option of its layers, {allowed}."
+            )

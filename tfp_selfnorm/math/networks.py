@@ -4,10 +4,12 @@ A map takes a batch of events `[B, *event]`, and perhaps conditions `[B, ...]`, 
 It must treat each event alone. Draxler et al., "Free-form flows", AISTATS 2024.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
+
+from tfp_selfnorm.math.linear import Maps
 
 Map = Callable[..., tf.Tensor]
 
@@ -127,23 +129,29 @@ def solve(
     Returns:
       The events, and the norm of the residual of each, divided by the root of D.
     """
-    z_constant, size = tf.stop_gradient(z), _size(z)
-    shape = tf.shape(z)
-
-    def learned_map(events):
-        return inverse(events, *conditions)
+    size, shape, constant = _size(z), tf.shape(z), tf.stop_gradient(z)
 
     def flat(events):
         return tf.reshape(events, [-1, size])
 
-    def residual(events):
-        return flat(function(tf.reshape(events, shape), *conditions) - z_constant)
+    def residual(vectors, z=constant):
+        return flat(function(tf.reshape(vectors, shape), *conditions) - z)
 
-    def norm(vectors):
-        return tf.norm(vectors, axis=-1) / np.sqrt(size)
+    def learned_map(events):
+        return inverse(events, *conditions)
 
     def learned(vectors):
-        return flat(jacobian_product(learned_map, z_constant, tf.reshape(vectors, shape))[1])
+        return flat(jacobian_product(learned_map, constant, tf.reshape(vectors, shape))[1])
+
+    x = tf.stop_gradient(_broyden(residual, learned, flat(learned_map(constant)), max_steps, tolerance))
+    # The value is a step of Newton's method. Its gradient is the one of the solution.
+    matrix = tf.stop_gradient(jacobian(function, tf.reshape(x, shape), *conditions))
+    x = x - tf.linalg.matvec(tf.linalg.inv(matrix), residual(x, z))
+    return tf.reshape(x, shape), tf.stop_gradient(_root_mean_square(residual(x)))
+
+
+def _broyden(residual, learned, x, max_steps, tolerance):
+    """The vectors with the smallest residuals, in steps of Broyden's second method."""
 
     def product(vectors, of_learned, lefts, rights):
         """The product of the present inverse Jacobian with vectors."""
@@ -156,32 +164,60 @@ def solve(
         new_of_learned = learned(new_r)
         difference = new_r - r
         error = change - product(difference, new_of_learned - of_learned, lefts, rights)
-        right = tf.math.divide_no_nan(
-            difference, tf.reduce_sum(tf.square(difference), axis=-1, keepdims=True)
-        )
+        squares = tf.reduce_sum(tf.square(difference), axis=-1, keepdims=True)
         lefts = tf.tensor_scatter_nd_update(lefts, [[k]], [error])
-        rights = tf.tensor_scatter_nd_update(rights, [[k]], [right])
-        size_of_r = norm(new_r)
+        rights = tf.tensor_scatter_nd_update(rights, [[k]], [tf.math.divide_no_nan(difference, squares)])
+        size_of_r = _root_mean_square(new_r)
         is_better = size_of_r < smallest
         best = tf.where(is_better[:, tf.newaxis], x, best)
         return k + 1, x, new_r, new_of_learned, lefts, rights, best, tf.where(is_better, size_of_r, smallest)
 
-    x = flat(learned_map(z_constant))
     r = residual(x)
-    memory = tf.zeros(tf.concat([[max_steps], tf.shape(x)], axis=0), z.dtype)
+    memory = tf.zeros(tf.concat([[max_steps], tf.shape(x)], axis=0), x.dtype)
     state = tf.while_loop(
         lambda *state: tf.reduce_any(state[-1] > tolerance),
         step,
-        (0, x, r, learned(r), memory, memory, x, norm(r)),
+        (0, x, r, learned(r), memory, memory, x, _root_mean_square(r)),
         maximum_iterations=max_steps,
     )
-    x = tf.stop_gradient(state[-2])
-    # The value is a step of Newton's method. Its gradient is the one of the solution.
-    matrix = tf.stop_gradient(jacobian(function, tf.reshape(x, shape), *conditions))
-    right_side = flat(function(tf.reshape(x, shape), *conditions) - z)
-    x = x - tf.linalg.matvec(tf.linalg.inv(matrix), right_side)
-    return tf.reshape(x, shape), tf.stop_gradient(norm(residual(tf.stop_gradient(x))))
+    return state[-2]
+
+
+def _root_mean_square(vectors):
+    return tf.sqrt(tf.reduce_mean(tf.square(vectors), axis=-1))
 
 
 def _size(x):
     return int(np.prod(x.shape[1:]))
+
+
+class NetworkMaps(Maps):
+    """The operations of a layer of networks; a kernel is a function of events."""
+
+    has_matrix_kernels = False
+
+    def __init__(self, event_ndims: int) -> None:
+        self.event_ndims = event_ndims
+
+    def apply(self, kernel: Callable, x: tf.Tensor) -> tf.Tensor:
+        """The map of each event."""
+        return kernel(x)
+
+    def inverse_error(self, kernel: Callable, other_kernel: Callable, probes: tf.Tensor) -> tf.Tensor:
+        """An estimate of `||I - J_f J_g|| / ||I||` (Frobenius norm) at standard normal latents, a scalar."""
+        vectors = tf.roll(probes, shift=1, axis=0)
+        events, pushed = jacobian_product(other_kernel, probes, vectors)
+        back = jacobian_product(kernel, events, pushed)[1]
+        return tf.norm(vectors - back) / tf.norm(vectors)
+
+
+class ConditionedMap:
+    """A function of events with given conditions, which are repeated if there are more events."""
+
+    def __init__(self, function: Callable, conditions: Sequence[tf.Tensor]) -> None:
+        self.function, self.conditions = function, conditions
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        numbers = tf.range(tf.shape(x)[0])
+        conditions = [tf.gather(c, numbers % tf.shape(c)[0]) for c in self.conditions]
+        return self.function(x, *conditions)

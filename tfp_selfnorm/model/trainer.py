@@ -49,8 +49,8 @@ class FlowTrainer(DistributionModel):
         found = find_layers_and_variables(distribution)
         self._self_norm_layers = layers = tuple(found.layers)
         self._scales_loss = any(map(computes_in_float16, found.networks))
-        untrained = [layer.map_variables[1] for layer in layers if not learning.trains_inverse(layer)]
-        self._take_variables(found, [variable for variables in untrained for variable in variables])
+        untrained = [layer for layer in layers if not learning.trains_inverse(layer)]
+        self._take_variables(found, [v for layer in untrained for v in layer.map_variables[1]])
         self._refresh = Refresh(layers, learning, self._named.add, distribution)
         self._guard = UpdateGuard(self._named.add_state)
         self._regularized_layers = [la for la in layers if learning.regularizer(la) is not None]
@@ -251,10 +251,8 @@ class FlowTrainer(DistributionModel):
             return super().predict_step(data)
 
     def _takes_labels(self):
-        methods = ("compute_loss", "train_step", "test_step")
-        return any(
-            getattr(getattr(self, m), "__func__", None) is not getattr(FlowTrainer, m) for m in methods
-        )
+        own = ("compute_loss", "train_step", "test_step")
+        return any(getattr(getattr(self, m), "__func__", None) is not getattr(FlowTrainer, m) for m in own)
 
     def make_train_function(self, force: bool = False) -> None:
         """Makes Keras's function, with the work between compiled steps added before and after each call."""
