@@ -20,7 +20,8 @@ class Reconstruction(InverseLearning):
     """Learns the inverse by gradient, from a regularizer that is added to the loss.
 
     The kernels of a layer are W and R, its input is x. The gradient stops at x: the loss trains the kernels
-    of this layer and nothing before it. The kinds are:
+    of this layer and nothing before it. In a `LearnedInverse`, W stands for the encoder and R for the
+    decoder. The kinds are:
 
     - "data": `||x - R W x||^2`, as in the paper;
     - "symmetric": half of "data" and half of `||z - W R z||^2`, where the gradient stops at `z = W x`;
