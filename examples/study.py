@@ -115,6 +115,11 @@ STUDIES = {
     "conv_spline": _convolutions(_FAST),
     "conv_gradients": _gradients(_LEAKY),
     "conv_gradients_spline": _gradients(_FAST),
+    "conv_gradients_patches": {
+        "circulant": ("circulant_cnn_patches", {}),
+        "self_norm": ("selfnorm_cnn_patches", {}),
+        "exact": ("exact_cnn_patches", {}),
+    },
     "glow": {
         "1x1": ("selfnorm_glow_mnist", _SMALL_GLOW),
         "5x5": ("selfnorm_glow_mnist", {**_SMALL_GLOW, "flow.kernel_size": 5}),
