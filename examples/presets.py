@@ -139,7 +139,6 @@ def _presets():
         flow={"activation": "smooth_leaky_relu", "centering": True},
         inverse_learning=sn.Reconstruction("probes", 10.0),
         epochs=3,
-        learning_rate=3e-3,
         schedule="cosine",
         warmup_epochs=None,
     )
