@@ -47,6 +47,17 @@ class Refresh:
         self._scored: list | None = None
         self._is_set_between = False
 
+    def check_inverses(self) -> None:
+        """Raises ValueError if `forward` of a layer uses an R that training would leave behind."""
+        for layer, _ in self._held:
+            if _stays_behind(layer, self._learning):
+                raise ValueError(
+                    f"`inversion='learned'` of `{layer.name}` needs an R that follows W. With "
+                    f"`gradient={layer.gradient!r}` only a regularizer trains the R of a convolution wider "
+                    "than 1x1, and there is none. Make the layer with `inversion='exact'`, which is the "
+                    "default with this gradient, or give the model a Reconstruction."
+                )
+
     def read(self) -> dict[TfpObject, tf.Tensor]:
         """Returns the held log-dets, for `log_dets` of a `training_scope`."""
         return {layer: tf.convert_to_tensor(held.value) for layer, held in self._held}
@@ -158,6 +169,15 @@ def _is_untaught(layer, learning):
     """Whether the layer needs an R that can be set, and only the likelihood trains it."""
     can_be_set = layer.has_matrix_kernels and isinstance(layer.forward_kernel, tf.Variable)
     return layer.needs_inverse and can_be_set and not learning.teaches_inverse(layer)
+
+
+def _stays_behind(layer, learning):
+    """Whether `forward` is a convolution with R, which nothing trains or sets, while W is trained."""
+    kernel = layer.forward_kernel
+    uses_kernel = layer.inversion == "learned" and not layer.has_matrix_kernels
+    is_left = isinstance(kernel, tf.Variable) and kernel.trainable and not learning.trains_inverse(layer)
+    moves = any(variable.trainable for variable in _variables(layer))
+    return layer.gradient != "self_norm" and uses_kernel and is_left and moves
 
 
 def _variables(layer):
