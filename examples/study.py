@@ -116,7 +116,7 @@ STUDIES = {
     "conv_gradients": _gradients(_LEAKY),
     "conv_gradients_spline": _gradients(_FAST),
     "conv_gradients_patches": {
-        # An epoch of the exact gradient takes as long as eight of the circulant one.
+        # An epoch of the exact gradient takes as long as six or seven of the circulant one.
         "circulant, 1 epoch": ("circulant_cnn_patches", {"epochs": 1}),
         "self_norm, 1 epoch": ("selfnorm_cnn_patches", {"epochs": 1}),
         "circulant": ("circulant_cnn_patches", {}),
