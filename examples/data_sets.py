@@ -1,4 +1,4 @@
-"""The data of the examples: image data sets of TFDS, scikit-learn's digits, and 2-D toy densities.
+"""The data of the examples: images of TFDS, scikit-learn's digits and photographs, and 2-D toy densities.
 
 All of a data set is held in memory, images as bytes (downsampled ImageNet: 4 GB). Batches are a function of
 the seed, the epoch and the step alone, so that a training which was killed goes on with the data it would
@@ -22,6 +22,14 @@ PAPER_SPLITS = {
 }
 _TOY_SIZES = (50_000, 10_000, 10_000)
 _SHIFT = 1
+# The sides of the patches of photographs, the vertical strips of pixels that they are cut from, and how many.
+_PATCH = 32
+_STRIPS = {
+    "train": ((0, 192), (256, 448), (512, 640)),
+    "validation": ((192, 256),),
+    "test": ((448, 512),),
+}
+_PATCHES = {"train": 20_000, "validation": 2_000, "test": 2_000}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +47,17 @@ class DataSet:
 
 
 def load(name, data_dir=None):
-    """The data set of that name: `digits`, one of `toy_data.TOYS`, or one of TFDS, which may download it."""
+    """The data set of that name: `digits`, `photo_patches`, one of `toy_data.TOYS`, or one of TFDS.
+
+    TFDS may download it.
+    """
     if name in TOYS:
         splits = [TOYS[name](size, seed).astype(np.float32) for seed, size in enumerate(_TOY_SIZES)]
         return DataSet(*splits, num_levels=None)
     if name == "digits":
         return _digits()
+    if name == "photo_patches":
+        return _photo_patches()
     return _of_tfds(name, data_dir)
 
 
@@ -110,6 +123,27 @@ def _digits():
     pictures = datasets.load_digits().images.astype(np.uint8)[..., np.newaxis]
     pictures = pictures[np.random.default_rng(0).permutation(len(pictures))]
     return DataSet(pictures[:1297], pictures[1297:1547], pictures[1547:], num_levels=17)
+
+
+def _photo_patches():
+    """Random 32x32 patches of scikit-learn's two photographs.
+
+    Training, validation and test patches come from vertical strips that share no pixel. No patch comes twice.
+    """
+    from sklearn import datasets
+
+    photographs = np.stack(datasets.load_sample_images().images)
+    windows = np.lib.stride_tricks.sliding_window_view(photographs, (_PATCH, _PATCH), axis=(1, 2))
+    rng = np.random.default_rng(0)
+    splits = {}
+    for name, strips in _STRIPS.items():
+        columns = np.concatenate([np.arange(first, last - _PATCH + 1) for first, last in strips])
+        shape = len(photographs), windows.shape[1], len(columns)
+        chosen = rng.choice(np.prod(shape), _PATCHES[name], replace=False)
+        photograph, row, column = np.unravel_index(chosen, shape)
+        patches = windows[photograph, row, columns[column]]
+        splits[name] = np.ascontiguousarray(np.moveaxis(patches, 1, -1))
+    return DataSet(**splits, num_levels=256)
 
 
 def _of_tfds(name, data_dir):

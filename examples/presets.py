@@ -132,6 +132,16 @@ def _presets():
         {"num_blocks": 3, "layers_per_block": 3, "activation": "spline", "centering": False},
         sn.Reconstruction("data", 1.0),
     )
+    # 32x32x3, then 16x16x12, then 8x8x48.
+    selfnorm_patches = _change(
+        selfnorm_cnn,
+        dataset="photo_patches",
+        flow={"activation": "smooth_leaky_relu", "centering": True},
+        inverse_learning=sn.Reconstruction("probes", 10.0),
+        epochs=3,
+        schedule="cosine",
+        warmup_epochs=None,
+    )
     selfnorm_glow = Preset(
         "glow_flow",
         {"num_blocks": 2, "steps_per_block": 16, "width": 512, "centering": False},
@@ -155,7 +165,7 @@ def _presets():
         warmup_epochs=0,
         augment=False,
     )
-    exact, relative = {"gradient": "exact"}, {"gradient": "relative"}
+    exact, circulant, relative = ({"gradient": name} for name in ("exact", "circulant", "relative"))
     small_glow = {"steps_per_block": 4, "width": 16, "kernel_size": 5}
     ours = {"epochs": 30, "learning_rate": 1e-3, "schedule": "cosine", "warmup_epochs": None}
     return {
@@ -164,7 +174,7 @@ def _presets():
         "relative_fc_mnist": _change(selfnorm_fc, flow=relative, inverse_learning=None),
         "selfnorm_cnn_mnist": selfnorm_cnn,
         "exact_cnn_mnist": _change(selfnorm_cnn, flow=exact, inverse_learning=None),
-        "circulant_cnn_mnist": _change(selfnorm_cnn, flow={"gradient": "circulant"}, inverse_learning=None),
+        "circulant_cnn_mnist": _change(selfnorm_cnn, flow=circulant, inverse_learning=None),
         "emerging_cnn_mnist": _change(selfnorm_cnn, flow={"layer": "emerging"}, inverse_learning=None),
         "exponential_cnn_mnist": _change(selfnorm_cnn, flow={"layer": "exponential"}, inverse_learning=None),
         "conv1x1_glow_mnist": conv1x1_glow,
@@ -178,6 +188,10 @@ def _presets():
         "selfnorm_glow_cifar": selfnorm_glow_cifar,
         "conv1x1_glow_imagenet": _change(selfnorm_glow_imagenet, flow=lu, inverse_learning=None),
         "selfnorm_glow_imagenet": selfnorm_glow_imagenet,
+        # Colour images without a download.
+        "selfnorm_cnn_patches": selfnorm_patches,
+        "exact_cnn_patches": _change(selfnorm_patches, flow=exact, inverse_learning=None),
+        "circulant_cnn_patches": _change(selfnorm_patches, flow=circulant, inverse_learning=None),
         # Ours: the inverse is tracked from a whitened start; a faster rate that falls to 0. The others with
         # that rate, to compare.
         "tracked_fc_mnist": _change(selfnorm_fc, inverse_learning=sn.Tracking(), whiten=True, **ours),

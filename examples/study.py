@@ -115,6 +115,15 @@ STUDIES = {
     "conv_spline": _convolutions(_FAST),
     "conv_gradients": _gradients(_LEAKY),
     "conv_gradients_spline": _gradients(_FAST),
+    "conv_gradients_patches": {
+        # An epoch of the exact gradient takes as long as six or seven of the circulant one.
+        "circulant, 1 epoch": ("circulant_cnn_patches", {"epochs": 1}),
+        "self_norm, 1 epoch": ("selfnorm_cnn_patches", {"epochs": 1}),
+        "circulant": ("circulant_cnn_patches", {}),
+        "self_norm": ("selfnorm_cnn_patches", {}),
+        "exact, 1 epoch": ("exact_cnn_patches", {"epochs": 1}),
+        "exact": ("exact_cnn_patches", {}),
+    },
     "glow": {
         "1x1": ("selfnorm_glow_mnist", _SMALL_GLOW),
         "5x5": ("selfnorm_glow_mnist", {**_SMALL_GLOW, "flow.kernel_size": 5}),

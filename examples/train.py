@@ -4,7 +4,8 @@
     python examples/train.py selfnorm_cnn_mnist --epochs 3 --set flow.activation=smooth_leaky_relu
     python examples/train.py tracked_fc_mnist --set dataset=digits learning_rate=3e-3
 
-MNIST and the like come through TFDS, which downloads them; `digits` and 2-D densities need no download.
+MNIST and the like come through TFDS, which downloads them; `digits`, `photo_patches` (32x32 colour) and 2-D
+densities need no download.
 The output folder gets `config.json` (all that made the run), `metrics.csv` (a row an epoch, likelihoods in
 nats, exact on the validation examples), `best.keras` (the weights of the best epoch), `results.json` (the
 test examples under them), `curves.png` and grids of samples. The same command again goes on where it ended.

@@ -7,6 +7,7 @@ import sys
 
 import benchmark
 import benchmark_cases as cases
+import benchmark_inversion
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -116,3 +117,29 @@ def test_a_keras_step_trains_too():
     before = model.trainable_variables[0].numpy()
     assert tf.math.is_finite(cases.compiled_step(model, cases.batch(5, 4))()["loss"])
     assert (model.trainable_variables[0].numpy() != before).any()
+
+
+def test_iterations_by_the_circulant_inverse(tmp_path, monkeypatch, capfd):
+    shape = {"image_shape": (6, 6, 2), "num_blocks": 2, "layers_per_block": 1}
+    sn.FlowModel.from_builder(sn.conv_flow, None, gradient="circulant", seed=1, **shape).save(
+        tmp_path / "flow.keras"
+    )
+    options = ["--count", "3", "--repeats", "1", "--csv", str(tmp_path / "table.csv")]
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "flow.keras"), *options])
+    benchmark_inversion.main()
+    with open(tmp_path / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert capfd.readouterr().out.count("exact solve") == 2
+    assert [row["image"] for row in rows] == 5 * ["3x3x8"] + 5 * ["6x6x2"]
+    methods = ["exact solve", "5x5 centre", "5x5 centre, held", "FFT", "FFT, held"]
+    assert [row["method"] for row in rows] == 2 * methods
+    for row in rows:
+        assert float(row["error"]) < (1e-6 if row["method"] == "exact solve" else 1e-4)
+        assert 1 <= int(row["steps"]) <= 4
+
+
+def test_the_most_steps(rng):
+    kernel = tf.constant(rng.normal(size=[3, 3, 2, 2]), tf.float32)
+    z = tf.constant(rng.normal(size=[2, 6, 6, 2]), tf.float32)
+    found = list(benchmark_inversion.methods(kernel, z, np.ones([2, 6, 6, 2]), most_steps=2))
+    assert [steps for _, steps, _, _ in found] == [1, 2, 2, 2, 2]

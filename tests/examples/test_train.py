@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 import train
 from data_sets import DataSet, batches
 from presets import PRESETS, overridden
+from sklearn import datasets
 
 import tfp_selfnorm as sn
 
@@ -122,6 +123,38 @@ def test_data_of_tfds(name, shape, tmp_path):
     ]
     assert data.train.dtype == np.uint8
     assert data.num_levels == 256
+
+
+def test_patches_of_photographs():
+    data, again = data_sets.load("photo_patches"), data_sets.load("photo_patches")
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    assert {name: part.shape for name, part in splits.items()} == {
+        "train": (20_000, 32, 32, 3),
+        "validation": (2_000, 32, 32, 3),
+        "test": (2_000, 32, 32, 3),
+    }
+    assert data.train.dtype == np.uint8
+    assert data.num_levels == 256
+    for part, other in ((data.train, again.train), (data.validation, again.validation)):
+        np.testing.assert_array_equal(part, other)
+    photographs = datasets.load_sample_images().images
+    for name, part in splits.items():
+        for patch in part[:5]:
+            # Where its first pixels are in a photograph.
+            found = [
+                (photograph, row, column)
+                for photograph in photographs
+                for row, column in np.argwhere((photograph[:-31, :-31] == patch[0, 0]).all(axis=-1))
+                if (photograph[row : row + 32, column : column + 32] == patch).all()
+            ]
+            assert any(
+                first <= column and column + 32 <= last
+                for _, _, column in found
+                for first, last in data_sets._STRIPS[name]
+            )
+    strips = sorted(strip for strips in data_sets._STRIPS.values() for strip in strips)
+    assert all(last <= first for (_, last), (first, _) in zip(strips, strips[1:], strict=False))
+    assert [strips[0][0], strips[-1][1]] == [0, photographs[0].shape[1]]
 
 
 def test_a_preset_on_the_mocked_mnist_of_tfds(tmp_path):

@@ -4,11 +4,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_probability as tfp
 from graphs import op_types
 from sklearn.datasets import load_digits
 
 import tfp_selfnorm as sn
 from tfp_selfnorm.structure.layers import bijectors_of
+
+tfd = tfp.distributions
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +160,62 @@ def test_what_is_exact_stays_out_of_the_training_graph(way):
         assert "Conv2D" in ops
         assert ("Qr" in ops) == (way == "conv, exact" and step == model.train_step)
     assert "Qr" in op_types(model.log_prob, batch[0][0])
+
+
+@pytest.mark.parametrize("gradient", ["exact", "circulant"])
+def test_a_learned_inverse_that_nothing_trains_is_refused(digits, gradient):
+    """Of a wide kernel: the files of 0.1.0 have such layers, and load."""
+    model = sn.FlowModel(conv(gradient=gradient, inversion="learned"), None)
+    model.compile("adam")
+    message = f"`inversion='learned'` of `block_0_conv_0` .*`gradient='{gradient}'` .*`inversion='exact'`"
+    for train in (model.fit, model.train_on_batch):
+        with pytest.raises(ValueError, match=message):
+            train(digits[:50])
+    # Without training it does as it did.
+    assert np.isfinite(model.log_prob(digits[:5])).all()
+    assert np.isfinite(model.evaluate(digits[:50], verbose=0)).all()
+    assert model.sample(2, exact=True).shape == (2, 8, 8, 1)
+
+
+@pytest.mark.parametrize("gradient", ["exact", "circulant"])
+def test_a_learned_inverse_that_a_regularizer_trains_is_kept(digits, gradient):
+    flow = conv(gradient=gradient, inversion="learned")
+    model = sn.FlowModel(flow, sn.Reconstruction("probes", weight=10.0))
+    model.compile(keras.optimizers.Adam(1e-2))
+    layers = sn.self_norm_layers(flow)
+    before = [layer.forward_kernel.numpy() for layer in layers]
+    model.fit(digits[:500], epochs=2, batch_size=50, verbose=0)
+    for layer, old in zip(layers, before, strict=True):
+        error = sn.inverse_error(layer, seed=1)
+        layer.forward_kernel.assign(old)
+        assert error < 0.7 * sn.inverse_error(layer, seed=1)
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": 1, "inversion": "learned"}, {}], ids=str)
+@pytest.mark.parametrize("gradient", ["exact", "circulant"])
+def test_what_needs_no_regularizer_is_not_refused(digits, gradient, options):
+    """A user can set R of a 1x1 kernel; with the default inversion nothing uses R."""
+    model = sn.FlowModel(conv(gradient=gradient, **options), None)
+    model.compile(keras.optimizers.Adam(1e-3))
+    model.fit(digits[:100], batch_size=50, verbose=0)
+    for layer in sn.self_norm_layers(model.distribution) if options else ():
+        sn.refresh_inverse(layer)
+    np.testing.assert_allclose(model.reconstruct(digits[:5]), digits[:5], atol=0.02)
+
+
+@pytest.mark.parametrize("frozen", ["inverse_kernel", "forward_kernel"])
+def test_a_frozen_kernel_is_not_refused(digits, frozen):
+    """W does not leave R behind, or the user sets R."""
+    kernels = {
+        name: tf.Variable(tf.ones([3, 3, 1, 1]) / 9.0, trainable=name != frozen)
+        for name in ("forward_kernel", "inverse_kernel")
+    }
+    bias = tf.Variable([0.0])
+    layer = sn.SelfNormConv2D(
+        **kernels, spatial_shape=(8, 8), bias=bias, gradient="circulant", inversion="learned"
+    )
+    kernels["inverse_kernel"].assign(tf.pad([[[[1.0]]]], [[1, 1], [1, 1], [0, 0], [0, 0]]))
+    base = tfd.Sample(tfd.Normal(0.0, 1.0), [8, 8, 1])
+    model = sn.FlowModel(tfd.TransformedDistribution(base, layer), None)
+    model.compile(keras.optimizers.SGD(1e-9))
+    assert np.isfinite(model.train_on_batch(digits[:10])).all()

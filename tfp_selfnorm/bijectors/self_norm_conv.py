@@ -56,7 +56,8 @@ class SelfNormConv(SelfNorm):
             plain gradient, and only a regularizer trains R.
           inversion: the map of `forward`: "learned" (the convolution with R) or "exact" (the solve with W).
             `None` is "learned" with the gradient "self_norm", and "exact" with the others, for which the
-            likelihood does not train R.
+            likelihood does not train R. With these, "learned" needs a `Reconstruction`, or for a 1x1 kernel
+            `refresh_inverse`. `FlowModel.fit` raises an error where nothing can give R its values.
           validate_args: whether to check at each call that W is not singular to working precision.
           name: name of the ops.
 

@@ -60,6 +60,17 @@ class Refresh:
         self._scored: list | None = None
         self._is_set_between = False
 
+    def check_inverses(self) -> None:
+        """Raises ValueError if `forward` of a layer uses an R that training would leave behind."""
+        for layer, _ in self._held:
+            if _stays_behind(layer, self._learning):
+                raise ValueError(
+                    f"`inversion='learned'` of `{layer.name}` needs an R that follows W. With "
+                    f"`gradient={layer.gradient!r}` only a regularizer trains the R of a convolution wider "
+                    "than 1x1, and there is none. Make the layer with `inversion='exact'`, which is the "
+                    "default with this gradient, or give the model a Reconstruction."
+                )
+
     def read(self, is_training: bool) -> dict[TfpObject, tf.Tensor]:
         """Returns the held log-dets, for `log_dets` of a `training_scope`.
 
@@ -208,6 +219,14 @@ def _examples(distribution, add_weight):
         aggregation="only_first_replica",
         name="examples_for_log_dets",
     )
+
+
+def _stays_behind(layer, learning):
+    """Whether `forward` is a convolution with R, which nothing trains or sets, while W is trained."""
+    moves, is_left = (any(v.trainable for v in variables) for variables in layer.map_variables)
+    uses_kernel = layer.inversion == "learned" and layer.is_constant_jacobian and not layer.has_matrix_kernels
+    is_left = is_left and not learning.trains_inverse(layer)
+    return layer.gradient != "self_norm" and uses_kernel and is_left and moves
 
 
 def _held_log_det(layer, add_weight):

@@ -257,6 +257,7 @@ class FlowTrainer(DistributionModel):
     def make_train_function(self, force: bool = False) -> None:
         """Makes Keras's function, with the work between compiled steps added before and after each call."""
         # Keras calls this method before each `fit` and `train_on_batch`.
+        self._refresh.check_inverses()
         self._refresh.forget_step()
         if self.train_function is not None and not force:
             return
