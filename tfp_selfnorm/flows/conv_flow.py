@@ -9,6 +9,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.baselines import ConvolutionExponential2D, EmergingConv2D
 from tfp_selfnorm.bijectors import SelfNormConv2D, Squeeze
+from tfp_selfnorm.bijectors.conv_parameters import check_kernel_size
 from tfp_selfnorm.flows.building import (
     activation_maker,
     check_image_shape,
@@ -97,6 +98,7 @@ def conv_flow(
     num_blocks = check_positive_int(num_blocks, "num_blocks")
     layers_per_block = check_positive_int(layers_per_block, "layers_per_block")
     shape, dtype = check_image_shape(image_shape, divisor=2 ** (num_blocks - 1)), check_dtype(dtype)
+    kernel_size = check_kernel_size(kernel_size, ndims=2)
     make_activation = activation_maker(activation, dtype)
     seeds = iter(split_seeds(seed, num_blocks * layers_per_block, "conv_flow"))
     bijectors = first_bijectors(preprocessing, centering, shape, dtype)

@@ -108,8 +108,8 @@ def glow_flow(
     make_mixing = _mixing_maker(layer, layer_options, kernel_size, dtype)
     make_coupling = _coupling_maker(width, network_dtype, dtype)
     check_bools(act_norm=act_norm, split_prior=split_prior)
-    bijectors, latent_shape = first_bijectors(preprocessing, centering, shape, dtype), squeezed(shape)
     seeds = iter(split_seeds(seed, num_blocks * (2 * steps_per_block + 1), "glow_flow"))
+    bijectors, latent_shape = first_bijectors(preprocessing, centering, shape, dtype), squeezed(shape)
     blocks: list[list] = [[] for _ in range(num_blocks)]
     for i, block in enumerate(blocks):
         *sides, channels = squeezed(shape)

@@ -212,7 +212,7 @@ class DistributionModel(keras.Model):
 
     @contextlib.contextmanager
     def _checks(self, evaluates=False):
-        """Around each method of Keras: checks the flow before its data, and explains failures of data sets."""
+        """Around each method of Keras: checks the flow before data, and explains failures of data sets."""
         check_adapted(self.distribution)
         self._is_evaluating = self._evaluation_begins = evaluates
         try:
