@@ -35,7 +35,8 @@ import tfp_selfnorm as sn
 _NOISE = {"validation": 10_001, "test": 10_002}
 _GRIDS = 10
 _EVALUATION_BATCH = 500
-_WHITENED = 20_000
+# For the initial values.
+_EXAMPLES = 20_000
 
 
 class Stopwatch(keras.callbacks.Callback):
@@ -138,10 +139,8 @@ def train(
     size = min(_EVALUATION_BATCH, len(data.validation), len(data.test))
     if model is None:
         model = preset.make_model(data, seed)
-        model.adapt(batches(data.train[:5000], min(preset.batch_size, len(data.train)), seed).take(10))
-        if preset.whiten:
-            examples = data.train[:_WHITENED]
-            sn.whiten(model.distribution, next(iter(batches(examples, len(examples), seed))))
+        examples = data.train[:_EXAMPLES]
+        model.adapt(batches(examples, len(examples), seed), len(examples), whitens=preset.whiten)
         model.compile(preset.make_optimizer(steps_per_epoch))
     first = rows[-1]["epoch"] if rows else 0
     elapsed, cpu_elapsed = (rows[-1][name] if rows else 0.0 for name in ("seconds", "cpu_seconds"))

@@ -1,5 +1,6 @@
 """Initial values from data: `adapt` for each `Centering` and `ActNorm`, `whiten` for dense layers."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import SelfNormDense
 from tfp_selfnorm.bijectors.adaptable import Adaptable, adaptation_mode
+from tfp_selfnorm.bijectors.centering import AllEventsWanted
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.structure.layers import at_inference, bijectors_of
 from tfp_selfnorm.utils.checks import check_events
@@ -16,19 +18,23 @@ from tfp_selfnorm.utils.types import Array, TfpObject
 
 # In units of the largest variance. Smaller variances count as this one.
 _SMALLEST_VARIANCE = 1e-8
+# Events pass a flow in parts of this many numbers, or of some hundred events where these are more.
+_PART_SIZE, _PART_EVENTS = 2**20, 512
 
 
 def adapt(distribution: TfpObject, x: Array, whitens: bool = False) -> None:
     """Sets each `Centering` and each `ActNorm`, in place, and with `whitens` each dense layer.
 
-    On these data the output of a `Centering` has mean 0, and the output of an `ActNorm` has channels of mean
-    0 and variance 1. The data pass the flow once, eagerly and in one batch. Each bijector takes its initial
-    values from its input. A flow without such bijectors is not changed.
+    This one call gives a flow all of its initial values from data; make it once, before the training. On
+    these data the output of a `Centering` has mean 0. The output of an `ActNorm` has channels of mean 0 and
+    variance 1 on the first events: 512, or as many as have 2^20 numbers. These pass the flow once, eagerly
+    and in one batch. Later events pass only the bijectors before a `Centering`. A flow without such bijectors
+    is not changed.
 
     Args:
       distribution: a TFP distribution, for example from `glow_flow`.
-      x: events `(batch, *event_shape)`, floating. Some hundreds are enough for an `ActNorm`. The mean of
-        each pixel in a `Centering` is as good as the number of events: thousands are better.
+      x: events `(batch, *event_shape)`, floating. The error of the mean in a `Centering` costs some D / 2n
+        nats, for n events of D numbers: 0.04 for 10,000 images of 28x28 pixels, 0.8 for 512.
       whitens: whether to set each `SelfNormDense` too, as `whiten` does.
 
     Raises:
@@ -57,16 +63,34 @@ def adapt(distribution: TfpObject, x: Array, whitens: bool = False) -> None:
         raise ValueError(f"`x` must have two events or more to adapt to; got shape {tuple(x.shape)}.")
     new = [part.is_adapted for part in adaptables if not part.has_initial_values()]
     try:
-        with adaptation_mode("adapt"):
-            at_inference(distribution).log_prob(tf.identity(x))
+        _set_adaptables(distribution, x)
+        if whitens:
+            whiten(distribution, x)
     except Exception:
         # If a later bijector refused the data, the earlier ones have no initial values either.
         for has_values in new:
             if isinstance(has_values, tf.Variable):
                 has_values.assign(False)
         raise
-    if whitens:
-        whiten(distribution, x)
+
+
+def _set_adaptables(distribution, x):
+    flow = at_inference(distribution)
+    size = max(_PART_EVENTS, _PART_SIZE // distribution.event_shape.num_elements())
+    first, *others = (x[start : start + size] for start in range(0, len(x), size))
+    while (wanted := _adapting_pass(flow, first)) is not None:
+        parts = (_adapting_pass(flow, part).data for part in others)
+        wanted.centering.set_mean(itertools.chain([wanted.data], parts), wanted.is_inverse)
+
+
+def _adapting_pass(flow, x):
+    """Passes events until a `Centering` wants all of them; else `None`."""
+    try:
+        with adaptation_mode("adapt"):
+            flow.log_prob(tf.identity(x))
+    except AllEventsWanted as wanted:
+        return wanted
+    return None
 
 
 def is_adapted(distribution: TfpObject) -> bool:
@@ -79,12 +103,15 @@ def is_adapted(distribution: TfpObject) -> bool:
 
 def check_adapted(distribution: TfpObject) -> None:
     """Raises ValueError if a `Centering` or an `ActNorm` has no initial values."""
-    for part in bijectors_of(Adaptable, distribution, "distribution"):
-        if not part.has_initial_values():
-            raise ValueError(
-                f"The flow has a `{type(part).__name__}` without initial values: call `adapt` with some "
-                "training data before the model is fitted or evaluated."
-            )
+    found = bijectors_of(Adaptable, distribution, "distribution")
+    parts = [part for part in found if not part.has_initial_values()]
+    if parts:
+        names = ", ".join(f"`{part.name}`" for part in parts[:3])
+        more = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
+        raise ValueError(
+            f"The flow has a `{type(parts[0]).__name__}` without initial values: call `adapt` with some "
+            f"training data before the model is fitted or evaluated. It sets {names}{more}."
+        )
 
 
 def whiten(distribution: TfpObject, x: Array) -> None:

@@ -125,7 +125,7 @@ def test_other_numbers_of_channels_are_refused():
     for channels in (1, 3):
         norm = sn.ActNorm(tf.zeros(channels), tf.ones(channels))
         for method in (norm.forward, norm.inverse, norm.forward_log_det_jacobian):
-            with pytest.raises(ValueError, match=rf"for {channels} channels; got shape \(5, 4\)"):
+            with pytest.raises(ValueError, match=rf"has shape \(5, 4\); expected \(..., {channels}\)"):
                 method(tf.ones([5, 4]))
 
 

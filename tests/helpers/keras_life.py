@@ -40,14 +40,15 @@ def images():
     return np.random.default_rng(0).uniform(0.1, 3.9, [4 * BATCH, 4, 4, 1]).astype(np.float32)
 
 
-def make_model(builder, seed=1, **options):
-    """A small compiled model, started from the images."""
+def make_model(builder, seed=1, flow=(), **options):
+    """A small compiled model, started from the images; `flow` has more arguments of the builder."""
     function, arguments = BUILDERS[builder]
     pixels = sn.images.pixel_sigmoid(num_levels=4)
     weight = sn.AdaptiveWeight(tolerance=0.01, rate=0.1)
     # Not a divisor of the steps of an epoch, so that it matters where a training goes on.
     learning = sn.Tracking(refresh_every=5, reconstruction=sn.Reconstruction(weight=weight))
-    model = sn.FlowModel.from_builder(function, learning, preprocessing=pixels, seed=seed, **arguments)
+    arguments = {**arguments, **dict(flow), "preprocessing": pixels, "seed": seed}
+    model = sn.FlowModel.from_builder(function, learning, **arguments)
     if not sn.is_adapted(model.distribution):
         model.adapt(images())
     model.compile(keras.optimizers.Adam(1e-2), **options)

@@ -44,7 +44,9 @@ BUILDERS = {name.replace(", ", "_"): name for name in keras_life.BUILDERS}
 def make_model(name, seed=1):
     """The compiled model of a name."""
     if name in BUILDERS:
-        return keras_life.make_model(BUILDERS[name], seed)
+        # In version 0.1.0 no flow had a `Centering`.
+        flow = {} if name == "dense_flow" else {"centering": False}
+        return keras_life.make_model(BUILDERS[name], seed, flow)
     model = sn.FlowModel.from_builder(hidden_networks, seed=seed)
     model.compile(keras.optimizers.Adam(1e-2))
     return model

@@ -62,7 +62,9 @@ def test_a_convolutional_flow():
 
 
 def test_a_glow():
-    """ActNorm has a shift, a scale and a flag; a network three convolutions with biases."""
+    """Centering has a mean and a flag, ActNorm a shift, a scale and a flag; a network three convolutions
+    with biases.
+    """
     pixels = sn.images.pixel_sigmoid(17)
     flow = sn.glow_flow(
         (8, 8, 1), num_blocks=2, steps_per_block=1, width=4, split_prior=True, preprocessing=pixels, seed=1
@@ -73,6 +75,7 @@ def test_a_glow():
     inner = 8 + 8 + (64 + 8) + later
     assert rows == [
         ("pixel_sigmoid (Sigmoid)", "(8, 8, 1) → (8, 8, 1)", 0, 0, "-"),
+        ("centering (Centering)", "(8, 8, 1) → (8, 8, 1)", 64, 1, "Y"),
         ("squeeze (Invert(Squeeze))", "(8, 8, 1) → (4, 4, 4)", 0, 0, "-"),
         ("block_0_step_0_act_norm (ActNorm)", "(4, 4, 4) → (4, 4, 4)", 8, 1, "Y"),
         ("block_0_step_0_mixing (SelfNormConv2D)", "(4, 4, 4) → (4, 4, 4)", 16 + 4, 16, "Y"),
@@ -86,7 +89,7 @@ def test_a_glow():
         ("   └ squeeze (Squeeze)", "(2, 2, 8) → (4, 4, 2)", 0, 0, "-"),
         ("SampleNormal (Sample of Normal)", "(4, 4, 4)", 0, 0, "-"),
     ]
-    trainable, fixed = 28 + 2 * coupling + inner, 17 + 65
+    trainable, fixed = 64 + 28 + 2 * coupling + inner, 1 + 17 + 65
     assert (totals["Total"], totals["Trainable"]) == (trainable + fixed, trainable)
 
 
@@ -148,7 +151,7 @@ def test_options(capsys):
     rows, _ = table(model)
     names = [row[0] for row in rows]
     found, _ = table(model, layer_range=("block_0_step_0_mix", "block_0_step_0_c.*"))
-    assert [row[0] for row in found] == names[2:4]
+    assert [row[0] for row in found] == names[3:5]
     found, _ = table(model, layer_range=["block_0_split", "block_0_split"])
     assert [row[0] for row in found] == [name for name in names if "block_0_split" in name or "└" in name]
     expanded, _ = table(model, expand_nested=True)

@@ -84,6 +84,7 @@ def test_the_dtype_policy_of_networks_is_kept(tmp_path, rng):
             steps_per_block=1,
             width=4,
             act_norm=False,
+            centering=False,
             seed=1,
         )
     finally:

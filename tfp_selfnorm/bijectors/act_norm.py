@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.bijectors.adaptable import Adaptable, adaptation_flag
-from tfp_selfnorm.bijectors.parameters import as_parameters
+from tfp_selfnorm.bijectors.parameters import as_parameters, check_event_shape
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_dtype
@@ -107,28 +107,19 @@ class ActNorm(Adaptable):
         return self._log_scale
 
     def _forward(self, x):
-        self._check_channels(x)
-        self._adapt(x, is_inverse=False)
+        self._prepare(x, self._shift.shape[-1:], is_inverse=False)
         return self._checked(tf.exp(self._log_scale) * x + self._shift)
 
     def _inverse(self, y):
-        self._check_channels(y)
-        self._adapt(y, is_inverse=True)
+        self._prepare(y, self._shift.shape[-1:], is_inverse=True)
         return self._checked((y - self._shift) * tf.exp(-self._log_scale))
 
     def _forward_log_det_jacobian(self, x):
-        self._check_channels(x)
+        check_event_shape(x, self._shift.shape[-1:], "x", self.name)
         return self._checked(tf.reduce_sum(self._log_scale, axis=-1))
 
     def _inverse_log_det_jacobian(self, y):
         return -self._forward_log_det_jacobian(y)
-
-    def _check_channels(self, value):
-        channels = self._shift.shape[-1]
-        if value.shape.rank is not None and (value.shape.rank < 1 or value.shape[-1] not in (None, channels)):
-            raise ValueError(
-                f"`{self.name}` has parameters for {channels} channels; got shape {tuple(value.shape)}."
-            )
 
     def _set_from(self, data, is_inverse):
         values = np.reshape(data, [-1, data.shape[-1]])

@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.base import CheckedBijector
+from tfp_selfnorm.bijectors.parameters import check_event_shape
 from tfp_selfnorm.utils.graphs import checked
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.types import Parameter
@@ -57,13 +58,14 @@ class Adaptable(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector):
     def _set_from(self, data, is_inverse):
         """Assigns initial values from the data of a pass, a float64 array; raises ValueError if it cannot."""
 
-    def _adapt(self, data, is_inverse):
-        """Sets the parameters from the data of the first pass, in the mode "adapt"."""
+    def _prepare(self, value, sizes, is_inverse):
+        """Checks the input of a call, and in the mode "adapt" sets the parameters from that of the first."""
+        check_event_shape(value, sizes, "y" if is_inverse else "x", self.name)
         if _MODE.get() != "adapt" or self.has_initial_values():
             return
         if not hasattr(self._is_adapted, "assign"):
             raise TypeError(f"`{self.name}` cannot adapt to data: its parameters are no variables.")
-        self._set_from(np.asarray(tf.cast(data, tf.float64)), is_inverse)
+        self._set_from(np.asarray(tf.cast(value, tf.float64)), is_inverse)
         self._is_adapted.assign(True)
 
     def _checked(self, value):

@@ -1,16 +1,28 @@
 """`Centering`: subtracts the mean of the training data from each event."""
 
+from collections.abc import Iterable
 from typing import Self
 
 import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.bijectors.adaptable import Adaptable, adaptation_flag
-from tfp_selfnorm.bijectors.parameters import as_parameters, check_event_shape
+from tfp_selfnorm.bijectors.parameters import as_parameters
 from tfp_selfnorm.utils.integers import check_sizes
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_dtype
 from tfp_selfnorm.utils.types import DType, Parameter, Shape
+
+
+class AllEventsWanted(BaseException):
+    """Ends a pass in the mode "adapt" at a `Centering`, which needs its input from all events.
+
+    Like `GeneratorExit` it is no error, so that nothing on its way handles it.
+    """
+
+    def __init__(self, centering: "Centering", data: np.ndarray, is_inverse: bool) -> None:
+        super().__init__()
+        self.centering, self.data, self.is_inverse = centering, data, is_inverse
 
 
 class Centering(Adaptable):
@@ -93,11 +105,11 @@ class Centering(Adaptable):
         return self._mean
 
     def _forward(self, x):
-        self._prepare(x, is_inverse=False)
+        self._prepare(x, self._mean.shape, is_inverse=False)
         return self._checked(x + self._mean)
 
     def _inverse(self, y):
-        self._prepare(y, is_inverse=True)
+        self._prepare(y, self._mean.shape, is_inverse=True)
         return self._checked(y - self._mean)
 
     def _forward_log_det_jacobian(self, x):
@@ -106,12 +118,21 @@ class Centering(Adaptable):
     def _inverse_log_det_jacobian(self, y):
         return self._checked(tf.zeros([], y.dtype))
 
-    def _prepare(self, value, is_inverse):
-        check_event_shape(value, self._mean.shape.as_list(), "y" if is_inverse else "x", self.name)
-        self._adapt(value, is_inverse)
-
     def _set_from(self, data, is_inverse):
-        mean = np.mean(np.reshape(data, [-1, *self._mean.shape]), axis=0)
+        raise AllEventsWanted(self, data, is_inverse)
+
+    def set_mean(self, batches: Iterable[np.ndarray], is_inverse: bool) -> None:
+        """Sets the mean to that of all batches, so that the result of `forward` or `inverse` has mean 0.
+
+        Raises:
+          ValueError: if the mean is not finite.
+        """
+        total, count = np.zeros(self._mean.shape), 0
+        for data in batches:
+            events = np.reshape(data, [-1, *self._mean.shape])
+            total, count = total + np.sum(events, axis=0), count + len(events)
+        mean = total / count
         if not np.isfinite(mean).all():
             raise ValueError(f"`{self.name}` cannot adapt to data whose mean is not finite.")
         self._mean.assign(tf.constant(mean if is_inverse else -mean, self.dtype))
+        self._is_adapted.assign(True)

@@ -9,6 +9,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.baselines import ConvolutionExponential2D, EmergingConv2D
 from tfp_selfnorm.bijectors import SelfNormConv2D, Squeeze
+from tfp_selfnorm.bijectors.conv_parameters import check_kernel_size
 from tfp_selfnorm.flows.building import (
     activation_maker,
     check_image_shape,
@@ -40,7 +41,7 @@ def conv_flow(
     layers_per_block: int = 3,
     kernel_size: Shape = 3,
     activation: str | Callable | None = "smooth_leaky_relu",
-    centering: bool = False,
+    centering: bool = True,
     layer: str = "self_norm",
     preprocessing: tfp.bijectors.Bijector | None = None,
     dtype: DType = tf.float32,
@@ -50,10 +51,10 @@ def conv_flow(
 ) -> tfp.distributions.TransformedDistribution:
     """The paper's convolutional flow: blocks of self-normalizing convolutions with a squeeze between blocks.
 
-    From data to latent: preprocessing, a `Centering` if asked, then blocks of convolutions. An activation
-    follows each layer of the flow except the last. A `Squeeze` between blocks halves both sides of the images
-    and multiplies the number of channels by four. The base is standard normal; its events have the shape of
-    the images in the last block.
+    From data to latent: preprocessing, a `Centering`, then blocks of convolutions. An activation follows
+    each layer of the flow except the last. A `Squeeze` between blocks halves both sides of the images and
+    multiplies the number of channels by four. The base is standard normal; its events have the shape of the
+    images in the last block.
 
     With `centering` the flow cannot be used until `adapt(flow, data)` or `FlowModel.adapt` has set the mean.
 
@@ -63,10 +64,10 @@ def conv_flow(
       layers_per_block: number of convolutions in a block, 1 or more.
       kernel_size: an odd int, or two.
       activation: as in `dense_flow`; a function gets the shape of the images.
+      centering: whether a `Centering` subtracts the mean of each pixel before the layers. Otherwise they must
+        learn to remove it, as in the paper.
       layer: "self_norm", a `SelfNormConv2D`; or "emerging" or "exponential", a `baselines.EmergingConv2D` or
         `baselines.ConvolutionExponential2D`. These two are exact in both directions and in their gradient.
-      centering: whether a `Centering` subtracts the mean of each pixel before the layers. The flow cannot be
-        used until `adapt` has set the mean.
       preprocessing: bijector from latent to data that is applied last, for example `images.pixel_sigmoid()`.
       dtype: float32 or float64.
       seed: int or stateless TFP seed of the initial values.
@@ -82,9 +83,11 @@ def conv_flow(
       ValueError: if the activation or layer is unknown, an option has a wrong value, the layer has no such
         option, the shape is unknown or not divisible, or a number is not positive.
 
+    >>> import numpy as np
     >>> import tensorflow as tf
     >>> import tfp_selfnorm as sn
     >>> flow = sn.conv_flow((8, 8, 1), num_blocks=2, layers_per_block=2, seed=1)
+    >>> sn.adapt(flow, np.random.default_rng(1).normal(size=[100, 8, 8, 1]))
     >>> flow.log_prob(tf.zeros([5, 8, 8, 1])).shape, flow.distribution.event_shape
     (TensorShape([5]), TensorShape([4, 4, 4]))
 
@@ -95,6 +98,7 @@ def conv_flow(
     num_blocks = check_positive_int(num_blocks, "num_blocks")
     layers_per_block = check_positive_int(layers_per_block, "layers_per_block")
     shape, dtype = check_image_shape(image_shape, divisor=2 ** (num_blocks - 1)), check_dtype(dtype)
+    kernel_size = check_kernel_size(kernel_size, ndims=2)
     make_activation = activation_maker(activation, dtype)
     seeds = iter(split_seeds(seed, num_blocks * layers_per_block, "conv_flow"))
     bijectors = first_bijectors(preprocessing, centering, shape, dtype)

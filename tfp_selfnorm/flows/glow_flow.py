@@ -39,7 +39,7 @@ def glow_flow(
     network_dtype: Any = None,
     act_norm: bool = True,
     split_prior: bool = True,
-    centering: bool = False,
+    centering: bool = True,
     layer: str = "self_norm",
     preprocessing: tfp.bijectors.Bijector | None = None,
     dtype: DType = tf.float32,
@@ -49,7 +49,7 @@ def glow_flow(
 ) -> tfp.distributions.TransformedDistribution:
     """The paper's Glow-like flow: squeezes, steps of normalization, mixing and coupling, and splits.
 
-    From data to latent: preprocessing, a `Centering` if asked, then the blocks. A block is a `Squeeze` and
+    From data to latent: preprocessing, a `Centering`, then the blocks. A block is a `Squeeze` and
     `steps_per_block` steps. Each step is an `ActNorm`, a mixing of the channels, and an `AffineCoupling`. A
     split follows each block except the last: one half of the channels is latent at once, and the later blocks
     map the other half. With `split_prior`, a coupling before the split changes the latent half, conditioned
@@ -70,11 +70,11 @@ def glow_flow(
         "mixed_bfloat16". `None` is the global policy if the flow is float32, and otherwise the flow's dtype.
       act_norm: whether steps have an `ActNorm`.
       split_prior: whether there is a coupling before each split.
+      centering: whether a `Centering` subtracts the mean of each pixel before the layers. Otherwise they must
+        learn to remove it, as in the paper.
       layer: the mixing of the channels: "self_norm", a `SelfNormConv2D`; "lu", a 1x1 convolution with LU
         factors (`tfb.ScaleMatvecLU`); or "emerging" or "exponential". These two are the convolution of "lu"
         and then a `baselines.EmergingConv2D` or `baselines.ConvolutionExponential2D` near the identity.
-      centering: whether a `Centering` subtracts the mean of each pixel before the layers. The flow cannot be
-        used until `adapt` has set the mean.
       preprocessing: bijector from latent to data that is applied last, for example `images.pixel_sigmoid()`.
       dtype: float32 or float64, of events, kernels and results. Coupling networks have their own dtype. Exact
         log-dets and solves of convolutions compute in float64.
@@ -108,8 +108,8 @@ def glow_flow(
     make_mixing = _mixing_maker(layer, layer_options, kernel_size, dtype)
     make_coupling = _coupling_maker(width, network_dtype, dtype)
     check_bools(act_norm=act_norm, split_prior=split_prior)
-    bijectors, latent_shape = first_bijectors(preprocessing, centering, shape, dtype), squeezed(shape)
     seeds = iter(split_seeds(seed, num_blocks * (2 * steps_per_block + 1), "glow_flow"))
+    bijectors, latent_shape = first_bijectors(preprocessing, centering, shape, dtype), squeezed(shape)
     blocks: list[list] = [[] for _ in range(num_blocks)]
     for i, block in enumerate(blocks):
         *sides, channels = squeezed(shape)

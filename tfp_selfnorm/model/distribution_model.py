@@ -104,13 +104,11 @@ class DistributionModel(keras.Model):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         counts = ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size")
         check_counts(epochs=epochs or None, **{name: arguments[name] for name in counts})
-        keeps_labels = self._takes_labels()
-        data = prepare(x, self.distribution, y, sample_weight, class_weight, keeps_labels=keeps_labels)
-        if validation_data is not None:
-            arguments["validation_data"] = prepare_validation(
-                validation_data, self.distribution, keeps_labels
-            )
         with self._checks():
+            labels = self._takes_labels()
+            data = prepare(x, self.distribution, y, sample_weight, class_weight, keeps_labels=labels)
+            if validation_data is not None:
+                arguments["validation_data"] = prepare_validation(validation_data, self.distribution, labels)
             history = super().fit(**{**arguments, **data._asdict()})
         self._end_training()
         return history
@@ -133,11 +131,11 @@ class DistributionModel(keras.Model):
         """
         check_counts(batch_size=batch_size, steps=steps)
         data = FitData(x, y, sample_weight)
-        # Inside `fit` Keras has an iterator of the validation data, which are checked already.
-        if not kwargs.get("_use_cached_eval_dataset", False):
-            data = prepare(x, self.distribution, y, sample_weight, keeps_labels=self._takes_labels())
         options = {"verbose": verbose, "steps": steps, "callbacks": callbacks, "return_dict": return_dict}
         with self._checks(evaluates=True):
+            # Inside `fit` Keras has an iterator of the validation data, which are checked already.
+            if not kwargs.get("_use_cached_eval_dataset", False):
+                data = prepare(x, self.distribution, y, sample_weight, keeps_labels=self._takes_labels())
             return super().evaluate(**data._asdict(), batch_size=batch_size, **options, **kwargs)
 
     def train_on_batch(
@@ -178,8 +176,8 @@ class DistributionModel(keras.Model):
         The arguments are as in Keras. Takes events, and raises, as `fit` does.
         """
         check_counts(batch_size=batch_size, steps=steps)
-        data = prepare(x, self.distribution)
         with self._checks(evaluates=True):
+            data = prepare(x, self.distribution)
             return super().predict(data.x, batch_size, verbose, steps, callbacks)
 
     def predict_on_batch(self, x: Array) -> np.ndarray:
@@ -235,7 +233,7 @@ class DistributionModel(keras.Model):
 
     @contextlib.contextmanager
     def _checks(self, evaluates=False):
-        """Around each method of Keras: checks the flow before it, and explains failures of data sets."""
+        """Around each method of Keras: checks the flow before data, and explains failures of data sets."""
         check_adapted(self.distribution)
         self._is_evaluating = self._evaluation_begins = evaluates
         try:

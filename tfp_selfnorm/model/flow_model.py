@@ -230,20 +230,19 @@ class FlowModel(FlowTrainer):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return copying.deep_copy_model(self, memo)
 
-    def adapt(self, data: Any, num_examples: int = 512) -> None:
-        """Sets the initial values of each `ActNorm` from data, once, before `fit`; see `tfp_selfnorm.adapt`.
+    def adapt(self, data: Any, num_examples: int = 10_000, whitens: bool = False) -> None:
+        """Sets each `Centering` and `ActNorm` from data, once, before `fit`; see `tfp_selfnorm.adapt`.
 
         Args:
-          data: events in any form that `fit` takes, such as an array or a batched `tf.data.Dataset`. Labels
-            are ignored.
-          num_examples: the number of events to use, from the beginning; they pass the flow in one batch.
+          data: events in any form that `fit` takes, such as an array or batches. Labels are ignored.
+          num_examples: the number of events to use, from the beginning; they are held in memory.
+          whitens: whether to set each `SelfNormDense` too, as `whiten` does.
 
         Raises:
           TypeError: if the events are not floating.
-          ValueError: if the flow is adapted already, if `data` does not consist of events, or if a channel
-            does not vary.
+          ValueError: if the flow is adapted already, or the data are refused by `tfp_selfnorm.adapt`.
         """
-        adapt(self.distribution, first_events(data, num_examples, self.distribution))
+        adapt(self.distribution, first_events(data, num_examples, self.distribution), whitens)
 
     def log_prob(self, x: Array) -> tf.Tensor:
         """Returns the exact log density of each event in nats, at O(D^3) for each self-normalizing layer.

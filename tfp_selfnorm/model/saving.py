@@ -27,7 +27,8 @@ _RECIPE = ("builder", "arguments", "inverse_learning", "bits_per_dim", "dtype_po
 # Files of version 0.1.0 have no entry "format".
 _FORMAT = 2
 _RANDOM_STATE = "seed_generator_state"
-_BUILDERS_OF_0_1_0 = [{"function": f"tfp_selfnorm>{name}_flow"} for name in ("dense", "conv", "glow")]
+_IMAGE_BUILDERS = [{"function": f"tfp_selfnorm>{name}_flow"} for name in ("conv", "glow")]
+_BUILDERS_OF_0_1_0 = [{"function": "tfp_selfnorm>dense_flow"}, *_IMAGE_BUILDERS]
 _STATE = ("name", "trainable_variables")
 
 
@@ -191,7 +192,8 @@ def _in_present_words(config):
     """The config of a file with today's arguments of builders, where version 0.1.0 wrote others.
 
     It called the `layer` of a Glow `mixing`, with "exact" for the gradient "exact". It took the options of
-    self-normalizing layers for other layers too, where they had no effect.
+    self-normalizing layers for other layers too, where they had no effect. Its flows of images had no
+    `Centering`.
     """
     if "format" in config or not isinstance(config.get("arguments"), dict):
         return config
@@ -203,6 +205,8 @@ def _in_present_words(config):
         arguments |= {"gradient": "exact"} if mixing == "exact" else {"layer": mixing}
     if arguments.get("layer", "self_norm") != "self_norm":
         arguments = {name: value for name, value in arguments.items() if name not in SELF_NORM_OPTIONS}
+    if builder in _IMAGE_BUILDERS:
+        arguments["centering"] = False
     return {**config, "arguments": arguments, "format": _FORMAT}
 
 
