@@ -239,14 +239,20 @@ def flows():
         "FC-2, the paper's regularizer": ((784,), lambda: (sn.dense_flow(784, seed=1), paper)),
         "FC-2, tracked": ((784,), lambda: (sn.dense_flow(784, seed=1), tracking)),
         "FC-2, exact gradient": ((784,), lambda: (sn.dense_flow(784, seed=1, gradient="exact"), None)),
-        "conv-9, smooth leaky ReLU": (image, lambda: (sn.conv_flow(image, centering=False, seed=1), paper)),
+        "conv-9, smooth leaky ReLU": (
+            image,
+            lambda: (sn.conv_flow(image, centering=False, gradient="self_norm", seed=1), paper),
+        ),
         "conv-9, smooth leaky ReLU, exact gradient": (
             image,
             lambda: (sn.conv_flow(image, centering=False, seed=1, gradient="exact"), None),
         ),
         "conv-9, spline": (
             image,
-            lambda: (sn.conv_flow(image, centering=False, seed=1, activation="spline"), paper),
+            lambda: (
+                sn.conv_flow(image, centering=False, gradient="self_norm", seed=1, activation="spline"),
+                paper,
+            ),
         ),
         "Glow, 2 blocks of 4, width 16, 5x5": (
             image,

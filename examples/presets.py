@@ -127,10 +127,13 @@ def _presets():
         sn.Reconstruction("data", 1.0),
         learning_rate=1e-4,
     )
-    selfnorm_cnn = Preset(
+    cnn = Preset(
         "conv_flow",
         {"num_blocks": 3, "layers_per_block": 3, "activation": "spline", "centering": False},
-        sn.Reconstruction("data", 1.0),
+        None,
+    )
+    selfnorm_cnn = _change(
+        cnn, flow={"gradient": "self_norm"}, inverse_learning=sn.Reconstruction("data", 1.0)
     )
     # 32x32x3, then 16x16x12, then 8x8x48.
     selfnorm_patches = _change(
@@ -175,8 +178,8 @@ def _presets():
         "selfnorm_cnn_mnist": selfnorm_cnn,
         "exact_cnn_mnist": _change(selfnorm_cnn, flow=exact, inverse_learning=None),
         "circulant_cnn_mnist": _change(selfnorm_cnn, flow=circulant, inverse_learning=None),
-        "emerging_cnn_mnist": _change(selfnorm_cnn, flow={"layer": "emerging"}, inverse_learning=None),
-        "exponential_cnn_mnist": _change(selfnorm_cnn, flow={"layer": "exponential"}, inverse_learning=None),
+        "emerging_cnn_mnist": _change(cnn, flow={"layer": "emerging"}),
+        "exponential_cnn_mnist": _change(cnn, flow={"layer": "exponential"}),
         "conv1x1_glow_mnist": conv1x1_glow,
         "selfnorm_glow_mnist": selfnorm_glow,
         "geco_selfnorm_glow_mnist": _change(

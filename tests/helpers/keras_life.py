@@ -26,7 +26,10 @@ import tfp_selfnorm as sn
 
 BUILDERS = {
     "dense_flow": (sn.dense_flow, {"event_shape": (4, 4, 1)}),
-    "conv_flow": (sn.conv_flow, {"image_shape": (4, 4, 1), "num_blocks": 2, "layers_per_block": 1}),
+    "conv_flow": (
+        sn.conv_flow,
+        {"image_shape": (4, 4, 1), "num_blocks": 2, "layers_per_block": 1, "gradient": "self_norm"},
+    ),
     "glow_flow": (sn.glow_flow, {"image_shape": (4, 4, 1), "steps_per_block": 1, "width": 4}),
     "glow_flow, lu": (
         sn.glow_flow,

@@ -118,7 +118,8 @@ def test_the_error_hovers_about_the_tolerance(data):
 
 def test_convolutions_under_tracking_have_a_weight_too(rng):
     x = rng.normal(size=[20, 2, 2, 1]).astype(np.float32)
-    flow = sn.conv_flow((2, 2, 1), num_blocks=1, layers_per_block=1, centering=False, seed=1)
+    options = {"num_blocks": 1, "layers_per_block": 1, "centering": False, "gradient": "self_norm"}
+    flow = sn.conv_flow((2, 2, 1), seed=1, **options)
     tracking = sn.Tracking(reconstruction=sn.Reconstruction(weight=Schedule(3.0, 2, 1.0)))
     model = sn.FlowModel(flow, tracking)
     model.compile("sgd")

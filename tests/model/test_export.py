@@ -53,7 +53,13 @@ def dense_flow_of_images():
 def conv_flow_of_images():
     pixels = sn.images.pixel_sigmoid(4)
     return sn.conv_flow(
-        (4, 4, 1), num_blocks=2, layers_per_block=1, preprocessing=pixels, activation="spline", seed=1
+        (4, 4, 1),
+        num_blocks=2,
+        layers_per_block=1,
+        activation="spline",
+        preprocessing=pixels,
+        seed=1,
+        gradient="self_norm",
     )
 
 
