@@ -235,13 +235,14 @@ def flows():
         "split_prior": False,
     }
     paper, tracking = sn.Reconstruction(), sn.Tracking()
+    learned = {"centering": False, "gradient": "self_norm", "seed": 1}
     return {
         "FC-2, the paper's regularizer": ((784,), lambda: (sn.dense_flow(784, seed=1), paper)),
         "FC-2, tracked": ((784,), lambda: (sn.dense_flow(784, seed=1), tracking)),
         "FC-2, exact gradient": ((784,), lambda: (sn.dense_flow(784, seed=1, gradient="exact"), None)),
         "conv-9, smooth leaky ReLU": (
             image,
-            lambda: (sn.conv_flow(image, centering=False, gradient="self_norm", seed=1), paper),
+            lambda: (sn.conv_flow(image, **learned), paper),
         ),
         "conv-9, smooth leaky ReLU, exact gradient": (
             image,
@@ -250,7 +251,7 @@ def flows():
         "conv-9, spline": (
             image,
             lambda: (
-                sn.conv_flow(image, centering=False, gradient="self_norm", seed=1, activation="spline"),
+                sn.conv_flow(image, activation="spline", **learned),
                 paper,
             ),
         ),

@@ -160,6 +160,7 @@ def trained_flow(layers_per_block, steps):
         centering=False,
         preprocessing=sn.images.pixel_sigmoid(17),
         seed=1,
+        gradient="self_norm",
     )
     model = sn.FlowModel(flow, sn.Reconstruction("data", weight=1.0))
     model.compile(keras.optimizers.Adam(1e-3))

@@ -22,7 +22,9 @@ def tiny_flows():
         "conv-9, smooth leaky ReLU": (
             (4, 4, 1),
             lambda: (
-                sn.conv_flow((4, 4, 1), num_blocks=1, layers_per_block=1, centering=False, seed=1),
+                sn.conv_flow(
+                    (4, 4, 1), num_blocks=1, layers_per_block=1, centering=False, gradient="self_norm", seed=1
+                ),
                 sn.Reconstruction(),
             ),
         ),

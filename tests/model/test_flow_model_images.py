@@ -22,10 +22,8 @@ def digits():
 
 def conv(layers_per_block=1, event_shape=(8, 8, 1), **options):
     """Of one layer a block: the time is that of tracing each layer, and of compiling it."""
-    pixels = sn.images.pixel_sigmoid(17)
-    return sn.conv_flow(
-        event_shape, num_blocks=2, layers_per_block=layers_per_block, preprocessing=pixels, seed=1, **options
-    )
+    options = {"gradient": "self_norm", "preprocessing": sn.images.pixel_sigmoid(17), "seed": 1} | options
+    return sn.conv_flow(event_shape, num_blocks=2, layers_per_block=layers_per_block, **options)
 
 
 def glow(event_shape=(8, 8, 1), **options):
@@ -40,6 +38,7 @@ WAYS = {
     "conv, default": (conv, {"layers_per_block": 2}, sn.Tracking()),
     "conv, probes": (conv, {}, sn.Reconstruction("probes")),
     "conv, exact": (conv, {"gradient": "exact"}, None),
+    "conv, circulant": (conv, {"gradient": "circulant"}, None),
     "conv, splines": (conv, {"activation": "spline"}, sn.Tracking()),
     "glow, paper": (glow, {}, sn.Reconstruction(weight=100.0)),
     "glow, default": (glow, {}, sn.Tracking()),
