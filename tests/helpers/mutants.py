@@ -6,10 +6,10 @@
 Needs `cosmic-ray` (8.7 was tried) and `pytest-cov` (7.1). Each mutant is a mutation of cosmic-ray at a
 place that was drawn at random from the folders `FOLDERS`. The first command runs the tests of `make test`.
 It keeps in `.coverage` which test runs which line. The second command runs the tests that run the line of
-the mutant, first the tests of its folder and those that run few lines, and ends at the first failure. All tests
-run for a line that an import runs. A mutant that fails a test is killed. A line in a function that is compiled
-once counts for the first test alone, so run all tests on a survivor. The file has a line for each mutant; those that stand in
-it already are not run again. Run it in a clone: it changes files.
+the mutant, first the tests of its folder and those that run few lines, and ends at the first failure. All
+tests run for a line that an import runs. A mutant that fails a test is killed. A line in a function that is
+compiled once counts for the first test alone, so run all tests on a survivor. The file has a line for each
+mutant; those that stand in it already are not run again. Run it in a clone: it changes files.
 """
 
 import argparse
