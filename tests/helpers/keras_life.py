@@ -32,6 +32,11 @@ BUILDERS = {
         sn.glow_flow,
         {"image_shape": (4, 4, 1), "steps_per_block": 1, "width": 4, "layer": "lu"},
     ),
+    "conv_flow, circulant": (
+        sn.conv_flow,
+        {"image_shape": (4, 4, 1), "num_blocks": 2, "layers_per_block": 1, "gradient": "circulant"},
+    ),
+    "free_form_flow": (sn.free_form_flow, {"event_shape": (4, 4, 1), "width": 8, "depth": 1}),
 }
 BATCH, EPOCHS = 10, 3
 
