@@ -50,9 +50,10 @@ class LearnedInverse(SelfNormalizing):
     The exact `forward` is Broyden's method from the decoder, and a step of Newton's method: some ten passes,
     and O(D^3). Its gradient is exact.
 
-    The input of the networks has one batch dimension, `[B, *event_shape]`. They must treat each event alone:
-    no batch normalization in training mode. With a `condition` each network gets a list, `[events,
-    condition]`; see `AffineCoupling`.
+    The input of the networks has one batch dimension, `[B, *event_shape]`. They must treat each event alone,
+    and each call alike. In training mode batch normalization and dropout make the surrogate inaccurate; the
+    density outside of training is right. With a `condition` each network gets a list, `[events, condition]`;
+    see `AffineCoupling`.
 
     Shapes: events of `event_shape`. Dtypes: float32 or float64, as the networks. Units: nats.
 
