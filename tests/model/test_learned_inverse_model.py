@@ -200,9 +200,10 @@ def test_a_flow_whose_support_is_without_the_initial_zeros_trains(x):
     np.testing.assert_allclose(fit(model, np.exp(x[:16]), batch_size=16)["nll"][0], -mean, rtol=1e-6)
 
 
-def test_events_of_a_skipped_batch_are_not_kept(x):
-    """Else the next refresh would stop the training, although a skipped batch is no reason to."""
-    layer = sn.LearnedInverse(residual(1), residual(2), SIZE, gradient="self_norm")
+@pytest.mark.parametrize("gradient", ["self_norm", "exact"])
+def test_a_batch_without_a_density_is_skipped_and_its_events_are_not_kept(gradient, x):
+    """Else the next refresh, or the inverse of a Jacobian that is NaN, would stop the training."""
+    layer = sn.LearnedInverse(residual(1), residual(2), SIZE, gradient=gradient)
     model = make_model(tfb.Chain([tfb.Exp(), layer]), sn.Tracking(refresh_every=1))
     data = np.exp(x)
     data[25] = -1.0
