@@ -33,7 +33,7 @@ def test_the_density_of_a_trained_flow_integrates_to_one(rng):
     assert history["nll"][-1] < 1.9
     assert integral(flow, 8.0, 160) == pytest.approx(1.0, abs=0.01)
     assert history["reconstruction"][-1] < 0.01
-    assert error_of_inverse(flow) < 0.3
+    assert error_of_inverse(flow) < 0.5
 
 
 def test_the_density_of_random_networks_does_not_and_the_inverse_error_says_so(rng):

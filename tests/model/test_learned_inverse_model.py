@@ -10,6 +10,7 @@ import tensorflow_probability as tfp
 import tf_keras
 
 import tfp_selfnorm as sn
+from tfp_selfnorm.flows.networks import computes_in_float16
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 SIZE = 2
@@ -278,6 +279,30 @@ def test_the_callbacks_work_on_it(x, tmp_path):
     assert history["worst_inverse_error"][0] == pytest.approx(
         float(sn.inverse_error(layer, seed=[0, 0])), rel=1e-6
     )
+
+
+def test_a_grid_of_samples_by_the_decoder_and_by_the_exact_inverse(tmp_path, rng):
+    flow = sn.free_form_flow((4, 4, 1), width=3, depth=1, gradient="self_norm", seed=1)
+    model = sn.FlowModel(flow)
+    model.compile("adam", run_eagerly=True)
+    data = rng.normal(size=[20, 4, 4, 1]).astype(np.float32)
+    grids = [sn.callbacks.SampleGrid(str(tmp_path / f"{e}.png"), exact=e) for e in (False, True)]
+    model.fit(data, batch_size=20, epochs=1, verbose=0, callbacks=grids)
+    assert len(list(tmp_path.glob("*.png"))) == 2
+    np.testing.assert_allclose(model.reconstruct(data, exact=True), data, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["residual_network", "coupling_network"])
+def test_networks_of_full_precision_need_no_scaled_loss_under_a_mixed_policy(name):
+    """The graph of the layers and its inputs have the policy, and compute nothing."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        sizes = {"residual_network": [SIZE], "coupling_network": [(4, 4, 1), 2]}[name]
+        network, halves = (getattr(sn, name)(*sizes, width=2, dtype=dtype) for dtype in ("float32", None))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert not computes_in_float16(network)
+    assert computes_in_float16(halves)
 
 
 def test_as_a_layer_of_a_bigger_model(x):
