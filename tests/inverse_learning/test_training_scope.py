@@ -1,5 +1,7 @@
 """The training scope: held values, true gradients, registration, threads, and its refusals."""
 
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -277,3 +279,14 @@ def test_the_weight_may_be_a_variable_or_an_argument(make_layer):
         np.testing.assert_allclose(scope.reconstruction_loss(), 2.0 * error)
         np.testing.assert_allclose(scope.reconstruction_loss(weight=0.5), 0.5 * error)
         np.testing.assert_allclose(scope.reconstruction_error(num_examples=1), error)
+
+
+def test_each_replica_has_probes_of_its_own(monkeypatch):
+    """Their mean would gain nothing from the replicas otherwise. The first has those of a single device."""
+    seeds = []
+    for replica in (None, 0, 1):
+        context = None if replica is None else types.SimpleNamespace(replica_id_in_sync_group=replica)
+        monkeypatch.setattr(tf.distribute, "get_replica_context", lambda context=context: context)
+        with sn.training_scope(seed=3) as scope:
+            seeds.append(np.array(scope.pass_seed()).tolist())
+    assert seeds[0] == seeds[1] != seeds[2]

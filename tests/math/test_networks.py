@@ -101,6 +101,27 @@ def test_a_map_without_a_gradient_is_singular():
     assert np.isneginf(networks.log_det(tf.ones_like, tf.zeros([2, 3]))).all()
 
 
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_an_event_without_a_log_det_is_no_error(value):
+    """The gradient of a singular matrix would be an error, and stop a training that should skip a batch."""
+    x = tf.constant([[0.5, 2.0], [value, 1.0]], tf.float64)
+    scale = tf.Variable(1.0, dtype=tf.float64)
+    with tf.GradientTape() as tape:
+        log_det = networks.log_det(lambda events: scale * events**2, x)
+        total = log_det[0]
+    np.testing.assert_allclose(log_det[0], np.log(4.0))
+    assert not np.isfinite(log_det[1])
+    gradient = tape.gradient(total, scale)
+    if value == 0.0:
+        np.testing.assert_allclose(gradient, 2.0)
+
+
+def test_a_singular_solution_has_a_residual_and_is_no_error():
+    z = tf.constant([[1.0], [-1.0], [np.nan]], tf.float64)
+    _, residual = networks.solve(lambda x: tf.nn.relu(x), lambda z: z, z, tolerance=1e-9)
+    np.testing.assert_array_equal(residual < 1e-9, [True, False, False])
+
+
 def repeated(x):
     """Each event D times, with probes for which the mean of `v v^T` is the identity: nothing is random."""
     probes = np.sqrt(D) * np.repeat(np.eye(D), len(x), axis=0)

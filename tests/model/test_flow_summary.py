@@ -61,6 +61,27 @@ def test_a_convolutional_flow():
     assert (totals["Total"], totals["Trainable"]) == (311, 311)
 
 
+def test_a_free_form_flow():
+    """Each network has two dense layers; the decoder trains by its regularizer, unless there is none."""
+    flow = sn.free_form_flow((2, 2), width=3, depth=1, gradient="self_norm", seed=1)
+    network = 4 * 3 + 3 + 3 * 4 + 4
+    for learning, trainable in ((sn.Tracking(), 2 * network), (None, network)):
+        rows, totals = table(sn.FlowModel(flow, learning), show_trainable=True)
+        assert [row[0] for row in rows] == [
+            "reshape (Reshape)",
+            "dense (SelfNormDense)",
+            "learned_inverse_0 (LearnedInverse)",
+            "SampleNormal (Sample of Normal)",
+        ]
+        assert rows[2] == (rows[2][0], "(4,) → (4,)", trainable, 2 * network - trainable, "Y")
+        # Without tracking, the likelihood trains both kernels of the dense layer.
+        assert totals["Trainable"] == trainable + 4 + (16 if learning else 32)
+    (row,) = (
+        row for row in table(sn.FlowModel(flow), expand_nested=True)[0] if "encoder_0 (Functional)" in row[0]
+    )
+    assert row[2] == network
+
+
 def test_a_glow():
     """Centering has a mean and a flag, ActNorm a shift, a scale and a flag; a network three convolutions
     with biases.

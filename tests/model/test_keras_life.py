@@ -9,6 +9,9 @@ RUN = {
     "conv_flow": ["save/load", "weights", "SIGKILL, resume", "Mirrored"],
     "glow_flow": ["save/load", "two workers", "float16", "bfloat16"],
     "glow_flow, lu": ["weights"],
+    "conv_flow, circulant": ["save/load", "export"],
+    "free_form_flow": ["save/load", "weights", "export", "SIGKILL, resume", "float16", "run_eagerly"],
+    "free_form_flow, exact": ["Mirrored"],
 }
 
 

@@ -69,6 +69,11 @@ BUILT = {
         {"image_shape": (4, 4, 1), "num_blocks": 2, "steps_per_block": 1, "kernel_size": 1, "width": 3}
         | {"act_norm": False, "centering": False, "split_prior": False, "seed": 1},
     ),
+    "free_form_flow": (
+        sn.free_form_flow,
+        {"event_shape": (3,), "num_layers": 2, "width": 4, "depth": 1, "num_probes": 2, "seed": 1},
+    ),
+    "residual_network": (sn.residual_network, {"event_size": 3, "width": 4, "depth": 1, "seed": 1}),
     "trainable_spline": (sn.trainable_spline, {"event_shape": 3, "num_bins": 4, "bound": 2.5}),
     "ActNorm": (sn.ActNorm.trainable, {"channels": 3}),
     "SelfNormDense": (
@@ -199,6 +204,7 @@ def test_integers_as_seeds():
 def test_names_of_dtypes(dtype):
     assert sn.dense_flow(2, activation="spline", dtype=dtype).dtype == tf.float64
     assert sn.glow_flow((2, 2, 1), num_blocks=1, steps_per_block=1, width=2, dtype=dtype).dtype == tf.float64
+    assert sn.free_form_flow(2, width=2, depth=1, dtype=dtype).dtype == tf.float64
     assert sn.ActNorm.trainable(2, dtype=dtype).dtype == tf.float64
     assert sn.baselines.EmergingConv2D.trainable((2, 2), 1, dtype=dtype).dtype == tf.float64
     assert sn.images.pixel_sigmoid(dtype=dtype).low.dtype == tf.float64

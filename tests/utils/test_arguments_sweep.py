@@ -104,7 +104,11 @@ WRONG = {
     "bound": [*NO_NUMBER, 0.0, -1, np.inf],
     "bounds": [*NO_NUMBER, 2.5, (1.0,), (1.0, "a"), (2.0, 1.0), (0.0, 1.0), (1.0, np.inf), (np.nan, 1.0)],
     "channels": NO_COUNT,
+    "condition_shape": [*NO_SHAPE, (2, None), (2, 3), ()],
+    "condition_size": [*NO_INT, -1],
     "dataset": NO_OBJECT,
+    "decoder": NO_OBJECT,
+    "depth": NO_COUNT,
     "distribution": NO_OBJECT,
     "distribution_or_bijector": NO_OBJECT,
     "dtype": [
@@ -121,6 +125,7 @@ WRONG = {
         complex,
         object,
     ],
+    "encoder": NO_OBJECT,
     "errors": [*NO_OBJECT[5:], {"dense": 1.0}],
     "event_ndims": NO_COUNT,
     "event_shape": [*NO_SHAPE, (2, None), tf.TensorShape(None)],
@@ -189,6 +194,8 @@ WRONG |= {
     "coupling_network.dtype": WRONG["network_dtype"],
     "coupling_network.kernel_size": [*NO_SHAPE, (3, None), (3, 3, 3)],
     "coupling_network.seed": NO_INT,
+    "residual_network.dtype": WRONG["network_dtype"],
+    "residual_network.seed": NO_INT,
     "dequantize_dataset.seed": NO_INT,
     "InverseQuality.seed": [*NO_INT, None],
     "is_adapted.distribution": NO_OBJECT,
@@ -228,6 +235,10 @@ PUBLIC = {
     "FlowModel": (sn.FlowModel, lambda: {"distribution": tfd.Sample(tfd.Normal(0.0, 1.0), [2])}),
     "InverseQuality": (sn.callbacks.InverseQuality, dict),
     "LeakyReLU": (sn.LeakyReLU, dict),
+    "LearnedInverse": (
+        sn.LearnedInverse,
+        lambda: {"encoder": tf.identity, "decoder": tf.identity, "event_shape": 2},
+    ),
     "Reconstruction": (sn.Reconstruction, dict),
     "ReconstructionWeights": (
         sn.ReconstructionWeights,
@@ -277,29 +288,33 @@ PUBLIC = {
         lambda: {"dataset": tf.data.Dataset.from_tensors(tf.zeros(3, tf.int32))},
     ),
     "exact": (sn.exact, dict),
+    "free_form_flow": (sn.free_form_flow, lambda: {"event_shape": 2, "width": 4}),
     "glow_flow": (sn.glow_flow, lambda: IMAGES | {"steps_per_block": 1, "width": 4}),
     "inverse_error": (sn.inverse_error, lambda: {"layer": a_layer()}),
     "is_adapted": (sn.is_adapted, dict),
     "pixel_sigmoid": (sn.images.pixel_sigmoid, dict),
     "refresh_inverse": (sn.refresh_inverse, dict),
+    "residual_network": (sn.residual_network, lambda: {"event_size": 2, "width": 4}),
     "self_norm_layers": (sn.self_norm_layers, dict),
     "sketch_and_project": (sn.sketch_and_project, lambda: {"layer": a_layer()}),
     "trainable_spline": (sn.trainable_spline, lambda: {"event_shape": 2}),
     "training_scope": (in_scope, dict),
     "whiten": (sn.whiten, lambda: {"x": EVENTS}),
 }
-MAKES_VARIABLES = ("trainable", "_flow", "coupling_network", "trainable_spline")
+MAKES_VARIABLES = ("trainable", "_flow", "coupling_network", "residual_network", "trainable_spline")
 
 
 # What builders pass on, with the values that are taken without them.
 LAYER_OPTIONS = {"gradient": "self_norm", "mixture": 0.5, "inversion": None}
+FREE_FORM_OPTIONS = {"gradient": None, "inversion": "learned", "num_probes": 1}
 
 
 def arguments_of(function):
     """The names of the arguments with their defaults, those of `**layer_options` too."""
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name == "layer_options":
-            yield from LAYER_OPTIONS.items()
+            options = FREE_FORM_OPTIONS if function is sn.free_form_flow else LAYER_OPTIONS
+            yield from options.items()
         else:
             yield parameter.name, parameter.default
 
@@ -347,6 +362,6 @@ def test_the_sweep_holds_every_public_function():
     makers = {
         f"{name}.trainable" for name in found if inspect.ismethod(getattr(found[name], "trainable", None))
     }
-    # The base class has no constructor to call; private functions are not for users.
+    # The base classes have no constructor to call; private functions are not for users.
     public = {name for name in found if not name.startswith("_")} | makers
-    assert public - set(PUBLIC) == {"SelfNorm"}
+    assert public - set(PUBLIC) == {"SelfNorm", "SelfNormalizing"}

@@ -15,6 +15,7 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 MAKERS = {
     "dense_flow": lambda name: sn.dense_flow(2, name=name),
     "conv_flow": lambda name: sn.conv_flow((4, 4, 1), num_blocks=1, layers_per_block=1, name=name),
+    "free_form_flow": lambda name: sn.free_form_flow(2, width=2, depth=1, name=name),
     "glow_flow": lambda name: sn.glow_flow((4, 4, 1), num_blocks=1, steps_per_block=1, width=2, name=name),
     "FlowModel": lambda name: sn.FlowModel(two_shifts(), name=name),
     "from_builder": lambda name: sn.FlowModel.from_builder(sn.dense_flow, event_shape=2, name=name),
@@ -30,11 +31,13 @@ MAKERS = {
     "AffineCoupling": lambda name: sn.AffineCoupling(lambda x: x, name=name),
     "ChannelSplit": lambda name: sn.ChannelSplit(tfb.Exp(), name=name),
     "Squeeze": lambda name: sn.Squeeze(name=name),
+    "LearnedInverse": lambda name: sn.LearnedInverse(tf.identity, tf.identity, 2, name=name),
     "LeakyReLU": lambda name: sn.LeakyReLU(name=name),
     "SmoothLeakyReLU": lambda name: sn.SmoothLeakyReLU(name=name),
     "trainable_spline": lambda name: sn.trainable_spline(2, name=name),
     "pixel_sigmoid": lambda name: sn.images.pixel_sigmoid(name=name),
     "coupling_network": lambda name: sn.coupling_network((4, 4, 2), 4, width=2, name=name),
+    "residual_network": lambda name: sn.residual_network(2, width=2, depth=1, name=name),
 }
 
 

@@ -12,7 +12,7 @@ from tfp_selfnorm.bijectors.network_call import (
     call_network,
     check_network,
     flat_condition,
-    keras_weights,
+    network_variables,
     with_one_batch_dimension,
 )
 from tfp_selfnorm.bijectors.parameters import check_event_shape
@@ -42,17 +42,18 @@ class LearnedInverse(SelfNormalizing):
 
     Inside a `training_scope` the log-det has the surrogate gradient of Draxler et al.: the Jacobian of g in
     place of the inverse Jacobian of f, by one product in reverse mode and one in forward mode. Its value is
-    held, as in the linear layers: here a mean over some events. A step costs about four passes of both
-    networks, O(D) times less than the exact log-det. Outside the scope, `log_prob` and its gradient are
-    exact: D products with the Jacobian of f for each event, and O(D^3) for its log-det. Each direction
-    reports the log-det of the map that it computes.
+    held, as in the linear layers: here a mean over some events, and 0 before the first. A step costs about
+    four passes of both networks, O(D) times less than the exact log-det. Outside the scope, `log_prob` and
+    its gradient are exact: D products with the Jacobian of f for each event, and O(D^3) for its log-det. Each
+    direction reports the log-det of the map that it computes.
 
     The exact `forward` is Broyden's method from the decoder, and a step of Newton's method: some ten passes,
     and O(D^3). Its gradient is exact.
 
-    The input of the networks has one batch dimension, `[B, *event_shape]`. They must treat each event alone:
-    no batch normalization in training mode. With a `condition` each network gets a list, `[events,
-    condition]`; see `AffineCoupling`.
+    The input of the networks has one batch dimension, `[B, *event_shape]`. They must treat each event alone,
+    and each call alike. In training mode batch normalization and dropout make the surrogate inaccurate; the
+    density outside of training is right. With a `condition` each network gets a list, `[events, condition]`;
+    see `AffineCoupling`.
 
     Shapes: events of `event_shape`. Dtypes: float32 or float64, as the networks. Units: nats.
 
@@ -112,9 +113,12 @@ class LearnedInverse(SelfNormalizing):
             check_choice(gradient, "gradient", ("self_norm", "exact"), expected="None or one of {}")
         check_choice(inversion, "inversion", INVERSIONS)
         self._num_probes = check_positive_int(num_probes, "num_probes")
-        # TFP finds variables in attributes. It does not search a Keras network.
-        self._encoder_variables = [weight.value for weight in keras_weights(encoder)]
-        self._decoder_variables = [weight.value for weight in keras_weights(decoder)]
+        variables = [network_variables(network, self._event_sizes) for network in (encoder, decoder)]
+        # TFP finds variables in attributes. It does not search a Keras network or a function.
+        self._encoder_variables, self._decoder_variables = (
+            [] if isinstance(network, tf.Module) else found
+            for network, found in zip((encoder, decoder), variables, strict=True)
+        )
         is_small = np.prod(self._event_sizes) <= networks.SMALL
         super().__init__(
             networks.NetworkMaps(len(self._event_sizes)),
@@ -122,7 +126,7 @@ class LearnedInverse(SelfNormalizing):
             1.0,
             inversion,
             parameters,
-            _dtype_of(*self._encoder_variables, *self._decoder_variables),
+            _dtype_of(*variables[0], *variables[1]),
             is_constant_jacobian=False,
         )
 
@@ -313,8 +317,9 @@ class LearnedInverse(SelfNormalizing):
 _OPPOSITE = {"inverse": "forward", "forward": "inverse"}
 
 
-def _variables(network, keras_variables):
-    return list(network.variables) if isinstance(network, tf.Module) else list(keras_variables)
+def _variables(network, found):
+    # A `tf.Module` may make variables in its first call.
+    return list(network.variables) if isinstance(network, tf.Module) else list(found)
 
 
 def _dtype_of(*variables):

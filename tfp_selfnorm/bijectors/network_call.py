@@ -1,6 +1,6 @@
 """The calls of the networks inside bijectors: their inputs, and the errors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -31,6 +31,32 @@ def keras_weights(network: Any) -> list:
     if not isinstance(weights, list) or not all(hasattr(weight, "value") for weight in weights):
         return []
     return [weight for weight in weights if isinstance(weight.value, tf.Variable)]
+
+
+def network_variables(network: Any, event_sizes: Sequence[int]) -> list[tf.Variable]:
+    """The variables of a network of Keras, tf_keras or `tf.Module`.
+
+    Of another function they are the trainable variables that a call with an event of zeros reads. There are
+    none if the call fails, for example because the function needs a condition.
+    """
+    weights = keras_weights(network)
+    if weights:
+        return [weight.value for weight in weights]
+    if isinstance(network, tf.Module):
+        return list(network.variables)
+    return _variables_of_call(network, event_sizes) if tf.executing_eagerly() else []
+
+
+def _variables_of_call(network, event_sizes):
+    container = tf.distribute.get_strategy().extended.value_container
+    for dtype in (tf.float32, tf.float64):
+        try:
+            with tf.GradientTape() as tape:
+                network(tf.zeros([1, *event_sizes], dtype))
+        except (TypeError, ValueError, tf.errors.OpError):
+            continue
+        return list({v.ref(): v for v in map(container, tape.watched_variables())}.values())
+    return []
 
 
 def with_one_batch_dimension(value: tf.Tensor, num_leading: int) -> tf.Tensor:

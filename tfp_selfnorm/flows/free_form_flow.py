@@ -80,6 +80,9 @@ def free_form_flow(
     if condition_shape is not None:
         condition_size = check_sizes(condition_shape, "condition_shape", "one positive size", _is_vector)[0]
     num_layers, dtype = check_positive_int(num_layers, "num_layers"), check_dtype(dtype)
+    width, depth = check_positive_int(width, "width"), check_positive_int(depth, "depth")
+    # It checks the options before a variable is made.
+    LearnedInverse(tf.identity, tf.identity, event_size, **layer_options)
     seeds = split_seeds(seed, 2 * num_layers + 1, "free_form_flow")
     bijectors = check_preprocessing(preprocessing)
     if len(event_shape) != 1:

@@ -163,4 +163,10 @@ def _check_kernel_size(kernel_size):
 def computes_in_float16(network: Any) -> bool:
     """Whether a layer of a Keras network computes in float16; its gradients then need a scaled loss."""
     layers = network._flatten_layers() if isinstance(network, keras.Layer) else []
-    return any(layer.compute_dtype == "float16" for layer in layers)
+    return any(layer.compute_dtype == "float16" and not _only_passes_on(layer) for layer in layers)
+
+
+def _only_passes_on(layer):
+    """Whether it is a graph of layers or an input. These have the global policy, and compute nothing."""
+    is_graph = isinstance(layer, keras.Sequential) or hasattr(layer, "operations")
+    return is_graph or isinstance(layer, keras.layers.InputLayer)

@@ -47,6 +47,13 @@ class InverseLearning:
         by_likelihood = layer.gradient == "self_norm" and self.mixture(layer) < 1.0
         return by_likelihood or self.regularizer(layer) is not None
 
+    def untrained_variables(self, layers: Iterable) -> list:
+        """The variables of the layers that only learned inverses have which no gradient reaches."""
+        layers = check_layers(layers)
+        trained = {variable.ref() for layer in layers for variable in layer.map_variables[0]}
+        untrained = [layer for layer in layers if not self.trains_inverse(layer)]
+        return [v for layer in untrained for v in layer.map_variables[1] if v.ref() not in trained]
+
     def teaches_inverse(self, layer: Any) -> bool:
         """Whether R of the layer is tracked or has a regularizer."""
         return self.tracks(layer) or self.regularizer(layer) is not None

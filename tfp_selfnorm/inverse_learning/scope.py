@@ -201,9 +201,12 @@ class TrainingScope:
         return self._sum_over_passes(loss)
 
     def pass_seed(self) -> Any:
-        """A seed for the random numbers of the next pass; `None` if the scope has no seed."""
-        salt = f"training_scope_pass_{len(self.passes)}"
-        return None if self._seed is None else split_seeds(self._seed, 1, salt)[0]
+        """A seed for the random numbers of the next pass on this replica; `None` if the scope has no seed."""
+        if self._seed is None:
+            return None
+        context = tf.distribute.get_replica_context()
+        replica = 0 if context is None else context.replica_id_in_sync_group
+        return split_seeds(self._seed, 1, f"training_scope_pass_{len(self.passes)}")[0] + [replica, 0]
 
     def exact_log_dets(self) -> list[tf.Tensor]:
         """Each layer's exact log-det in nats, in the order of `layers`, at O(D^3) each.

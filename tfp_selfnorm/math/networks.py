@@ -23,13 +23,15 @@ _ZERO = tf.UnconnectedGradients.ZERO
 def log_det(function: Map, x: tf.Tensor, *conditions: tf.Tensor) -> tf.Tensor:
     """`log |det J|` in nats of the map at each event, exact, with an exact gradient.
 
-    It costs D products of a vector with the Jacobian, and a factorization, O(D^3), for each event. Chunks of
-    the batch follow one another, so that the Jacobians of a chunk have at most 4 million entries.
+    It costs D products of a vector with the Jacobian, and two factorizations, O(D^3), for each event. Chunks
+    of the batch follow one another, so that the Jacobians of a chunk have at most 4 million entries. Where
+    the Jacobian is singular or not finite, the log-det is not finite, and its gradient is 0.
     """
     largest_chunk = max(1, _JACOBIAN_ENTRIES // _size(x) ** 2)
 
     def of_chunk(inputs):
-        return tf.linalg.slogdet(jacobian(function, *inputs))[1]
+        matrix, is_regular, values = _regular(jacobian(function, *inputs))
+        return tf.where(is_regular, tf.linalg.slogdet(matrix)[1], values)
 
     inputs = (x, *conditions)
     # The loop over chunks costs time in each step; up to 8 dimensions any batch is one chunk.
@@ -50,6 +52,15 @@ def log_det(function: Map, x: tf.Tensor, *conditions: tf.Tensor) -> tf.Tensor:
     ]
     log_dets = tf.map_fn(of_chunk, tuple(chunks), fn_output_signature=tf.TensorSpec([None], x.dtype))
     return tf.reshape(log_dets, [-1])[:count]
+
+
+def _regular(matrices):
+    """The matrices, with the identity instead of each that has no inverse; whether each has one; log-dets."""
+    log_dets = tf.linalg.slogdet(tf.stop_gradient(matrices))[1]
+    is_regular = tf.math.is_finite(log_dets)
+    identity = tf.eye(matrices.shape[-1], dtype=matrices.dtype)
+    # The inverse of another matrix, which is in the gradient of the log-det too, would be an error.
+    return tf.where(is_regular[:, tf.newaxis, tf.newaxis], matrices, identity), is_regular, log_dets
 
 
 def jacobian(function: Map, x: tf.Tensor, *conditions: tf.Tensor) -> tf.Tensor:
@@ -145,7 +156,7 @@ def solve(
 
     x = tf.stop_gradient(_broyden(residual, learned, flat(learned_map(constant)), max_steps, tolerance))
     # The value is a step of Newton's method. Its gradient is the one of the solution.
-    matrix = tf.stop_gradient(jacobian(function, tf.reshape(x, shape), *conditions))
+    matrix = tf.stop_gradient(_regular(jacobian(function, tf.reshape(x, shape), *conditions))[0])
     x = x - tf.linalg.matvec(tf.linalg.inv(matrix), residual(x, z))
     return tf.reshape(x, shape), tf.stop_gradient(_root_mean_square(residual(x)))
 

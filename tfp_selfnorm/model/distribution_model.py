@@ -242,6 +242,30 @@ class DistributionModel(keras.Model):
         finally:
             self._is_evaluating = False
 
+    def _can_use_xla(self, is_training):
+        """Whether XLA has kernels for the log-dets. It has none for exact ones that depend on the events."""
+        layers = [layer for layer in self._self_norm_layers if not layer.is_constant_jacobian]
+        return is_training and all(layer.gradient != "exact" for layer in layers) or not layers
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Makes Keras's function, without XLA where it cannot compile the exact log-dets."""
+        with self._choosing_xla():
+            super().make_test_function(force=force)
+
+    def make_predict_function(self, force: bool = False) -> None:
+        """Makes Keras's function, without XLA where it cannot compile the exact log-dets."""
+        with self._choosing_xla():
+            super().make_predict_function(force=force)
+
+    @contextlib.contextmanager
+    def _choosing_xla(self):
+        jit_compile = self.jit_compile
+        self.jit_compile = jit_compile and self._can_use_xla(is_training=False)
+        try:
+            yield
+        finally:
+            self.jit_compile = jit_compile
+
     def _end_training(self):
         """After each `fit`."""
 
@@ -256,7 +280,8 @@ class DistributionModel(keras.Model):
           found: result of `find_layers_and_variables`.
           untrained: variables that get no gradient.
         """
-        self._holders = tuple(NetworkHolder(n) for n in found.networks if isinstance(n, keras.Layer))
+        frozen = [variable.ref() for variable in untrained]
+        self._holders = tuple(NetworkHolder(n, frozen) for n in found.networks if isinstance(n, keras.Layer))
         self._tf_keras_networks = tuple(n for n in found.networks if not isinstance(n, keras.Layer))
         names = name_variables(found.variables, self.distribution, found.keras_variables)
         self._flow_variables = wrap_variables(names, found.keras_variables, found.networks, untrained)

@@ -82,11 +82,12 @@ class Refresh:
             if is_training or layer.is_constant_jacobian
         }
 
-    def remember(self, x: tf.Tensor) -> None:
-        """Keeps the first events of a batch, for the log-dets that depend on events."""
+    def remember(self, x: tf.Tensor, is_applied: tf.Tensor) -> None:
+        """Keeps the first events of a batch for the log-dets that depend on events, unless it was skipped."""
         if self._examples is not None:
-            number = self._examples.shape[0]
-            self._examples.assign(tf.concat([x, self._examples.value], axis=0)[:number])
+            old = tf.convert_to_tensor(self._examples.value)
+            new = tf.concat([x, old], axis=0)[: old.shape[0]]
+            self._examples.assign(tf.where(is_applied, new, old))
 
     def forget_step(self) -> None:
         """Lets the next step read its number from the variable: `fit` begins, or other steps were done."""
@@ -173,18 +174,29 @@ class Refresh:
         if not all(layer.is_constant_jacobian for layer, _ in due):
             of_events = self._mean_log_dets()
         for layer, held in due:
-            log_det = of_events[layer.identity] if layer.identity in of_events else layer.exact_log_det()
+            if layer.is_constant_jacobian:
+                log_det = layer.exact_log_det()
+                meaning, cause = "`log |det inverse_kernel|`", "the kernel is singular or not finite"
+            elif layer.identity in of_events:
+                log_det = of_events[layer.identity]
+                meaning = "The mean of `log |det J|` of the encoder"
+                cause = "at one of the last events its Jacobian is singular or not finite"
+            else:
+                continue
             if not np.isfinite(log_det).all():
-                raise ValueError(
-                    f"`log |det inverse_kernel|` of `{layer.name}` is {log_det.numpy()}: the kernel is "
-                    "singular or not finite."
-                )
+                raise ValueError(f"{meaning} of `{layer.name}` is {log_det.numpy()}: {cause}.")
             held.assign(log_det)
 
     def _mean_log_dets(self):
-        """The log-dets that depend on events, each a mean over the kept events."""
+        """The log-dets that depend on events, each a mean over the kept events; empty before the first."""
+        examples = tf.convert_to_tensor(self._examples.value)
+        # The initial values are no events, and need not be in the support of the flow.
+        is_kept = tf.reduce_any(examples != 0.0, axis=list(range(1, examples.shape.rank)))
+        examples = tf.boolean_mask(examples, is_kept)
+        if examples.shape[0] == 0:
+            return {}
         with training_scope(None) as scope:
-            at_inference(self._distribution).log_prob(tf.identity(self._examples.value))
+            at_inference(self._distribution).log_prob(examples)
         log_dets = zip(scope.layers, scope.exact_log_dets(), strict=True)
         return {layer.identity: log_det for layer, log_det in log_dets if not layer.is_constant_jacobian}
 

@@ -49,9 +49,9 @@ class FlowTrainer(DistributionModel):
         found = find_layers_and_variables(distribution)
         self._self_norm_layers = layers = tuple(found.layers)
         self._scales_loss = any(map(computes_in_float16, found.networks))
-        untrained = [layer for layer in layers if not learning.trains_inverse(layer)]
-        self._take_variables(found, [v for layer in untrained for v in layer.map_variables[1]])
+        self._take_variables(found, learning.untrained_variables(layers))
         self._refresh = Refresh(layers, learning, self._named.add, distribution)
+        self.supports_jit = self._can_use_xla(is_training=True)
         self._guard = UpdateGuard(self._named.add_state)
         self._regularized_layers = [la for la in layers if learning.regularizer(la) is not None]
         regularizers = [learning.regularizer(layer) for layer in self._regularized_layers]
@@ -88,7 +88,8 @@ class FlowTrainer(DistributionModel):
           loss, loss_weights, metrics, weighted_metrics: must be `None`.
           run_eagerly, steps_per_execution: as in Keras.
           jit_compile: as in Keras. On the CPU "auto" compiles only the update of large variables by XLA, for
-            optimizers of Keras; `False` compiles nothing by XLA.
+            optimizers of Keras; `False` compiles nothing by XLA. XLA has no kernel for the exact log-det of a
+            `LearnedInverse`, so steps with it are compiled without XLA.
           auto_scale_loss: whether to scale the loss if a coupling network computes in float16.
           max_skipped_updates: training stops with a ValueError after this number of skipped steps in a row. A
             step is skipped if its loss, its gradients or its learning rate are not finite.
@@ -226,7 +227,7 @@ class FlowTrainer(DistributionModel):
         named = dict(zip(self._named.names_of(variables), variables, strict=True))
         tensors = step_tensors(x, log_prob, scope)
         is_applied = self._guard.apply(self.optimizer, gradients, named, loss, tensors, restored)
-        self._refresh.remember(x)
+        self._refresh.remember(x, is_applied)
         self._figures.update(log_prob, sample_weight, loss, scope, True, is_applied)
         if self._regularizer_weights.is_adaptive:
             self._regularizer_weights.update(scope.reconstruction_errors(), is_applied)

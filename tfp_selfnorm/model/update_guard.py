@@ -150,7 +150,8 @@ def step_tensors(x: tf.Tensor, log_prob: tf.Tensor, scope: TrainingScope) -> lis
     """Returns names and tensors of a training step, in the order of their computation."""
     passes = scope.passes if scope.sees_passes else []
     outputs = [(f"the output of `{p.layer.name}`", p.output) for p in passes]
-    return [("the data", x), *outputs, ("the log-likelihood", log_prob)]
+    errors = [(f"the reconstruction by `{p.layer.name}`", p.error) for p in passes if p.error is not None]
+    return [("the data", x), *outputs, *errors, ("the log-likelihood", log_prob)]
 
 
 def _loss_scale(optimizer):

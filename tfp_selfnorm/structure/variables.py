@@ -175,12 +175,24 @@ class NetworkHolder(keras.Layer):
 
     Args:
       network: a layer of Keras 3.
+      frozen: references of variables of the network that the model must not train, see `wrap_variables`.
     """
 
-    def __init__(self, network: keras.Layer) -> None:
+    def __init__(self, network: keras.Layer, frozen: Iterable = ()) -> None:
         super().__init__(name=network.name, dtype=network.dtype_policy)
         add_sublayer(self, network)
+        self._frozen_references = frozenset(frozen)
         self.built = True
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables of the network; the model has wrappers of the frozen ones."""
+        return [v for v in super().variables if v.value.ref() not in self._frozen_references]
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        """The weights of the network, without the frozen ones."""
+        return [w for w in super().weights if w.value.ref() not in self._frozen_references]
 
     def save_own_variables(self, store: Any) -> None:
         """Saves nothing: the model saves the variables."""
@@ -309,9 +321,11 @@ def _without_copies(read, variables):
 def _check_direction(layer_pass):
     """Refuses a layer inside tfb.Invert: `log_prob` would score R, and W would follow."""
     if layer_pass.direction == "forward":
+        has_kernels = layer_pass.layer.is_constant_jacobian
+        learned, both = ("forward_kernel", "kernels") if has_kernels else ("decoder", "networks")
         raise ValueError(
-            f"`{layer_pass.layer.name}` maps data to latent by its learned inverse, `forward_kernel`. Inside "
-            "tfb.Invert a layer does so. Exchange its two kernels instead, or make it with "
+            f"`{layer_pass.layer.name}` maps data to latent by its learned inverse, `{learned}`. Inside "
+            f"tfb.Invert a layer does so. Exchange its two {both} instead, or make it with "
             "`inversion='exact'`."
         )
 
