@@ -17,7 +17,7 @@ from tfp_selfnorm.model.streams import raising_named_batches
 from tfp_selfnorm.model.summary import print_summary
 from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.structure.names import name_variables
-from tfp_selfnorm.structure.variables import NetworkHolder, wrap_variables
+from tfp_selfnorm.structure.wrappers import NetworkHolder, wrap_variables
 from tfp_selfnorm.utils.checks import check_distribution
 from tfp_selfnorm.utils.integers import check_counts
 from tfp_selfnorm.utils.names import check_keras_name
@@ -259,7 +259,7 @@ class DistributionModel(keras.Model):
 
     @contextlib.contextmanager
     def _choosing_xla(self):
-        jit_compile = self.jit_compile
+        jit_compile = bool(super().jit_compile)
         self.jit_compile = jit_compile and self._can_use_xla(is_training=False)
         try:
             yield

@@ -42,10 +42,9 @@ class FlowTrainer(DistributionModel):
         name: str | None,
     ) -> None:
         learning = as_inverse_learning(inverse_learning)
-        check_bool(bits_per_dim, "bits_per_dim")
         super().__init__(distribution, name)
         self.inverse_learning, self._learning = inverse_learning, learning
-        self.reports_bits_per_dim = bits_per_dim
+        self.reports_bits_per_dim = check_bool(bits_per_dim, "bits_per_dim")
         found = find_layers_and_variables(distribution)
         self._self_norm_layers = layers = tuple(found.layers)
         self._scales_loss = any(map(computes_in_float16, found.networks))
