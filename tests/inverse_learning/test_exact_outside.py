@@ -18,8 +18,8 @@ DIRECTIONS = ["inverse", "forward"]
 
 
 def move_learned_inverses(bijector, rng):
-    """Takes each R far off the inverse of W; it stays regular."""
-    for layer in sn.self_norm_layers(bijector):
+    """Takes each R far off the inverse of W; it stays regular. Networks are no inverses to begin with."""
+    for layer in filter(lambda layer: hasattr(layer, "forward_kernel"), sn.self_norm_layers(bijector)):
         kernel = layer.forward_kernel
         noise = rng.normal(size=kernel.shape)
         kernel.assign_add(0.3 * noise / np.linalg.norm(noise, axis=(-2, -1), keepdims=True))

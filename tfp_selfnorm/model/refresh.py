@@ -46,6 +46,9 @@ class Refresh:
         self._learning, self._distribution = learning, distribution
         self._tracked = [layer for layer in layers if learning.tracks(layer)]
         self._untaught = [layer for layer in layers if _is_untaught(layer, learning)]
+        # Training leaves their R behind. It is set where it is used.
+        self._left = [layer for layer in self._untaught if not learning.trains_inverse(layer)]
+        self._is_left = False
         # The log-dets of the other layers depend on the events, and are computed if their gradient is exact.
         holding = [la for la in layers if la.is_constant_jacobian or la.gradient == "self_norm"]
         self._held = [(layer, _held_log_det(layer, add_weight)) for layer in holding]
@@ -127,7 +130,7 @@ class Refresh:
 
     def after_steps(self) -> None:
         """Remembers the weights that R now follows."""
-        self._followed = self._weights()
+        self._followed, self._is_left = self._weights(), bool(self._left)
 
     def before_evaluation(self) -> None:
         """Sets each log-det that belongs to other weights; raises as `before_steps` does."""
@@ -137,6 +140,9 @@ class Refresh:
     def before_use(self) -> None:
         """Sets R and the log-det of each layer with a changed W; raises as `before_steps` does."""
         changed = self._changed(self._followed)
+        if self._is_left:
+            self._set_inverses(self._left, {layer.identity for layer in self._left})
+            self._is_left = False
         if changed:
             self._set_inverses(self._tracked + self._untaught, changed)
             self._set_log_dets(changed)
