@@ -22,7 +22,7 @@ def exact(layer):
 
 
 def test_each_layer_has_its_own_in_its_dtype_and_shape(layers):
-    held = Refresh(layers, as_inverse_learning(None), keras.Model().add_weight)
+    held = Refresh(layers, as_inverse_learning(None), keras.Model().add_weight, None)
     held.before_evaluation()
     log_dets = held.read()
     assert len(log_dets) == 2
@@ -35,7 +35,7 @@ def test_only_what_is_due_is_refreshed(layers):
         def refresh_interval(self, layer):
             return 7 if layer is layers[1] else 8
 
-    held = Refresh(layers, SecondIsDue(), keras.Model().add_weight)
+    held = Refresh(layers, SecondIsDue(), keras.Model().add_weight, None)
     held.before_steps(tf.Variable(7), 1)
     np.testing.assert_array_equal(held.read()[layers[0]], 0.0)
     np.testing.assert_allclose(held.read()[layers[1]], exact(layers[1]), rtol=1e-12)
@@ -43,7 +43,7 @@ def test_only_what_is_due_is_refreshed(layers):
 
 @pytest.mark.parametrize("bad", [0.0, np.nan])
 def test_one_bad_kernel_of_a_batch_is_reported_and_held_nowhere(layers, bad):
-    held = Refresh(layers, as_inverse_learning(None), keras.Model().add_weight)
+    held = Refresh(layers, as_inverse_learning(None), keras.Model().add_weight, None)
     held.before_evaluation()
     before = held.read()[layers[1]].numpy()
     layers[1].inverse_kernel[1].assign(np.full([3, 3], bad))
