@@ -150,7 +150,9 @@ def step_tensors(x: tf.Tensor, log_prob: tf.Tensor, scope: TrainingScope) -> lis
     """Returns names and tensors of a training step, in the order of their computation."""
     passes = scope.passes if scope.sees_passes else []
     outputs = [(f"the output of `{p.layer.name}`", p.output) for p in passes]
-    errors = [(f"the reconstruction by `{p.layer.name}`", p.error) for p in passes if p.error is not None]
+    # A kernel that is not finite is named itself. A decoder may compute NaN from finite variables.
+    decoded = [p for p in passes if p.error is not None and not p.layer.is_constant_jacobian]
+    errors = [(f"the reconstruction by `{p.layer.name}`", p.error) for p in decoded]
     return [("the data", x), *outputs, *errors, ("the log-likelihood", log_prob)]
 
 

@@ -199,12 +199,13 @@ def _without_copies(read, variables):
 def _check_direction(layer_pass):
     """Refuses a layer inside tfb.Invert: `log_prob` would score R, and W would follow."""
     if layer_pass.direction == "forward":
-        has_kernels = layer_pass.layer.is_constant_jacobian
-        learned, both = ("forward_kernel", "kernels") if has_kernels else ("decoder", "networks")
+        layer = layer_pass.layer
+        inverse, two = (
+            ("forward_kernel", "kernels") if layer.is_constant_jacobian else ("decoder", "networks")
+        )
         raise ValueError(
-            f"`{layer_pass.layer.name}` maps data to latent by its learned inverse, `{learned}`. Inside "
-            f"tfb.Invert a layer does so. Exchange its two {both} instead, or make it with "
-            "`inversion='exact'`."
+            f"`{layer.name}` maps data to latent by its learned inverse, `{inverse}`. Inside tfb.Invert a "
+            f"layer does so. Exchange its two {two} instead, or make it with `inversion='exact'`."
         )
 
 
