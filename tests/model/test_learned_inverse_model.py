@@ -237,7 +237,7 @@ def test_a_singular_encoder_is_named_by_the_refresh(x):
 
 def test_inside_invert_it_is_refused_unless_the_inverse_is_exact(x):
     networks = residual(1), residual(2)
-    with pytest.raises(ValueError, match="by its learned inverse, `decoder`.*Exchange its two networks"):
+    with pytest.raises(ValueError, match="by its learned inverse, `decoder`.*Exchange its two maps"):
         make_model(tfb.Invert(sn.LearnedInverse(*networks, SIZE)))
     layer = sn.LearnedInverse(*networks, SIZE, gradient="self_norm", inversion="exact")
     model, x = make_model(tfb.Invert(layer)), x[:10]

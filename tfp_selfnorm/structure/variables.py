@@ -200,9 +200,7 @@ def _check_direction(layer_pass):
     """Refuses a layer inside tfb.Invert: `log_prob` would score R, and W would follow."""
     if layer_pass.direction == "forward":
         layer = layer_pass.layer
-        inverse, two = (
-            ("forward_kernel", "kernels") if layer.is_constant_jacobian else ("decoder", "networks")
-        )
+        inverse, two = ("forward_kernel", "kernels") if layer.is_constant_jacobian else ("decoder", "maps")
         raise ValueError(
             f"`{layer.name}` maps data to latent by its learned inverse, `{inverse}`. Inside tfb.Invert a "
             f"layer does so. Exchange its two {two} instead, or make it with `inversion='exact'`."
