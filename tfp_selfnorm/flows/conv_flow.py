@@ -95,7 +95,7 @@ def conv_flow(
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 5.
     """
     check_optional_name(name)
-    if layer == "self_norm":
+    if isinstance(layer, str) and layer == "self_norm":
         layer_options = {"gradient": "circulant"} | layer_options
     make_layer = layer_maker(layer, layer_options, _LAYERS, SelfNormConv2D.check_options)
     num_blocks = check_positive_int(num_blocks, "num_blocks")

@@ -156,7 +156,11 @@ def solve(
 
     x = tf.stop_gradient(_broyden(residual, learned, flat(learned_map(constant)), max_steps, tolerance))
     # The value is a step of Newton's method. Its gradient is the one of the solution.
-    matrix = tf.stop_gradient(_regular(jacobian(function, tf.reshape(x, shape), *conditions))[0])
+    matrix = tf.stop_gradient(jacobian(function, tf.reshape(x, shape), *conditions))
+    # XLA has no determinant. A singular Jacobian is an error of `tf.linalg.inv`; its step is one of Picard's.
+    diagonal = tf.linalg.diag_part(tf.linalg.qr(matrix).r)
+    is_regular = tf.reduce_all(tf.math.is_finite(diagonal) & (diagonal != 0.0), axis=-1)
+    matrix = tf.where(is_regular[:, tf.newaxis, tf.newaxis], matrix, tf.eye(size, dtype=z.dtype))
     x = x - tf.linalg.matvec(tf.linalg.inv(matrix), residual(x, z))
     return tf.reshape(x, shape), tf.stop_gradient(_root_mean_square(residual(x)))
 
