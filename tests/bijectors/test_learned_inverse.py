@@ -291,3 +291,35 @@ def test_events_of_another_shape_and_missing_conditions_are_refused(rng):
         layer.inverse(x)
     with pytest.raises(ValueError, match="must begin with the sample and batch dimensions"):
         layer.inverse(x, condition=tf.zeros([4, 1], tf.float64))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
+def test_a_pair_of_one_condition_is_none_of_another(compiled):
+    layer = sn.LearnedInverse(lambda a: a[0] * a[1] + a[0] ** 3, lambda a: a[0] / a[1], 1)
+
+    def log_dets(x):
+        y, z = layer.forward(x, condition=2.0 * x), layer.inverse(x, condition=2.0 * x)
+        other = 5.0 * x
+        return (
+            layer.inverse_log_det_jacobian(y, condition=other),
+            layer.forward_log_det_jacobian(z, condition=other),
+        )
+
+    call = tf.function(log_dets) if compiled else log_dets
+    inverse, forward = call(tf.ones([1, 1]))
+    # y is 1/2, and the derivative of y c + y^3 is c + 3 y^2; that of z / c is 1 / c.
+    np.testing.assert_allclose(inverse, [np.log(5.0 + 0.75)], rtol=1e-6)
+    np.testing.assert_allclose(forward, [-np.log(5.0)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [3, 10])
+def test_empty_batches(rng, size):
+    layer = make_layer(rng, size=size)
+    flow, signature = normal_flow(layer, size), [tf.TensorSpec([None, size], tf.float64)]
+    none = tf.zeros([0, size], tf.float64)
+    assert flow.sample(0).shape == (0, size)
+    assert flow.log_prob(none).shape == (0,)
+    for bijector in (layer, sn.exact(layer)):
+        assert tf.function(bijector.forward, input_signature=signature)(none).shape == (0, size)
+        for log_det in (bijector.inverse_log_det_jacobian, bijector.forward_log_det_jacobian):
+            assert tf.function(log_det, input_signature=signature)(none).shape == (0,)

@@ -204,7 +204,7 @@ class LearnedInverse(SelfNormalizing):
         message += "the encoder, or the encoder is not invertible. The largest residual is"
         worst = largest(residual)
         y = tf.reshape(checked(y, worst <= _ERROR_FACTOR * tolerance, message, worst), tf.shape(x))
-        self._pairs.add("forward", x, y)
+        self._pairs.add("forward", x, y, condition=condition)
         return y
 
     def _pass(self, direction, x, condition):
@@ -221,7 +221,8 @@ class LearnedInverse(SelfNormalizing):
         # With a condition the log-det asks again, unless both are tensors of one graph.
         known = condition is None or tf.is_symbolic_tensor(condition)
         values = [value for value in (surrogate, condition) if value is not None]
-        self._pairs.add(direction, x, output, values if surrogate is not None and known else ())
+        values = values if surrogate is not None and known else []
+        self._pairs.add(direction, x, output, values, condition)
         return output
 
     def _trained_pass(self, maps, x, terms):
@@ -254,7 +255,7 @@ class LearnedInverse(SelfNormalizing):
 
     def _log_det(self, direction, x, condition):
         opposite = _OPPOSITE[direction]
-        made_by = self._pairs.input_by_output(opposite, x)
+        made_by = self._pairs.input_by_output(opposite, x, condition)
         if made_by is not None:
             return -self._log_det_of_map(opposite, made_by, condition)
         return self._log_det_of_map(direction, x, condition)
@@ -300,6 +301,9 @@ class LearnedInverse(SelfNormalizing):
         return networks.ConditionedMap(functools.partial(self._call, direction), conditions)
 
     def _call(self, direction, x, *conditions):
+        if 0 in x.shape:
+            # Some layers of Keras do not take empty batches.
+            return tf.zeros_like(x)
         argument, network = ("encoder", self._encoder)
         if direction == "forward":
             argument, network = ("decoder", self._decoder)

@@ -18,7 +18,7 @@ def _nothing():
     return None
 
 
-_NO_ENTRY: tuple = (_nothing, (), _nothing)
+_NO_ENTRY: tuple = (_nothing, (), _nothing, _nothing)
 
 
 @contextlib.contextmanager
@@ -45,10 +45,17 @@ class PairMemory:
     """
 
     def __init__(self) -> None:
-        # By direction, end and id: the tensor, the values of the pass, and its input.
+        # By direction, end and id: the tensor, the values of the pass, its input, its condition.
         self._entries: dict[tuple, tuple] = {}
 
-    def add(self, direction: str, x: tf.Tensor, output: tf.Tensor, values: Sequence[tf.Tensor] = ()) -> None:
+    def add(
+        self,
+        direction: str,
+        x: tf.Tensor,
+        output: tf.Tensor,
+        values: Sequence[tf.Tensor] = (),
+        condition: Any = None,
+    ) -> None:
         """Remembers a pass from `x` to `output`.
 
         Args:
@@ -56,6 +63,7 @@ class PairMemory:
           x: the input of the pass.
           output: its output.
           values: the tensors that the log-det needs.
+          condition: the condition of the pass, or `None`.
         """
         values_of_pass: tuple = ()
         if not tf.executing_eagerly():
@@ -63,6 +71,7 @@ class PairMemory:
         elif _KEEPS_VALUES.get():
             # Only the entry holds these tensors. They go with the pair.
             values_of_pass = tuple(functools.partial(_same, value) for value in values)
+        given = _reference(condition)
         entries, keys = self._entries, ((direction, "input", id(x)), (direction, "output", id(output)))
 
         def forget(_):
@@ -71,7 +80,7 @@ class PairMemory:
 
         # The entry goes when either end of the pair goes.
         for key, tensor in zip(keys, (x, output), strict=True):
-            entries[key] = weakref.ref(tensor, forget), values_of_pass, weakref.ref(x)
+            entries[key] = weakref.ref(tensor, forget), values_of_pass, weakref.ref(x), given
 
     def values_by_input(self, direction: str, x: tf.Tensor) -> tuple[Any, ...] | None:
         """The values of the pass with this input; empty if they must be computed, `None` without a pass."""
@@ -81,18 +90,26 @@ class PairMemory:
         """The values of the pass with this output; see `values_by_input`."""
         return self._values((direction, "output", id(output)), output)
 
-    def input_by_output(self, direction: str, output: tf.Tensor) -> tf.Tensor | None:
-        """The input of the pass with this output; `None` without a pass, or if it cannot be used here."""
-        reference, _, x = self._entries.get((direction, "output", id(output)), _NO_ENTRY)
-        x = x() if reference() is output else None
+    def input_by_output(self, direction: str, output: tf.Tensor, condition: Any) -> tf.Tensor | None:
+        """The input of the pass with this output and condition; `None` if it cannot be used here."""
+        reference, _, x, given = self._entries.get((direction, "output", id(output)), _NO_ENTRY)
+        x = x() if reference() is output and given() is condition else None
         return x if x is None or not tf.is_symbolic_tensor(x) or is_within_reach(x) else None
 
     def _values(self, key, tensor):
-        reference, values, _ = self._entries.get(key, _NO_ENTRY)
+        reference, values, *_ = self._entries.get(key, _NO_ENTRY)
         if reference() is not tensor:
             return None
         values = tuple(value() for value in values)
         return values if all(map(_can_be_used, values)) else ()
+
+
+def _reference(value):
+    """A weak reference; a strong one to `None`, a number or a list."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return functools.partial(_same, value)
 
 
 def _same(value):

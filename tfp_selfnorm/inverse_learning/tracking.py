@@ -185,7 +185,7 @@ def refresh_inverse(layer: Any) -> None:
       layer: a `SelfNormDense` or a 1x1 convolution whose forward kernel is a `tf.Variable`.
 
     Raises:
-      TypeError: if R is no `tf.Variable`.
+      TypeError: if R is no `tf.Variable`, or the inverse has no kernel.
       ValueError: in eager mode, if W is singular or not finite.
     """
     kernel = _assignable(layer)
@@ -228,7 +228,8 @@ def _vector(errors):
 def _assignable(layer):
     check_layer(layer)
     if not layer.has_matrix_kernels:
-        raise TypeError(f"`{layer.name}` is a convolution wider than 1x1. Its inverse has no kernel.")
+        kind = "a convolution wider than 1x1" if layer.is_constant_jacobian else "a pair of networks"
+        raise TypeError(f"`{layer.name}` is {kind}. Its inverse has no kernel; see `tfp_selfnorm.exact`.")
     if not hasattr(layer.forward_kernel, "assign"):
         raise TypeError(
             f"`forward_kernel` of `{layer.name}` must be a tf.Variable for Tracking to update it; got "

@@ -65,20 +65,26 @@ def _regular(matrices):
 
 def jacobian(function: Map, x: tf.Tensor, *conditions: tf.Tensor) -> tf.Tensor:
     """The Jacobian of the map at each event, `[B, D, D]`."""
-    size, is_eager = _size(x), tf.executing_eagerly()
-    inputs = [tf.identity(x), *conditions]
+    size, count, is_eager = _size(x), tf.shape(x)[0], tf.executing_eagerly()
+    # TensorFlow divides by the size of the batch. An empty batch gets an event of zeros.
+    inputs = [_padded(value, 1 - tf.minimum(count, 1)) for value in (x, *conditions)]
     if is_eager:
         inputs = [tf.repeat(value, size, axis=0) for value in inputs]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(inputs[0])
         output = function(*inputs)
     if is_eager:
-        rows = tf.tile(tf.eye(size, dtype=output.dtype), [tf.shape(x)[0], 1])
+        rows = tf.tile(tf.eye(size, dtype=output.dtype), [tf.shape(inputs[0])[0] // size, 1])
         matrix = tape.gradient(output, inputs[0], tf.reshape(rows, tf.shape(output)), _ZERO)
     else:
         # This vectorizes the backward pass alone. In eager code it would be traced in each call.
         matrix = tape.batch_jacobian(output, inputs[0], unconnected_gradients=_ZERO)
-    return tf.reshape(matrix, [-1, size, size])
+    return tf.reshape(matrix, [-1, size, size])[:count]
+
+
+def _padded(x, number):
+    """`x` with events of zeros behind it."""
+    return tf.ensure_shape(tf.pad(x, [[0, number]] + [[0, 0]] * (x.shape.rank - 1)), [None, *x.shape[1:]])
 
 
 def jacobian_product(function: Map, x: tf.Tensor, vector: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
