@@ -14,7 +14,7 @@ from tfp_selfnorm.flows.dense_flow import lu_layer
 from tfp_selfnorm.flows.networks import dense_network
 from tfp_selfnorm.utils.integers import check_positive_int, check_sizes
 from tfp_selfnorm.utils.names import check_optional_name
-from tfp_selfnorm.utils.options import check_choice, check_dtype, check_positive
+from tfp_selfnorm.utils.options import check_choice, check_dtype
 from tfp_selfnorm.utils.seeds import split_seeds
 from tfp_selfnorm.utils.types import DType, Seed, Shape
 
@@ -92,12 +92,9 @@ def coupling_flow(
     event_shape = check_sizes(event_shape, "event_shape", "fully defined, of positive sizes", bool)
     size, condition_size = math.prod(event_shape), _condition_size(condition_shape)
     if size == 1 and not condition_size:
-        raise ValueError(
-            f"`condition_shape` must be given for events of one dimension; got {condition_shape!r}."
-        )
+        raise ValueError("`condition_shape` must be given for events of one dimension; got None.")
     num_layers, dtype = check_positive_int(num_layers, "num_layers"), check_dtype(dtype)
-    bound = check_positive(bound, "bound")
-    network = _network_maker(network, width, depth)
+    make_network = _network_maker(network, width, depth)
     seeds = split_seeds(seed, 2 * num_layers, "coupling_flow")
     bijectors = check_preprocessing(preprocessing)
     if len(event_shape) != 1:
@@ -105,12 +102,9 @@ def coupling_flow(
     for i in range(num_layers):
         if size > 1:
             bijectors.append(make_layer(size, dtype=dtype, seed=seeds[2 * i], name=f"mixing_{i}"))
-        arguments = {"condition_size": condition_size, "seed": int(seeds[2 * i + 1][0]), "dtype": dtype.name}
-        num_outputs = (size - size // 2) * (3 * check_positive_int(num_bins, "num_bins") - 1)
-        if transform == "affine":
-            num_outputs = 2 * (size - size // 2)
-        made = network(size // 2, num_outputs, name=f"coupling_{i}_network", **arguments)
-        bijectors.append(_COUPLINGS[transform](made, size // 2, num_bins, bound, f"coupling_{i}"))
+        options = {"condition_size": condition_size, "seed": int(seeds[2 * i + 1][0]), "dtype": dtype.name}
+        coupling = _COUPLINGS[transform](size, make_network, options, num_bins, bound, f"coupling_{i}")
+        bijectors.append(coupling)
     return standard_normal_flow([size], bijectors, dtype, name, base)
 
 
@@ -134,12 +128,15 @@ def _permute(size, dtype, seed, name):
     return tfb.Permute(list(reversed(range(size))), name=name)
 
 
-def _affine(network, num_conditioning, num_bins, bound, name):
-    return AffineCoupling(network, num_conditioning, event_ndims=1, bound=bound, name=name)
+def _affine(size, make_network, options, num_bins, bound, name):
+    network = make_network(size // 2, 2 * (size - size // 2), name=f"{name}_network", **options)
+    return AffineCoupling(network, size // 2, event_ndims=1, bound=bound, name=name)
 
 
-def _spline(network, num_conditioning, num_bins, bound, name):
-    return SplineCoupling(network, num_conditioning, num_bins=num_bins, bound=bound, name=name)
+def _spline(size, make_network, options, num_bins, bound, name):
+    num_outputs = (3 * check_positive_int(num_bins, "num_bins") - 1) * (size - size // 2)
+    network = make_network(size // 2, num_outputs, name=f"{name}_network", **options)
+    return SplineCoupling(network, size // 2, num_bins=num_bins, bound=bound, name=name)
 
 
 _LAYERS = {"self_norm": SelfNormDense.trainable, "lu": lu_layer, "permute": _permute}
