@@ -1,5 +1,6 @@
 """`coupling_flow`: couplings of vectors with self-normalizing layers between them."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +10,13 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import AffineCoupling, SelfNormDense, SplineCoupling
+from tfp_selfnorm.bijectors.spline import MAX_BINS
 from tfp_selfnorm.flows.building import check_preprocessing, layer_maker, standard_normal_flow
 from tfp_selfnorm.flows.dense_flow import lu_layer
 from tfp_selfnorm.flows.networks import dense_network
-from tfp_selfnorm.utils.integers import check_positive_int, check_sizes
+from tfp_selfnorm.utils.integers import check_int, check_positive_int, check_sizes
 from tfp_selfnorm.utils.names import check_optional_name
-from tfp_selfnorm.utils.options import check_choice, check_dtype
+from tfp_selfnorm.utils.options import check_choice, check_dtype, check_positive
 from tfp_selfnorm.utils.seeds import split_seeds
 from tfp_selfnorm.utils.types import DType, Seed, Shape
 
@@ -88,7 +90,7 @@ def coupling_flow(
     """
     check_optional_name(name)
     make_layer = layer_maker(layer, layer_options, _LAYERS, SelfNormDense.check_options)
-    check_choice(transform, "transform", tuple(_COUPLINGS))
+    make_coupling = _coupling_maker(transform, num_bins, bound)
     event_shape = check_sizes(event_shape, "event_shape", "fully defined, of positive sizes", bool)
     size, condition_size = math.prod(event_shape), _condition_size(condition_shape)
     if size == 1 and not condition_size:
@@ -103,8 +105,7 @@ def coupling_flow(
         if size > 1:
             bijectors.append(make_layer(size, dtype=dtype, seed=seeds[2 * i], name=f"mixing_{i}"))
         options = {"condition_size": condition_size, "seed": int(seeds[2 * i + 1][0]), "dtype": dtype.name}
-        coupling = _COUPLINGS[transform](size, make_network, options, num_bins, bound, f"coupling_{i}")
-        bijectors.append(coupling)
+        bijectors.append(make_coupling(size, make_network, options, f"coupling_{i}"))
     return standard_normal_flow([size], bijectors, dtype, name, base)
 
 
@@ -114,7 +115,14 @@ def _condition_size(shape):
     return check_sizes(shape, "condition_shape", "one positive size", lambda sizes: len(sizes) == 1)[0]
 
 
+def _coupling_maker(transform, num_bins, bound):
+    check_choice(transform, "transform", tuple(_COUPLINGS))
+    num_bins, bound = check_int(num_bins, "num_bins", 2, MAX_BINS), check_positive(bound, "bound")
+    return functools.partial(_COUPLINGS[transform], num_bins=num_bins, bound=bound)
+
+
 def _network_maker(network, width, depth):
+    width, depth = check_positive_int(width, "width"), check_positive_int(depth, "depth")
     if network is not None and not callable(network):
         raise TypeError(f"`network` must be a function that makes a network, or None; got {network!r}.")
 
@@ -128,13 +136,13 @@ def _permute(size, dtype, seed, name):
     return tfb.Permute(list(reversed(range(size))), name=name)
 
 
-def _affine(size, make_network, options, num_bins, bound, name):
+def _affine(size, make_network, options, name, num_bins, bound):
     network = make_network(size // 2, 2 * (size - size // 2), name=f"{name}_network", **options)
     return AffineCoupling(network, size // 2, event_ndims=1, bound=bound, name=name)
 
 
-def _spline(size, make_network, options, num_bins, bound, name):
-    num_outputs = (3 * check_positive_int(num_bins, "num_bins") - 1) * (size - size // 2)
+def _spline(size, make_network, options, name, num_bins, bound):
+    num_outputs = (3 * num_bins - 1) * (size - size // 2)
     network = make_network(size // 2, num_outputs, name=f"{name}_network", **options)
     return SplineCoupling(network, size // 2, num_bins=num_bins, bound=bound, name=name)
 
