@@ -25,11 +25,12 @@ from tfp_selfnorm.bijectors import (
     SelfNormConv2D,
     SelfNormDense,
     SmoothLeakyReLU,
+    SplineCoupling,
     Squeeze,
     trainable_spline,
 )
-from tfp_selfnorm.flows import conv_flow, dense_flow, free_form_flow, glow_flow
-from tfp_selfnorm.flows.networks import coupling_network, residual_network
+from tfp_selfnorm.flows import conv_flow, coupling_flow, dense_flow, free_form_flow, glow_flow
+from tfp_selfnorm.flows.networks import coupling_network, dense_network, residual_network
 from tfp_selfnorm.initialization import adapt, is_adapted, whiten
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight, ReconstructionWeights
@@ -60,6 +61,7 @@ __all__ = [
     "SelfNormConv2D",
     "SelfNormDense",
     "SmoothLeakyReLU",
+    "SplineCoupling",
     "Squeeze",
     "Tracking",
     "adapt",
@@ -67,8 +69,10 @@ __all__ = [
     "bijectors",
     "callbacks",
     "conv_flow",
+    "coupling_flow",
     "coupling_network",
     "dense_flow",
+    "dense_network",
     "exact",
     "flows",
     "free_form_flow",

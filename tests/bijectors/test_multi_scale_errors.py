@@ -64,7 +64,7 @@ def test_wrong_networks():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_conditioning": 0}, "`num_conditioning` must be a positive int; got 0"),
+        ({"num_conditioning": -1}, "`num_conditioning` must be 0 or more; got -1"),
         ({"event_ndims": 0}, "`event_ndims` must be a positive int; got 0"),
         ({"bound": 0.0}, "`bound` must be positive and finite; got 0.0"),
     ],

@@ -21,11 +21,14 @@ from tfp_selfnorm import (
     SelfNormConv2D,
     SelfNormDense,
     SmoothLeakyReLU,
+    SplineCoupling,
     Squeeze,
     adapt,
     baselines,
     conv_flow,
+    coupling_flow,
     dense_flow,
+    dense_network,
     exact,
     glow_flow,
     images,
@@ -165,6 +168,13 @@ def _glow(dtype, **options):
     return flow
 
 
+def _spline_coupling(dtype):
+    network = dense_network(1, 2 * 5, width=5, seed=1, dtype=dtype.name)
+    rng = np.random.default_rng(12)
+    network.set_weights([rng.normal(size=weight.shape) for weight in network.weights])
+    return SplineCoupling(network, num_conditioning=1, num_bins=2, bound=2.0)
+
+
 def _linear_networks(dtype):
     """Two dense layers of Keras with kernels that are inverses."""
     kernel = np.eye(4) + 0.2 * np.random.default_rng(10).normal(size=[4, 4])
@@ -258,6 +268,12 @@ REGISTRY = {
     "act_norm, batch of parameters": Case(_act_norm_batch, event_shape=(2,), batch_shape=(3,)),
     "affine_coupling": Case(lambda dtype: _coupling(dtype=dtype), event_shape=(4, 4, 3)),
     "affine_coupling of halves": Case(lambda dtype: _coupling(4, 2, dtype, bound=1.0), event_shape=(4, 4, 4)),
+    "spline_coupling": Case(_spline_coupling, event_shape=(3,)),
+    "coupling_flow": Case(
+        _perturbed(lambda dtype: coupling_flow(4, num_layers=2, num_bins=3, width=5, dtype=dtype, seed=1)),
+        xla_log_det=False,
+        unused=2,
+    ),
     "channel_split": Case(
         lambda dtype: ChannelSplit(_coupling(2, 1, dtype), num_channels=2), event_shape=(4, 4, 5)
     ),

@@ -96,6 +96,7 @@ WRONG = {
     "add_state": NO_OBJECT,
     "alpha": [*NO_NUMBER, 0.0, -1, 0.5, np.inf],
     "batch_size": NO_COUNT,
+    "base": [*STRANGE, "a", 1, tfb.Exp(), tfd.Normal(0.0, 1.0), tfd.Sample(tfd.Normal(0.0, 1.0), [3])],
     "bias": NO_ARRAY,
     "bias_stddev": [*NO_NUMBER, -1, np.inf],
     "bijector": NO_OBJECT,
@@ -162,11 +163,15 @@ WRONG = {
     "seed": NO_SEED,
     "spatial_shape": [*NO_SHAPE, (4, None), (4, 4, 4)],
     "step": [*NO_NUMBER[:-1], 2.5, tf.constant([1, 2]), tf.constant(True)],
+    "transform": NO_NAME,
     "tolerance": [*NO_NUMBER, -1, np.inf],
     "verbose": [*STRANGE, "a", [], -1, 2.5, tf.Variable(3)],
     "weight": [*[value for value in NO_NUMBER if not isinstance(value, dict)], -1, np.inf],
 }
-WRONG |= dict.fromkeys(["num_blocks", "num_channels", "num_conditioning", "num_examples"], NO_COUNT)
+WRONG |= dict.fromkeys(["num_blocks", "num_channels", "num_examples"], NO_COUNT)
+WRONG |= dict.fromkeys(
+    ["num_conditioning", "num_inputs"], [value for value in NO_COUNT if repr(value) != "0"]
+)
 WRONG |= dict.fromkeys(["num_layers", "num_outputs", "num_probes", "num_samples", "refresh_every"], NO_COUNT)
 WRONG |= dict.fromkeys(["every_epochs", "every_steps"], NO_COUNT)
 WRONG |= dict.fromkeys(["layers_per_block", "steps_per_block", "width"], NO_COUNT)
@@ -189,6 +194,10 @@ WRONG |= dict.fromkeys(["first_kernel", "second_kernel"], NO_ARRAY)
 # Arguments of one name that are of another kind here.
 WRONG |= {
     "conv_flow.layer": NO_NAME,
+    "coupling_flow.layer": NO_NAME,
+    "coupling_flow.network": [value for value in NO_OBJECT if value is not None],
+    "dense_network.dtype": WRONG["network_dtype"],
+    "dense_network.seed": NO_INT,
     "dense_flow.layer": NO_NAME,
     "glow_flow.layer": NO_NAME,
     "coupling_network.dtype": WRONG["network_dtype"],
@@ -264,6 +273,7 @@ PUBLIC = {
     "SelfNormDense": (sn.SelfNormDense, lambda: {"forward_kernel": EYE, "inverse_kernel": EYE}),
     "SelfNormDense.trainable": (sn.SelfNormDense.trainable, lambda: {"event_size": 2}),
     "SmoothLeakyReLU": (sn.SmoothLeakyReLU, dict),
+    "SplineCoupling": (sn.SplineCoupling, lambda: {"network": identity_network}),
     "Squeeze": (sn.Squeeze, dict),
     "Tracking": (sn.Tracking, dict),
     "Tracking.follow": (sn.Tracking().follow, lambda: {"layers": [a_layer()], "step": 1}),
@@ -277,11 +287,13 @@ PUBLIC = {
     "adapt": (sn.adapt, lambda: {"distribution": sn.dense_flow(2), "x": EVENTS}),
     "bits_per_dim": (sn.images.bits_per_dim, lambda: {"log_prob": 1.0, "event_shape": 2}),
     "conv_flow": (sn.conv_flow, lambda: IMAGES | {"layers_per_block": 1}),
+    "coupling_flow": (sn.coupling_flow, lambda: {"event_shape": 2, "num_layers": 1, "width": 4}),
     "coupling_network": (
         sn.coupling_network,
         lambda: {"input_shape": (4, 4, 1), "num_outputs": 2, "width": 4},
     ),
     "dense_flow": (sn.dense_flow, lambda: {"event_shape": 2}),
+    "dense_network": (sn.dense_network, lambda: {"num_inputs": 1, "num_outputs": 2, "width": 4}),
     "dequantize": (sn.images.dequantize, lambda: {"images": [1, 2]}),
     "dequantize_dataset": (
         sn.images.dequantize_dataset,
@@ -301,7 +313,14 @@ PUBLIC = {
     "training_scope": (in_scope, dict),
     "whiten": (sn.whiten, lambda: {"x": EVENTS}),
 }
-MAKES_VARIABLES = ("trainable", "_flow", "coupling_network", "residual_network", "trainable_spline")
+MAKES_VARIABLES = (
+    "trainable",
+    "_flow",
+    "coupling_network",
+    "residual_network",
+    "dense_network",
+    "trainable_spline",
+)
 
 
 # What builders pass on, with the values that are taken without them.

@@ -12,6 +12,7 @@ from tfp_selfnorm.bijectors.self_norm_dense import SelfNormDense
 from tfp_selfnorm.bijectors.self_normalizing import SelfNormalizing
 from tfp_selfnorm.bijectors.smooth_leaky_relu import SmoothLeakyReLU
 from tfp_selfnorm.bijectors.spline import trainable_spline
+from tfp_selfnorm.bijectors.spline_coupling import SplineCoupling
 from tfp_selfnorm.bijectors.squeeze import Squeeze
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "SelfNormDense",
     "SelfNormalizing",
     "SmoothLeakyReLU",
+    "SplineCoupling",
     "Squeeze",
     "trainable_spline",
 ]

@@ -16,6 +16,7 @@ from tfp_selfnorm.utils.types import DType, Shape, TfpObject
 _TfpSpline = tfp.bijectors.RationalQuadraticSpline
 _MIN_BIN_FRACTION = 1e-3
 _MIN_SLOPE = 1e-3
+MAX_BINS = round(1.0 / _MIN_BIN_FRACTION) - 1
 
 
 class _Bins(NamedTuple):
@@ -115,6 +116,33 @@ def _slopes(logits):
     return _MIN_SLOPE + (1.0 - _MIN_SLOPE) * tf.math.softplus(logits + np.log(np.e - 1.0))
 
 
+def spline_of_logits(
+    direction: str,
+    x: tf.Tensor,
+    widths: tf.Tensor,
+    heights: tf.Tensor,
+    slopes: tf.Tensor,
+    bound: float,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """A spline for each element, or its inverse; logits of 0 give the identity.
+
+    Args:
+      direction: "forward" or "inverse".
+      x: the elements.
+      widths, heights: logits of the sizes of bins, `[*x.shape, num_bins]`.
+      slopes: logits of the inner slopes, `[*x.shape, num_bins - 1]`.
+      bound: half the width of the interval.
+
+    Returns:
+      The mapped elements, and the logarithm of the slope of the spline at each.
+    """
+    spline = _Spline(
+        _bin_sizes(widths, bound), _bin_sizes(heights, bound), _slopes(slopes), tf.constant(-bound, x.dtype)
+    )
+    output, known = spline._augmented_forward(x) if direction == "forward" else spline._augmented_inverse(x)
+    return output, -known["ildj"]
+
+
 def trainable_spline(
     event_shape: Shape,
     num_bins: int = 5,
@@ -153,7 +181,7 @@ def trainable_spline(
     """
     check_name(name)
     sizes = check_sizes(event_shape, "event_shape", "an int, or a shape, of positive ints")
-    num_bins = check_int(num_bins, "num_bins", 2, round(1.0 / _MIN_BIN_FRACTION) - 1)
+    num_bins = check_int(num_bins, "num_bins", 2, MAX_BINS)
     bound = check_positive(bound, "bound")
     dtype = check_dtype(dtype, allows_short=True)
 

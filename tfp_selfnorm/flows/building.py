@@ -20,11 +20,35 @@ SELF_NORM_OPTIONS = {"gradient": "self_norm", "mixture": 0.5, "inversion": None}
 
 
 def standard_normal_flow(
-    latent_shape: Sequence[int], bijectors: list, dtype: tf.DType, name: str
+    latent_shape: Sequence[int],
+    bijectors: list,
+    dtype: tf.DType,
+    name: str,
+    base: tfp.distributions.Distribution | None = None,
 ) -> tfp.distributions.TransformedDistribution:
-    """A flow of bijectors, from data to latent, with a standard normal base."""
+    """A flow of bijectors, from data to latent, with a standard normal base, or the given one.
+
+    Raises:
+      TypeError: if `base` is no distribution.
+      ValueError: if it has another event shape or dtype.
+    """
+    if base is not None:
+        return tfd.TransformedDistribution(
+            _checked_base(base, latent_shape, dtype), tfb.Chain(bijectors), name=name
+        )
     normal = tfd.Normal(tf.zeros([], dtype), tf.ones([], dtype))
     return tfd.TransformedDistribution(tfd.Sample(normal, latent_shape), tfb.Chain(bijectors), name=name)
+
+
+def _checked_base(base, latent_shape, dtype):
+    if not isinstance(base, tfd.Distribution):
+        raise TypeError(f"`base` must be a TFP distribution or None; got {type(base).__name__}.")
+    if list(base.event_shape) != list(latent_shape) or base.dtype != dtype:
+        raise ValueError(
+            f"`base` must have the event shape {list(latent_shape)} and dtype {dtype.name}; got "
+            f"{base.event_shape} and {tf.as_dtype(base.dtype).name}."
+        )
+    return base
 
 
 def layer_maker(

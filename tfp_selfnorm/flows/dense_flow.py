@@ -93,7 +93,7 @@ def dense_flow(
     return standard_normal_flow([event_size], bijectors, dtype, name)
 
 
-def _lu_layer(event_size, dtype, seed, name):
+def lu_layer(event_size: int, dtype: tf.DType, seed: Seed, name: str) -> tfp.bijectors.Chain:
     """A layer of LU factors and a bias; its initial map is the map of a `SelfNormDense`."""
     noise = tf.random.stateless_normal([event_size], stateless_seed(seed, "self_norm_dense"), dtype=dtype)
     bias = tf.Variable(1e-3 * noise, name=f"{name}_bias")
@@ -101,4 +101,4 @@ def _lu_layer(event_size, dtype, seed, name):
     return tfb.Chain([factors, tfb.Invert(tfb.Shift(bias))], name=name)
 
 
-_LAYERS = {"self_norm": SelfNormDense.trainable, "lu": _lu_layer}
+_LAYERS = {"self_norm": SelfNormDense.trainable, "lu": lu_layer}

@@ -79,6 +79,70 @@ def coupling_network(
     )
 
 
+def dense_network(
+    num_inputs: int,
+    num_outputs: int,
+    width: int = 64,
+    depth: int = 2,
+    condition_size: int = 0,
+    seed: int | None = None,
+    dtype: Any = None,
+    name: str | None = None,
+) -> keras.Model:
+    """A residual network of vectors for couplings: `depth` hidden layers of `width` units with ReLU.
+
+    From the second one on, a hidden layer adds its output to its input. The initial weights of the last layer
+    are 0. The initial map of a coupling is then the identity.
+
+    Args:
+      num_inputs: number of conditioning dimensions; 0 if there is a condition alone.
+      num_outputs: number of outputs: `outputs_per_channel` of the coupling for each dimension that changes.
+      width: number of units of the hidden layers.
+      depth: number of hidden layers.
+      condition_size: number of dimensions of a condition; 0 for none.
+      seed: int of the initial weights, or `None`.
+      dtype: Keras dtype policy; `None` is the global policy.
+      name: name of the network; its weights are named after it.
+
+    Returns:
+      A built `keras.Model`, of `[events, condition]` if there are both.
+
+    Raises:
+      TypeError: if `dtype` is no Keras dtype policy with a floating dtype.
+      ValueError: if another argument is out of range, or there is no input.
+
+    >>> import tfp_selfnorm as sn
+    >>> sn.dense_network(2, num_outputs=6, width=16).output_shape
+    (None, 6)
+    """
+    num_outputs, width = check_positive_int(num_outputs, "num_outputs"), check_positive_int(width, "width")
+    depth, name = check_positive_int(depth, "depth"), name or "dense_network"
+    check_name(name)
+    seed = None if seed is None else check_int(seed, "seed")
+    policy = check_policy(dtype)
+    inputs = _vector_inputs(num_inputs, condition_size, "num_inputs", policy)
+    hidden = inputs[0]
+    if len(inputs) > 1:
+        hidden = keras.layers.Concatenate(dtype=policy, name=f"{name}_inputs")(inputs)
+    for layer in range(depth):
+        initializer = keras.initializers.HeUniform(None if seed is None else seed + layer)
+        new = keras.layers.Dense(
+            width, "relu", kernel_initializer=initializer, dtype=policy, name=f"{name}_{layer}"
+        )(hidden)
+        hidden = keras.layers.Add(dtype=policy, name=f"{name}_{layer}_sum")([hidden, new]) if layer else new
+    output = keras.layers.Dense(num_outputs, kernel_initializer="zeros", dtype=policy, name=f"{name}_last")
+    return keras.Model(inputs if len(inputs) > 1 else inputs[0], output(hidden), name=name)
+
+
+def _vector_inputs(size, condition_size, argument, policy):
+    """The inputs of a network of vectors: the events and the condition, if they have dimensions."""
+    sizes = [check_int(size, argument, 0), check_int(condition_size, "condition_size", 0)]
+    if not any(sizes):
+        raise ValueError(f"`{argument}` or `condition_size` must be positive; got 0 for both.")
+    # Without a dtype, Keras rounds the input to the global dtype.
+    return [keras.Input([size], dtype=policy.compute_dtype) for size in sizes if size > 0]
+
+
 def residual_network(
     event_size: int,
     condition_size: int = 0,
@@ -114,14 +178,12 @@ def residual_network(
     (None, 5)
     """
     event_size, width = check_positive_int(event_size, "event_size"), check_positive_int(width, "width")
-    depth, condition_size = check_positive_int(depth, "depth"), check_int(condition_size, "condition_size", 0)
+    depth = check_positive_int(depth, "depth")
     seed = None if seed is None else check_int(seed, "seed")
     policy = check_policy(dtype)
     name = name or "residual_network"
     check_name(name)
-    inputs = [
-        keras.Input([size], dtype=policy.compute_dtype) for size in (event_size, condition_size) if size > 0
-    ]
+    inputs = _vector_inputs(event_size, condition_size, "event_size", policy)
     events, *conditions = inputs
     for block in range(depth):
         hidden = events

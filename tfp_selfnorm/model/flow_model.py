@@ -52,8 +52,7 @@ class FlowModel(FlowTrainer):
     of O(D^2), open a `training_scope` in the `train_step` of the bigger model. If no regularizer trains R, R
     is refreshed when samples, files and exports need it.
 
-    Events have the shape `(batch, *event_shape)` and a floating dtype. They are cast to the dtype of the
-    distribution.
+    Events are floating, of the shape `(batch, *event_shape)`. They are cast to the dtype of the flow.
 
     >>> import keras, numpy as np, tfp_selfnorm as sn
     >>> flow = sn.dense_flow(event_shape=2, seed=1)
@@ -245,9 +244,10 @@ class FlowModel(FlowTrainer):
         adapt(self.distribution, first_events(data, num_examples, self.distribution), whitens)
 
     def log_prob(self, x: Array) -> tf.Tensor:
-        """Returns the exact log density of each event in nats, at O(D^3) for each self-normalizing layer.
+        """Returns the exact log density of each event in nats.
 
-        Inside an open `training_scope` it is the surrogate of the scope.
+        The log-dets, O(D^3), are computed once between two changes of the weights; under a gradient tape and
+        in a `tf.function` in each call. Inside an open `training_scope` it is the surrogate of the scope.
 
         Args:
           x: events `(..., *event_shape)`, floating; cast to the dtype of the distribution.
@@ -256,7 +256,8 @@ class FlowModel(FlowTrainer):
           TypeError: if `x` is not floating.
           ValueError: if its last dimensions are not the event shape.
         """
-        return self.inference_distribution.log_prob(tf.identity(check_events(x, self.distribution)))
+        with self._refresh.scoring():
+            return self.inference_distribution.log_prob(tf.identity(check_events(x, self.distribution)))
 
     def sample(self, n: Shape, seed: Seed = None, exact: bool = False) -> tf.Tensor:
         """Draws samples.
