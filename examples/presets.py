@@ -249,7 +249,7 @@ def _presets():
             builder="dense_flow",
             flow={"num_layers": 2},
             inverse_learning=sn.Tracking(),
-            epochs=45,
+            epochs=55,
         ),
         # The exact log-det of a free-form flow at D = 784 takes a good part of a second for each image.
         "free_form_mnist": _change(

@@ -104,17 +104,18 @@ class Trainer:
             arguments.seed,
             kind == "free_form",
         )
-        steps = arguments.free_form_steps if self._is_free else arguments.steps
-        self.num_steps = steps
+        steps, rate = arguments.steps, arguments.learning_rate
         learning = None
         if self._is_free:
+            steps, rate = arguments.free_form_steps, arguments.free_form_rate
             flow = make_free_form_flow(arguments)
             learning = sn.Tracking(reconstruction=sn.Reconstruction(weight=arguments.weight))
         else:
             flow = make_spline_flow(arguments.couplings, arguments.bins, arguments.width, arguments.seed)
+        self.num_steps = steps
         self.model = sn.FlowModel(flow, learning or sn.Tracking())
         # A schedule is no variable of the optimizer: all of them start at 0.
-        rate = keras.optimizers.schedules.CosineDecay(arguments.learning_rate, steps)
+        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
         # A step is then three times as fast, but compiling takes as long as a thousand steps. XLA has no
         # log-det of matrices on the CPU.
         is_long = steps * len(arguments.toys) > 1000 and not self._is_free
@@ -204,13 +205,14 @@ def parse_arguments():
     parser.add_argument("--bins", type=int, default=16, help="of each spline")
     parser.add_argument("--width", type=int, default=64, help="of the couplings' networks")
     parser.add_argument("--steps", type=int, default=1200, help="of training the splines, for each toy")
-    parser.add_argument("--pairs", type=int, default=1, help="of networks in the free-form flow")
+    parser.add_argument("--pairs", type=int, default=3, help="of networks in the free-form flow")
     parser.add_argument("--free-form-width", type=int, default=128, help="of the free-form flow's networks")
-    parser.add_argument("--depth", type=int, default=3, help="of the free-form flow's networks")
+    parser.add_argument("--depth", type=int, default=1, help="of the free-form flow's networks")
     parser.add_argument("--weight", type=float, default=10.0, help="of the reconstruction, free-form flow")
-    parser.add_argument("--free-form-steps", type=int, default=4000, help="of training the free-form flow")
+    parser.add_argument("--free-form-steps", type=int, default=3000, help="of training the free-form flow")
+    parser.add_argument("--free-form-rate", type=float, default=5e-3, help="its learning rate")
     parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of the splines")
     parser.add_argument("--points", type=int, default=20_000, help="held-out points and samples, each")
     parser.add_argument("--cells", type=int, default=150, help="of the density's grid, on a side")
     parser.add_argument("--seed", type=int, default=1)
