@@ -18,6 +18,8 @@ import numpy as np
 from tables import write_csv
 
 COLUMNS = ("label", "seed", "epochs", "best_epoch", "test_nll", "val_nll", "seconds", "cpu_seconds", "date")
+# Of learned inverses.
+INVERSE_COLUMNS = ("test_reconstruction", "jacobian_error")
 
 
 def read_runs(label, pattern):
@@ -76,7 +78,8 @@ def print_table(groups):
 
 def write_figures(groups, output):
     runs = [run for group in groups.values() for run in group]
-    columns = (*COLUMNS, "command")
+    found = [name for name in INVERSE_COLUMNS if any(name in run for run in runs)]
+    columns = (*COLUMNS, *found, "command")
     write_csv(output / "results.csv", [{name: run.get(name, "") for name in columns} for run in runs])
     curves = [
         {name: run[name] for name in ("label", "seed")}

@@ -10,10 +10,18 @@ import dataclasses
 from typing import Any
 
 import keras
+import numpy as np
 
 import tfp_selfnorm as sn
 
-BUILDERS = {"dense_flow": sn.dense_flow, "conv_flow": sn.conv_flow, "glow_flow": sn.glow_flow}
+BUILDERS = {
+    "dense_flow": sn.dense_flow,
+    "conv_flow": sn.conv_flow,
+    "glow_flow": sn.glow_flow,
+    "free_form_flow": sn.free_form_flow,
+}
+# The other builders take an `image_shape`.
+OF_ANY_SHAPE = ("dense_flow", "free_form_flow")
 SCHEDULES = ("constant", "cosine")
 
 
@@ -34,6 +42,10 @@ class Preset:
       clip_norm: bound of the norm of the whole gradient; `None` for none.
       augment: whether to mirror and move the training images.
       whiten: whether dense layers start by whitening training examples, see `tfp_selfnorm.whiten`.
+      repeats: how often an epoch goes through the training examples, with new noise each time. An epoch of a
+        small data set would otherwise end, with a validation and a file, after a few steps.
+      num_validation: number of validation examples that are scored; `None` is all.
+      num_test: number of test examples that are scored; `None` is all.
     """
 
     builder: str
@@ -48,6 +60,9 @@ class Preset:
     clip_norm: float | None = None
     augment: bool = False
     whiten: bool = False
+    repeats: int = 1
+    num_validation: int | None = None
+    num_test: int | None = None
 
     def __post_init__(self):
         for name, value, known in (
@@ -56,17 +71,26 @@ class Preset:
         ):
             if value not in known:
                 raise ValueError(f"`{name}` must be one of {known}; got {value!r}.")
-        for name in ("epochs", "batch_size", "learning_rate"):
+        for name in ("epochs", "batch_size", "learning_rate", "repeats"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive; got {getattr(self, name)!r}.")
         if self.warmup_epochs is not None and self.warmup_epochs < 0:
             raise ValueError(f"`warmup_epochs` must be 0 or more, or None; got {self.warmup_epochs!r}.")
 
+    def portions(self, data):
+        """The examples of an epoch, and those that are scored."""
+        return dataclasses.replace(
+            data,
+            train=np.concatenate(self.repeats * [data.train]),
+            validation=data.validation[: self.num_validation],
+            test=data.test[: self.num_test],
+        )
+
     def make_model(self, data, seed):
         """The flow for a data set, in a `FlowModel` that can be saved whole."""
         is_image = data.num_levels is not None
         options = {"preprocessing": sn.images.pixel_sigmoid(data.num_levels)} if is_image else {}
-        shape = "event_shape" if self.builder == "dense_flow" else "image_shape"
+        shape = "event_shape" if self.builder in OF_ANY_SHAPE else "image_shape"
         return sn.FlowModel.from_builder(
             BUILDERS[self.builder],
             self.inverse_learning,
@@ -168,6 +192,19 @@ def _presets():
         warmup_epochs=0,
         augment=False,
     )
+    free_form_digits = Preset(
+        "free_form_flow",
+        {},
+        sn.Tracking(reconstruction=sn.Reconstruction(weight=3.0)),
+        dataset="digits",
+        epochs=12,
+        learning_rate=3e-3,
+        schedule="cosine",
+        warmup_epochs=0,
+        clip_norm=50.0,
+        whiten=True,
+        repeats=20,
+    )
     exact, circulant, relative = ({"gradient": name} for name in ("exact", "circulant", "relative"))
     small_glow = {"steps_per_block": 4, "width": 16, "kernel_size": 5}
     ours = {"epochs": 30, "learning_rate": 1e-3, "schedule": "cosine", "warmup_epochs": None}
@@ -202,6 +239,29 @@ def _presets():
         "fast_exact_fc_mnist": _change(selfnorm_fc, flow=exact, inverse_learning=None, **ours),
         "fast_selfnorm_fc_mnist": _change(selfnorm_fc, **ours),
         "fast_relative_fc_mnist": _change(selfnorm_fc, flow=relative, inverse_learning=None, **ours),
+        # Networks with learned inverses, and the dense flow for as many seconds.
+        "free_form_digits": free_form_digits,
+        "free_form_chain_digits": _change(
+            free_form_digits, flow={"num_layers": 3, "depth": 1}, learning_rate=6e-3
+        ),
+        "dense_digits": _change(
+            free_form_digits,
+            builder="dense_flow",
+            flow={"num_layers": 2},
+            inverse_learning=sn.Tracking(),
+            epochs=55,
+        ),
+        # The exact log-det of a free-form flow at D = 784 takes a good part of a second for each image.
+        "free_form_mnist": _change(
+            free_form_digits,
+            dataset="mnist",
+            flow={"width": 512, "depth": 2},
+            epochs=10,
+            learning_rate=1e-3,
+            repeats=1,
+            num_validation=100,
+            num_test=1000,
+        ),
     }
 
 

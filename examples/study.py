@@ -124,6 +124,12 @@ STUDIES = {
         "exact, 1 epoch": ("exact_cnn_patches", {"epochs": 1}),
         "exact": ("exact_cnn_patches", {}),
     },
+    # Each for about as many seconds.
+    "free_form_digits": {
+        "one pair of networks": ("free_form_digits", {}),
+        "chain of three pairs": ("free_form_chain_digits", {}),
+        "dense": ("dense_digits", {}),
+    },
     "glow": {
         "1x1": ("selfnorm_glow_mnist", _SMALL_GLOW),
         "5x5": ("selfnorm_glow_mnist", {**_SMALL_GLOW, "flow.kernel_size": 5}),

@@ -1,15 +1,17 @@
-"""Trains a flow on each of four toy densities in the plane, and draws what they have learned.
+"""Trains two flows on each of four toy densities in the plane, and draws what they have learned.
 
-    python examples/toy_gallery.py                                   # about a minute and a half on two cores
-    python examples/toy_gallery.py --toys rings --steps 200 --couplings 2
+    python examples/toy_gallery.py                                   # five minutes of CPU
+    python examples/toy_gallery.py --flows splines --toys rings --steps 200 --couplings 2
 
-From data to latent, self-normalizing layers mix the two coordinates, and between them TFP's rational
-quadratic splines bend one of them, with bins that a Keras network chooses for the other. The layers learn
-their inverses by tracking, the default, and the samples are drawn with them. The points for training are
-fresh in every batch. `toy_gallery.png` and `toy_gallery.csv` go into the folder `--output`.
+In `splines`, self-normalizing layers mix the two coordinates from data to latent, and between them TFP's
+rational quadratic splines bend one of them, with bins that a Keras network chooses for the other. The layers
+learn their inverses by tracking, the default. `free_form` is a `free_form_flow`: residual networks of both
+coordinates, each with a learned inverse. In the plane its log-det has the exact gradient. The points for
+training are fresh in every batch. `toy_gallery.png` and `toy_gallery.csv` go into the folder `--output`.
 
-The likelihoods in the table are exact, of points that were not trained on. For the checkerboard no flow has
-less than its entropy, log 32 = 3.466 nats.
+The likelihoods in the table are exact, of points that were not trained on. The entropy is the mean NLL of the
+same points under the density that they are from: no flow can do better, but for chance. Nothing makes a
+free-form flow invertible: the mass is the sum of its density over the picture, and 1 for a density.
 """
 
 import argparse
@@ -22,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tables import write_csv
-from toy_data import TOYS
+from toy_data import TOYS, log_prob
 
 import tfp_selfnorm as sn
 
@@ -33,6 +35,9 @@ tfd = tfp.distributions
 BOUND = 5.0
 MIN_BIN_FRACTION = MIN_SLOPE = 1e-3
 VIEW = 4.4
+# Flows, and what the picture calls them.
+FLOWS = {"splines": "spline couplings", "free_form": "free-form flow"}
+_WHITENED = 5000
 
 
 def spline_coupling(num_bins, width, kept_first, seed):
@@ -69,7 +74,7 @@ def spline_coupling(num_bins, width, kept_first, seed):
     return tfb.Invert(tfb.RealNVP(num_masked=1 if kept_first else -1, bijector_fn=make_spline))
 
 
-def make_flow(num_couplings, num_bins, width, seed):
+def make_spline_flow(num_couplings, num_bins, width, seed):
     """Self-normalizing layers with spline couplings between, standard normal base."""
     bijectors = []
     for i in range(num_couplings):
@@ -79,19 +84,41 @@ def make_flow(num_couplings, num_bins, width, seed):
     return tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), [2]), tfb.Chain(bijectors))
 
 
+def make_free_form_flow(arguments):
+    """Pairs of residual networks, each the learned inverse of the other, after a dense layer."""
+    return sn.free_form_flow(
+        2,
+        num_layers=arguments.pairs,
+        width=arguments.free_form_width,
+        depth=arguments.depth,
+        seed=arguments.seed,
+    )
+
+
 class Trainer:
     """One model for all toys, whose training step is compiled once; each toy starts it afresh."""
 
-    def __init__(self, arguments):
-        self._batch_size, self._seed = arguments.batch_size, arguments.seed
-        self._num_points = arguments.steps * arguments.batch_size
-        self.model = sn.FlowModel(
-            make_flow(arguments.couplings, arguments.bins, arguments.width, arguments.seed)
+    def __init__(self, kind, arguments):
+        self._batch_size, self._seed, self._is_free = (
+            arguments.batch_size,
+            arguments.seed,
+            kind == "free_form",
         )
+        steps, rate = arguments.steps, arguments.learning_rate
+        learning = None
+        if self._is_free:
+            steps, rate = arguments.free_form_steps, arguments.free_form_rate
+            flow = make_free_form_flow(arguments)
+            learning = sn.Tracking(reconstruction=sn.Reconstruction(weight=arguments.weight))
+        else:
+            flow = make_spline_flow(arguments.couplings, arguments.bins, arguments.width, arguments.seed)
+        self.num_steps = steps
+        self.model = sn.FlowModel(flow, learning or sn.Tracking())
         # A schedule is no variable of the optimizer: all of them start at 0.
-        rate = keras.optimizers.schedules.CosineDecay(arguments.learning_rate, arguments.steps)
-        # A step is then three times as fast, but compiling takes as long as a thousand steps.
-        is_long = arguments.steps * len(arguments.toys) > 1000
+        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
+        # A step is then three times as fast, but compiling takes as long as a thousand steps. XLA has no
+        # log-det of matrices on the CPU.
+        is_long = steps * len(arguments.toys) > 1000 and not self._is_free
         self.model.compile(keras.optimizers.Adam(rate), jit_compile=is_long)
         self._initial = self.model.get_weights()
 
@@ -104,7 +131,9 @@ class Trainer:
         self.model.set_weights(self._initial)
         for variable in self.model.optimizer.variables:
             variable.assign(keras.ops.zeros_like(variable))
-        points = TOYS[toy](self._num_points, self._seed)
+        points = TOYS[toy](self.num_steps * self._batch_size, self._seed)
+        if self._is_free:
+            sn.whiten(self.model.distribution, points[:_WHITENED])
         self.model.fit(points, batch_size=self._batch_size, shuffle=False, verbose=0)
 
 
@@ -146,56 +175,77 @@ def draw(columns, path):
     plt.close(figure)
 
 
-def main():
+def results_of(trainer, toy, arguments):
+    """Trains a flow on a toy; returns its figures, its density on the grid and its samples."""
+    began, cpu_began = time.perf_counter(), time.process_time()
+    trainer.fit(toy)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+    model, held_out = trainer.model, TOYS[toy](arguments.points, arguments.seed + 1)
+    density = np.exp(model.log_prob(grid_of(arguments.cells)), dtype=np.float64)
+    layers = sn.self_norm_layers(model.distribution)
+    samples = model.sample(arguments.points, seed=arguments.seed).numpy()
+    figures = {
+        "steps": trainer.num_steps,
+        "held_out_points": arguments.points,
+        "test_nll": round(-float(np.mean(model.log_prob(held_out), dtype=np.float64)), 4),
+        "entropy": round(-float(np.mean(log_prob(toy, held_out))), 4),
+        "mass": round(float(np.sum(density)) * (2.0 * VIEW / arguments.cells) ** 2, 4),
+        "inverse_error": float(f"{max(float(sn.inverse_error(layer, seed=0)) for layer in layers):.2g}"),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
+    }
+    return figures, density.reshape([arguments.cells] * 2), histogram(samples, 100)
+
+
+def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--toys", nargs="+", choices=TOYS, default=list(TOYS))
+    parser.add_argument("--flows", nargs="+", choices=FLOWS, default=list(FLOWS))
     parser.add_argument("--couplings", type=int, default=4)
     parser.add_argument("--bins", type=int, default=16, help="of each spline")
     parser.add_argument("--width", type=int, default=64, help="of the couplings' networks")
-    parser.add_argument("--steps", type=int, default=1200, help="of training, for each toy")
+    parser.add_argument("--steps", type=int, default=1200, help="of training the splines, for each toy")
+    parser.add_argument("--pairs", type=int, default=3, help="of networks in the free-form flow")
+    parser.add_argument("--free-form-width", type=int, default=128, help="of the free-form flow's networks")
+    parser.add_argument("--depth", type=int, default=1, help="of the free-form flow's networks")
+    parser.add_argument("--weight", type=float, default=10.0, help="of the reconstruction, free-form flow")
+    parser.add_argument("--free-form-steps", type=int, default=3000, help="of training the free-form flow")
+    parser.add_argument("--free-form-rate", type=float, default=5e-3, help="its learning rate")
     parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of the splines")
     parser.add_argument("--points", type=int, default=20_000, help="held-out points and samples, each")
     parser.add_argument("--cells", type=int, default=150, help="of the density's grid, on a side")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("toy_gallery_output"))
-    arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    return parser.parse_args()
 
+
+def main():
+    arguments = parse_arguments()
+    arguments.output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    trainer = Trainer(arguments)
-    trainer.compile()
+    trainers = {kind: Trainer(kind, arguments) for kind in arguments.flows}
+    for trainer in trainers.values():
+        trainer.compile()
     print(
-        f"the training step is compiled after {time.perf_counter() - start:.0f} seconds, "
+        f"the training steps are compiled after {time.perf_counter() - start:.0f} seconds, "
         f"{time.process_time():.0f} of CPU since the imports began\n",
         flush=True,
     )
-    print(f"{'toy':16}{'test NLL, nats':>15}{'inverse error':>15}{'seconds':>10}{'of CPU':>10}")
     columns, rows = [], []
-    model = trainer.model
     for toy in arguments.toys:
-        began, cpu_began = time.perf_counter(), time.process_time()
-        trainer.fit(toy)
-        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-        held_out = TOYS[toy](arguments.points, arguments.seed + 1)
-        nll = -float(np.mean(model.log_prob(held_out), dtype=np.float64))
-        error = max(
-            float(sn.inverse_error(layer, seed=0)) for layer in sn.self_norm_layers(model.distribution)
-        )
-        figures = (round(nll, 4), float(f"{error:.2g}"), round(seconds, 1), round(cpu_seconds, 1))
-        rows.append((toy, arguments.steps, arguments.points, *figures))
-        print(f"{toy:16}{nll:15.3f}{error:15.1e}{seconds:10.1f}{cpu_seconds:10.1f}", flush=True)
-        density = np.exp(model.log_prob(grid_of(arguments.cells))).reshape([arguments.cells] * 2)
-        samples = model.sample(arguments.points, seed=arguments.seed).numpy()
-        images = {
-            "held-out data": histogram(held_out, 100),
-            "density of the flow": density,
-            "samples, learned inverse": histogram(samples, 100),
-        }
-        columns.append((f"{toy.replace('_', ' ')}, {nll:.2f} nats", images))
-
-    header = ("toy", "steps", "held_out_points", "test_nll", "inverse_error", "seconds", "cpu_seconds")
-    write_csv(arguments.output / "toy_gallery.csv", [dict(zip(header, row, strict=True)) for row in rows])
+        images = {"held-out data": histogram(TOYS[toy](arguments.points, arguments.seed + 1), 100)}
+        for kind, trainer in trainers.items():
+            figures, density, samples = results_of(trainer, toy, arguments)
+            if not rows:
+                print("".join(f"{name:>16}" for name in ("toy", "flow", *figures)))
+            rows.append({"toy": toy, "flow": kind, **figures})
+            print("".join(f"{value:>16}" for value in rows[-1].values()), flush=True)
+            images[f"{FLOWS[kind]},\ndensity"] = density
+            images[f"{FLOWS[kind]},\nlearned samples"] = samples
+        nlls = [f"{row['test_nll']:.2f}" for row in rows if row["toy"] == toy]
+        columns.append((f"{toy.replace('_', ' ')}, {' and '.join(nlls)} nats", images))
+    write_csv(arguments.output / "toy_gallery.csv", rows)
     draw(columns, arguments.output / "toy_gallery.png")
     print(
         f"\n{time.perf_counter() - start:.0f} seconds in all, {time.process_time():.0f} of CPU; "

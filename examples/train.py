@@ -132,7 +132,7 @@ def train(
 ):
     """Runs an experiment to its end; returns what `results.json` holds."""
     write_config(preset, seed, output)
-    data = load(preset.dataset, data_dir)
+    data = preset.portions(load(preset.dataset, data_dir))
     keras.utils.set_random_seed(seed)
     model, rows = resume(output)
     steps_per_epoch = len(data.train) // preset.batch_size
@@ -168,6 +168,7 @@ def train(
         "best_epoch": min(rows, key=lambda row: row["val_nll"])["epoch"],
         "val_nll": min(row["val_nll"] for row in rows),
         **{f"test_{name}": float(value) for name, value in figures.items()},
+        **inverse_errors(best.distribution),
         "seconds": rows[-1]["seconds"],
         "cpu_seconds": rows[-1]["cpu_seconds"],
         "date": datetime.date.today().isoformat(),
@@ -178,6 +179,14 @@ def train(
     if len(data.event_shape) == 1:
         draw_points(best.sample(5000, seed=seed).numpy(), data.test[:5000], output / "samples.png")
     return results
+
+
+def inverse_errors(flow):
+    """The largest error of the learned inverses of networks, `||I - J_f J_g|| / ||I||`, if there are any."""
+    layers = [layer for layer in sn.self_norm_layers(flow) if isinstance(layer, sn.LearnedInverse)]
+    return (
+        {"jacobian_error": max(float(sn.inverse_error(layer, seed=0)) for layer in layers)} if layers else {}
+    )
 
 
 def write_config(preset, seed, output):

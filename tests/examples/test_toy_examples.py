@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from test_examples import run_example
-from toy_data import TOYS
+from toy_data import TOYS, log_prob
 
 
 def read(path):
@@ -52,18 +52,40 @@ def test_the_rings_have_their_radii():
     np.testing.assert_allclose(shares, np.array([1.0, 2.1, 3.2]) / 6.3, atol=0.03)
 
 
+@pytest.mark.parametrize("toy", TOYS)
+def test_the_densities_of_the_toys(toy):
+    """They integrate to 1, and their share of each quarter of the board is the one of the points."""
+    side = (np.arange(400) + 0.5) * 0.025 - 5.0
+    centres = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1)
+    cells = np.exp(log_prob(toy, centres.reshape(-1, 2))).reshape(400, 400) * 0.025**2
+    assert cells.sum() == pytest.approx(1.0, abs=1e-6)
+    points = TOYS[toy](20_000, seed=5)
+    shares = cells.reshape(10, 40, 10, 40).sum(axis=(1, 3))
+    drawn = np.histogram2d(*points.T, bins=10, range=[[-5, 5]] * 2)[0] / len(points)
+    np.testing.assert_allclose(drawn, shares, atol=0.01)
+
+
 def test_toy_gallery(tmp_path, monkeypatch, capfd):
     """Trained for one tiny step, the flow has the density of its base, known for the held-out points."""
     arguments = ["--toys", "two_moons", "--couplings", 1, "--bins", 4, "--width", 8, "--steps", 1]
-    arguments += ["--points", 500, "--cells", 20, "--learning-rate", 1e-6, "--output", tmp_path]
+    arguments += ["--pairs", 1, "--free-form-width", 8, "--free-form-steps", 1, "--free-form-rate", 1e-6]
+    arguments += ["--points", 500, "--cells", 40, "--learning-rate", 1e-6, "--output", tmp_path]
     run_example("toy_gallery.py", arguments, monkeypatch)
     assert "two_moons" in capfd.readouterr().out
-    (row,) = read(tmp_path / "toy_gallery.csv")
-    assert (row["toy"], row["steps"], row["held_out_points"]) == ("two_moons", "1", "500")
+    splines, free_form = read(tmp_path / "toy_gallery.csv")
+    assert (splines["toy"], splines["flow"], splines["steps"]) == ("two_moons", "splines", "1")
+    assert (free_form["flow"], free_form["held_out_points"]) == ("free_form", "500")
     held_out = TOYS["two_moons"](500, seed=2)
     expected = np.log(2.0 * np.pi) + 0.5 * np.mean(np.sum(held_out**2, axis=1))
-    assert float(row["test_nll"]) == pytest.approx(expected, abs=0.02)
-    assert float(row["inverse_error"]) < 1e-3
+    assert float(splines["test_nll"]) == pytest.approx(expected, abs=0.02)
+    # It begins as the normal distribution with the moments of the data.
+    covariance = np.cov(TOYS["two_moons"](512, seed=1), rowvar=False)
+    gaussian = np.log(2.0 * np.pi * np.e) + 0.5 * np.linalg.slogdet(covariance)[1]
+    assert float(free_form["test_nll"]) == pytest.approx(gaussian, abs=0.1)
+    for row in (splines, free_form):
+        assert float(row["entropy"]) == pytest.approx(-log_prob("two_moons", held_out).mean(), abs=1e-4)
+        assert float(row["inverse_error"]) < 1e-3
+        assert 0.9 < float(row["mass"]) <= 1.0
     assert 10_000 < (tmp_path / "toy_gallery.png").stat().st_size < 300_000
 
 

@@ -24,6 +24,7 @@ TINY = {
     "dense_flow": {"flow.num_layers": 2, "whiten": False},
     "conv_flow": {"flow.num_blocks": 2, "flow.layers_per_block": 1},
     "glow_flow": {"flow.num_blocks": 2, "flow.steps_per_block": 1, "flow.width": 4},
+    "free_form_flow": {"flow.width": 8, "flow.depth": 1, "whiten": False, "repeats": 1},
 }
 OFFICIAL = [
     "selfnorm_fc_mnist",
@@ -79,6 +80,24 @@ def test_every_preset_builds_and_takes_training_steps(name):
         (variable.numpy() != old).any()
         for variable, old in zip(model.trainable_variables, before, strict=True)
     )
+
+
+def test_an_epoch_repeats_the_training_examples_and_few_others_are_scored():
+    data = small_images()
+    few = tiny("dense_digits", repeats=3, num_validation=2, num_test=4).portions(data)
+    np.testing.assert_array_equal(few.train, np.concatenate(3 * [data.train]))
+    np.testing.assert_array_equal(few.validation, data.validation[:2])
+    np.testing.assert_array_equal(few.test, data.test[:4])
+    assert few.num_levels == 256
+    whole = tiny().portions(data)
+    assert [len(part) for part in (whole.train, whole.validation, whole.test)] == [12, 5, 6]
+
+
+def test_a_free_form_run_tells_how_good_its_inverses_are(on_small_images, tmp_path):
+    results = train.train(tiny("free_form_mnist", epochs=1), output=tmp_path, verbose=0)
+    assert 0.0 < results["jacobian_error"] < 0.1
+    assert 0.0 < results["test_reconstruction"] < 0.1
+    assert not train.inverse_errors(sn.dense_flow(2, seed=1))
 
 
 def test_what_a_run_writes(on_small_images, tmp_path):

@@ -8,6 +8,8 @@ from tfp_selfnorm.utils.integers import as_sizes, check_int, check_positive_int,
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.types import Shape
 
+# The biases of residual networks begin within this distance of 0, where whitened events are.
+_LARGEST_BIAS = 2.0
 _POLICY_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -155,7 +157,8 @@ def residual_network(
     """A residual network that keeps the size of vectors: the sum of its input and `depth` small networks.
 
     A block is a dense layer of `width` units with SiLU and a dense layer back. It adds its output to its
-    input. The initial weights of the second layer are 0. The initial map is then the identity.
+    input. The initial weights of the second layer are 0. The initial map is then the identity. The initial
+    biases of the first layer are random.
 
     Args:
       event_size: number of dimensions of an event.
@@ -191,9 +194,19 @@ def residual_network(
             hidden = keras.layers.Concatenate(dtype=policy, name=f"{name}_{block}_inputs")(
                 [events, *conditions]
             )
-        initializer = keras.initializers.GlorotUniform(None if seed is None else seed + block)
+        initializer = keras.initializers.HeUniform(None if seed is None else seed + block)
+        # The odd part of SiLU is linear. Without biases a block could begin to learn nothing from data that
+        # are symmetric about 0.
+        biases = keras.initializers.RandomUniform(
+            -_LARGEST_BIAS, _LARGEST_BIAS, None if seed is None else seed + depth + block
+        )
         hidden = keras.layers.Dense(
-            width, "silu", kernel_initializer=initializer, dtype=policy, name=f"{name}_{block}_first"
+            width,
+            "silu",
+            kernel_initializer=initializer,
+            bias_initializer=biases,
+            dtype=policy,
+            name=f"{name}_{block}_first",
         )(hidden)
         change = keras.layers.Dense(
             event_size, kernel_initializer="zeros", dtype=policy, name=f"{name}_{block}_last"
