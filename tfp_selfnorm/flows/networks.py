@@ -194,17 +194,14 @@ def residual_network(
             hidden = keras.layers.Concatenate(dtype=policy, name=f"{name}_{block}_inputs")(
                 [events, *conditions]
             )
-        initializer = keras.initializers.HeUniform(None if seed is None else seed + block)
-        # The odd part of SiLU is linear. Without biases a block could begin to learn nothing from data that
-        # are symmetric about 0.
-        biases = keras.initializers.RandomUniform(
-            -_LARGEST_BIAS, _LARGEST_BIAS, None if seed is None else seed + depth + block
-        )
+        seeds = [None, None] if seed is None else [seed + block, seed + depth + block]
         hidden = keras.layers.Dense(
             width,
             "silu",
-            kernel_initializer=initializer,
-            bias_initializer=biases,
+            kernel_initializer=keras.initializers.HeUniform(seeds[0]),
+            # The odd part of SiLU is linear. Without biases a block could begin to learn nothing from data
+            # that are symmetric about 0.
+            bias_initializer=keras.initializers.RandomUniform(-_LARGEST_BIAS, _LARGEST_BIAS, seeds[1]),
             dtype=policy,
             name=f"{name}_{block}_first",
         )(hidden)
