@@ -73,8 +73,8 @@ def conv_flow(
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
       **layer_options: `gradient`, `mixture` and `inversion` of the layer "self_norm", see `SelfNormConv2D`.
-        The gradient is "circulant" by default: it trains like "exact" in less time. The paper's is
-        "self_norm"; its likelihoods are behind, but its samples need no solve.
+        The gradient "circulant" trains like "exact" in less time in short runs; it drifts in long runs at a
+        high rate with splines. The paper's, "self_norm", is the default.
 
     Returns:
       A `tfd.TransformedDistribution`. `log_prob` is in nats.
@@ -95,8 +95,6 @@ def conv_flow(
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 5.
     """
     check_optional_name(name)
-    if isinstance(layer, str) and layer == "self_norm":
-        layer_options = {"gradient": "circulant"} | layer_options
     make_layer = layer_maker(layer, layer_options, _LAYERS, SelfNormConv2D.check_options)
     num_blocks = check_positive_int(num_blocks, "num_blocks")
     layers_per_block = check_positive_int(layers_per_block, "layers_per_block")

@@ -193,7 +193,7 @@ def _in_present_words(config):
 
     It called the `layer` of a Glow `mixing`, with "exact" for the gradient "exact". It took the options of
     self-normalizing layers for other layers too, where they had no effect. Its flows of images had no
-    `Centering`, and its convolutions the gradient "self_norm" by default.
+    `Centering`.
     """
     if "format" in config or not isinstance(config.get("arguments"), dict):
         return config
@@ -207,8 +207,6 @@ def _in_present_words(config):
         arguments = {name: value for name, value in arguments.items() if name not in SELF_NORM_OPTIONS}
     if builder in _IMAGE_BUILDERS:
         arguments["centering"] = False
-    if builder == _IMAGE_BUILDERS[0] and arguments.get("layer", "self_norm") == "self_norm":
-        arguments.setdefault("gradient", "self_norm")
     return {**config, "arguments": arguments, "format": _FORMAT}
 
 
