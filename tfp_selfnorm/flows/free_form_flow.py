@@ -40,9 +40,9 @@ def free_form_flow(
     and `num_layers` of `LearnedInverse`. The networks of each are two `residual_network`s. The initial map of
     these is the identity.
 
-    Train it with `Tracking(reconstruction=Reconstruction(weight=3.0))`, Adam with a rate from 3e-3 to 6e-3 that
-    falls to 0, and a bound of 50 for the norms of gradients (`clipnorm=50.0`). Weights from 3 to 10 are good.
-    Stop by the validation NLL, which is exact. A density is only as good as the inverse; see
+    Train it with `Tracking(reconstruction=Reconstruction(weight=3.0))`, Adam with a rate from 3e-3 to 6e-3
+    that falls to 0, and a bound of 50 for the norms of gradients (`clipnorm=50.0`). Weights from 3 to 10 are
+    good. Stop by the validation NLL, which is exact. A density is only as good as the inverse; see
     `LearnedInverse`. On scikit-learn's digits `num_layers=3, depth=1` was better than the one pair of the
     default for as many seconds, with better inverses; a width of 256 and batches of 200 were not.
 

@@ -142,7 +142,7 @@ def residual_network(
 
 
 def _hidden_layer(width, seeds, policy, name):
-    """A dense layer with SiLU. The odd part of SiLU is linear, so that biases of 0 would hide symmetric data."""
+    """A dense layer with SiLU. The odd part of SiLU is linear: biases of 0 would hide symmetric data."""
     kernel_seed, bias_seed = seeds
     return keras.layers.Dense(
         width,
