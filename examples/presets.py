@@ -249,7 +249,7 @@ def _presets():
             builder="dense_flow",
             flow={"num_layers": 2},
             inverse_learning=sn.Tracking(),
-            epochs=55,
+            epochs=75,
         ),
         # The exact log-det of a free-form flow at D = 784 takes a good part of a second for each image.
         "free_form_mnist": _change(

@@ -194,22 +194,26 @@ def residual_network(
             hidden = keras.layers.Concatenate(dtype=policy, name=f"{name}_{block}_inputs")(
                 [events, *conditions]
             )
-        seeds = [None, None] if seed is None else [seed + block, seed + depth + block]
-        hidden = keras.layers.Dense(
-            width,
-            "silu",
-            kernel_initializer=keras.initializers.HeUniform(seeds[0]),
-            # The odd part of SiLU is linear. Without biases a block could begin to learn nothing from data
-            # that are symmetric about 0.
-            bias_initializer=keras.initializers.RandomUniform(-_LARGEST_BIAS, _LARGEST_BIAS, seeds[1]),
-            dtype=policy,
-            name=f"{name}_{block}_first",
-        )(hidden)
-        change = keras.layers.Dense(
+        seeds = (None, None) if seed is None else (seed + block, seed + depth + block)
+        first = _hidden_layer(width, seeds, policy, f"{name}_{block}_first")
+        last = keras.layers.Dense(
             event_size, kernel_initializer="zeros", dtype=policy, name=f"{name}_{block}_last"
-        )(hidden)
-        events = keras.layers.Add(dtype=policy, name=f"{name}_{block}_sum")([events, change])
+        )
+        events = keras.layers.Add(dtype=policy, name=f"{name}_{block}_sum")([events, last(first(hidden))])
     return keras.Model(inputs if conditions else inputs[0], events, name=name)
+
+
+def _hidden_layer(width, seeds, policy, name):
+    """A dense layer with SiLU. The odd part of SiLU is linear: biases of 0 would hide symmetric data."""
+    kernel_seed, bias_seed = seeds
+    return keras.layers.Dense(
+        width,
+        "silu",
+        kernel_initializer=keras.initializers.HeUniform(kernel_seed),
+        bias_initializer=keras.initializers.RandomUniform(-_LARGEST_BIAS, _LARGEST_BIAS, bias_seed),
+        dtype=policy,
+        name=name,
+    )
 
 
 def check_policy(dtype: Any, name: str = "dtype") -> keras.DTypePolicy:
