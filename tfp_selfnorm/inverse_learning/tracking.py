@@ -35,7 +35,8 @@ class Tracking(InverseLearning):
     Args:
       num_probes: number of probes in each step; at most D are used.
       refresh_every: steps between refreshes; `None` takes the `refresh_interval` of each layer.
-      reconstruction: the regularizer of convolutions wider than 1x1.
+      reconstruction: the regularizer of layers that cannot be tracked: convolutions wider than 1x1, and each
+        `LearnedInverse`.
 
     Raises:
       TypeError: if `reconstruction` is no `Reconstruction`.
