@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfp_selfnorm.initialization import adapt
 from tfp_selfnorm.inverse_learning.base import InverseLearning
+from tfp_selfnorm.inverse_learning.scope import current_scope
 from tfp_selfnorm.inverse_learning.tracking import Tracking
 from tfp_selfnorm.model import copying, saving
 from tfp_selfnorm.model.export import export_flow
@@ -19,6 +20,7 @@ from tfp_selfnorm.model.streams import first_events
 from tfp_selfnorm.model.trainer import FlowTrainer
 from tfp_selfnorm.structure.layers import exact
 from tfp_selfnorm.utils.checks import check_events, check_latent
+from tfp_selfnorm.utils.compat import could_record_gradients
 from tfp_selfnorm.utils.files import check_suffix, is_local
 from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.seeds import stateless_seed
@@ -52,7 +54,8 @@ class FlowModel(FlowTrainer):
     of O(D^2), open a `training_scope` in the `train_step` of the bigger model. If no regularizer trains R, R
     is refreshed when samples, files and exports need it.
 
-    Events are floating, of the shape `(batch, *event_shape)`. They are cast to the dtype of the flow.
+    Events have the shape `(batch, *event_shape)` and a floating dtype. They are cast to the dtype of the
+    distribution.
 
     >>> import keras, numpy as np, tfp_selfnorm as sn
     >>> flow = sn.dense_flow(event_shape=2, seed=1)
@@ -246,8 +249,9 @@ class FlowModel(FlowTrainer):
     def log_prob(self, x: Array) -> tf.Tensor:
         """Returns the exact log density of each event in nats.
 
-        The log-dets, O(D^3), are computed once between two changes of the weights; under a gradient tape and
-        in a `tf.function` in each call. Inside an open `training_scope` it is the surrogate of the scope.
+        The log-dets, O(D^3) for each self-normalizing layer, are computed once between two changes of the
+        weights. Under a gradient tape and in a `tf.function` they are computed in each call. Inside an open
+        `training_scope` it is the surrogate of the scope.
 
         Args:
           x: events `(..., *event_shape)`, floating; cast to the dtype of the distribution.
@@ -256,8 +260,10 @@ class FlowModel(FlowTrainer):
           TypeError: if `x` is not floating.
           ValueError: if its last dimensions are not the event shape.
         """
-        with self._refresh.scoring():
-            return self.inference_distribution.log_prob(tf.identity(check_events(x, self.distribution)))
+        x = tf.identity(check_events(x, self.distribution))
+        is_plain = tf.executing_eagerly() and current_scope() is None and not could_record_gradients()
+        with self._refresh.scoring() if is_plain else contextlib.nullcontext():
+            return self.inference_distribution.log_prob(x)
 
     def sample(self, n: Shape, seed: Seed = None, exact: bool = False) -> tf.Tensor:
         """Draws samples.

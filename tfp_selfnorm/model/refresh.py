@@ -10,10 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.inverse_learning.base import InverseLearning
-from tfp_selfnorm.inverse_learning.scope import current_scope, scoring_scope, training_scope
+from tfp_selfnorm.inverse_learning.scope import scoring_scope, training_scope
 from tfp_selfnorm.inverse_learning.tracking import refresh_inverse
 from tfp_selfnorm.structure.layers import at_inference
-from tfp_selfnorm.utils.compat import could_record_gradients
 from tfp_selfnorm.utils.types import TfpObject
 
 # The number of events for the mean of a log-det that depends on events.
@@ -143,13 +142,8 @@ class Refresh:
     def scoring(self, is_constant: bool = False) -> Iterator[None]:
         """Holds the exact log-dets of the present weights, with `is_constant` as constants of a graph.
 
-        With a singular kernel it holds none: then each log-det is computed, such as minus infinity. Without
-        `is_constant` it also holds none in a graph, in a scope, and under a gradient tape.
+        With a singular kernel it holds none: then each log-det is computed, such as minus infinity.
         """
-        is_plain = tf.executing_eagerly() and current_scope() is None and not could_record_gradients()
-        if not (is_plain or is_constant):
-            yield
-            return
         log_dets: dict = {}
         with contextlib.suppress(ValueError), tf.init_scope():
             self.before_evaluation()
