@@ -265,7 +265,7 @@ class LearnedInverse(SelfNormalizing):
         terms = current_terms(self)
         if direction == "forward" and self._inversion == "exact":
             return -self._exact_log_det("inverse", self.forward(x, condition=condition), condition)
-        if terms.scope is None or terms.gradient != "self_norm":
+        if terms.scope is None or terms.gradient == "exact":
             return self._exact_log_det(direction, x, condition)
         surrogate, known = [*(self._pairs.values_by_input(direction, x) or ()), None, None][:2]
         if surrogate is None or known is not condition:

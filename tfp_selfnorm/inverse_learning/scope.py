@@ -107,11 +107,9 @@ class TrainingScope:
         """How the layer computes in this scope."""
         regularizer = self.learning.regularizer(layer)
         trained_kernels = None if regularizer is None else regularizer.trained_kernels
-        held = None if self._log_dets is None else self._log_dets.get(layer.identity)
         if self._is_exact:
-            gradient = "exact" if held is None else "constant"
-            return LayerTerms(gradient, 1.0, trained_kernels, held, self)
-        held = 0.0 if self._log_dets is None else held
+            return LayerTerms(trained_kernels=trained_kernels, scope=self)
+        held = 0.0 if self._log_dets is None else self._log_dets.get(layer.identity)
         mixture = self.learning.mixture(layer)
         return LayerTerms(layer.gradient, mixture, trained_kernels, held, self)
 
@@ -290,11 +288,6 @@ def recording_scope(
 ) -> contextlib.AbstractContextManager[TrainingScope]:
     """A scope with exact values and gradients of log-dets. It only records passes, for regularizers."""
     return _opened(TrainingScope(inverse_learning, None, seed, is_exact=True))
-
-
-def scoring_scope(log_dets: Mapping[Any, Any]) -> contextlib.AbstractContextManager[TrainingScope]:
-    """A scope in which log-dets are known constants, for densities of fixed weights."""
-    return _opened(TrainingScope(None, log_dets, is_exact=True))
 
 
 @contextlib.contextmanager

@@ -110,7 +110,7 @@ def linear_map(
     Returns:
       `z`, and the error or `None`.
     """
-    if gradient in ("exact", "circulant", "constant") and trains is None:
+    if gradient in ("exact", "circulant") and trains is None:
         return operations.apply(kernel, x), None
     likelihood_weight = mixture if gradient == "self_norm" else 1.0
 
@@ -159,7 +159,6 @@ def log_det(
 
     - "self_norm": `mixture T(other_kernel)` for the kernel, `-(1 - mixture) T(kernel)` for the other kernel;
     - "exact": the inverse transpose;
-    - "constant": none, if the value is given; otherwise the exact one;
     - "relative", of a dense map: `kernel`;
     - "circulant", of a convolution: `circulant_conv.mean_log_det_gradient` times the multiplicities.
 
@@ -173,13 +172,10 @@ def log_det(
     """
     if value is None:
         value = operations.log_det(kernel)
-        if gradient in ("exact", "constant"):
+        if gradient == "exact":
             return value
     ndims = operations.kernel_ndims
     value = tf.broadcast_to(tf.cast(value, kernel.dtype), tf.shape(kernel)[:-ndims])
-
-    if gradient == "constant":
-        return tf.stop_gradient(value)
 
     @tf.custom_gradient
     def apply(value, kernel, other_kernel):

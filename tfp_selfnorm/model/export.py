@@ -46,7 +46,7 @@ def _endpoints(model):
     distribution = model.distribution
     events = tf.TensorSpec([None, *distribution.event_shape], distribution.dtype, "x")
     count, seed = tf.TensorSpec([], tf.int32, "n"), tf.TensorSpec([2], tf.int32, "seed")
-    endpoints = {"log_prob": (_scorer(model), [events])}
+    endpoints = {"log_prob": (model.log_prob, [events])}
     has_learned = any(layer.inversion == "learned" for layer in self_norm_layers(distribution))
     kinds = {"": False, "_exact": True} if has_learned else {"": False}
     for suffix, exact in kinds.items():
@@ -58,16 +58,6 @@ def _endpoints(model):
         for suffix, exact in kinds.items():
             endpoints[f"decode{suffix}"] = _decoder(model, exact), [latent]
     return endpoints
-
-
-def _scorer(model):
-    """The density, with the log-dets of the exported weights as constants."""
-
-    def log_prob(x):
-        with model._refresh.scoring(is_constant=True):
-            return model.log_prob(x)
-
-    return log_prob
 
 
 def _sampler(model, exact):

@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from tfp_selfnorm.initialization import adapt
 from tfp_selfnorm.inverse_learning.base import InverseLearning
-from tfp_selfnorm.inverse_learning.scope import current_scope
 from tfp_selfnorm.inverse_learning.tracking import Tracking
 from tfp_selfnorm.model import copying, saving
 from tfp_selfnorm.model.export import export_flow
@@ -20,7 +19,6 @@ from tfp_selfnorm.model.streams import first_events
 from tfp_selfnorm.model.trainer import FlowTrainer
 from tfp_selfnorm.structure.layers import exact
 from tfp_selfnorm.utils.checks import check_events, check_latent
-from tfp_selfnorm.utils.compat import could_record_gradients
 from tfp_selfnorm.utils.files import check_suffix, is_local
 from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.seeds import stateless_seed
@@ -247,11 +245,9 @@ class FlowModel(FlowTrainer):
         adapt(self.distribution, first_events(data, num_examples, self.distribution), whitens)
 
     def log_prob(self, x: Array) -> tf.Tensor:
-        """Returns the exact log density of each event in nats.
+        """Returns the exact log density of each event in nats, at O(D^3) for each self-normalizing layer.
 
-        The log-dets, O(D^3) for each self-normalizing layer, are computed once between two changes of the
-        weights. Under a gradient tape and in a `tf.function` they are computed in each call. Inside an open
-        `training_scope` it is the surrogate of the scope.
+        Inside an open `training_scope` it is the surrogate of the scope.
 
         Args:
           x: events `(..., *event_shape)`, floating; cast to the dtype of the distribution.
@@ -260,10 +256,7 @@ class FlowModel(FlowTrainer):
           TypeError: if `x` is not floating.
           ValueError: if its last dimensions are not the event shape.
         """
-        x = tf.identity(check_events(x, self.distribution))
-        is_plain = tf.executing_eagerly() and current_scope() is None and not could_record_gradients()
-        with self._refresh.scoring() if is_plain else contextlib.nullcontext():
-            return self.inference_distribution.log_prob(x)
+        return self.inference_distribution.log_prob(tf.identity(check_events(x, self.distribution)))
 
     def sample(self, n: Shape, seed: Seed = None, exact: bool = False) -> tf.Tensor:
         """Draws samples.

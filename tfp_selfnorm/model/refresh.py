@@ -1,8 +1,7 @@
 """The refreshes between the compiled steps, O(D^3): exact log-dets and exact inverses."""
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -10,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.inverse_learning.base import InverseLearning
-from tfp_selfnorm.inverse_learning.scope import scoring_scope, training_scope
+from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.inverse_learning.tracking import refresh_inverse
 from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.utils.types import TfpObject
@@ -138,21 +137,6 @@ class Refresh:
         self._set_log_dets(self._changed(self._scored))
         self._scored = self._weights()
 
-    @contextlib.contextmanager
-    def scoring(self, is_constant: bool = False) -> Iterator[None]:
-        """Holds the exact log-dets of the present weights, with `is_constant` as constants of a graph.
-
-        With a singular kernel it holds none: then each log-det is computed, such as minus infinity.
-        """
-        log_dets: dict = {}
-        with contextlib.suppress(ValueError), tf.init_scope():
-            self.before_evaluation()
-            log_dets = self.read(is_training=False)
-            if is_constant:
-                log_dets = {layer: value.numpy() for layer, value in log_dets.items()}
-        with scoring_scope(log_dets):
-            yield
-
     def before_use(self) -> None:
         """Sets R and the log-det of each layer with a changed W; raises as `before_steps` does."""
         changed = self._changed(self._followed)
@@ -233,15 +217,8 @@ class Refresh:
         return {
             layer.identity
             for (layer, _), old, new in zip(self._held, weights, self._weights(), strict=True)
-            if not all(map(_are_equal, old, new))
+            if not all(bool(tf.reduce_all(a == b)) for a, b in zip(old, new, strict=True))
         }
-
-
-def _are_equal(old, new):
-    """Whether two values of a variable are equal. The old one is kept: a change takes other memory."""
-    if "CPU" in old.device and np.asarray(old).ctypes.data == np.asarray(new).ctypes.data:
-        return True
-    return bool(tf.reduce_all(old == new))
 
 
 def _is_untaught(layer, learning):
