@@ -26,21 +26,24 @@ def standard_normal_flow(
     name: str,
     base: tfp.distributions.Distribution | None = None,
 ) -> tfp.distributions.TransformedDistribution:
-    """A flow of bijectors, from data to latent, with a standard normal base, or the given one.
+    """A flow of bijectors, from data to latent, with a standard normal base, or the given one."""
+    if base is not None:
+        return tfd.TransformedDistribution(base, tfb.Chain(bijectors), name=name)
+    normal = tfd.Normal(tf.zeros([], dtype), tf.ones([], dtype))
+    return tfd.TransformedDistribution(tfd.Sample(normal, latent_shape), tfb.Chain(bijectors), name=name)
+
+
+def check_base(
+    base: tfp.distributions.Distribution | None, latent_shape: Sequence[int], dtype: tf.DType
+) -> None:
+    """Checks the base distribution of a flow; `None` is right.
 
     Raises:
       TypeError: if `base` is no distribution.
       ValueError: if it has another event shape or dtype.
     """
-    if base is not None:
-        return tfd.TransformedDistribution(
-            _checked_base(base, latent_shape, dtype), tfb.Chain(bijectors), name=name
-        )
-    normal = tfd.Normal(tf.zeros([], dtype), tf.ones([], dtype))
-    return tfd.TransformedDistribution(tfd.Sample(normal, latent_shape), tfb.Chain(bijectors), name=name)
-
-
-def _checked_base(base, latent_shape, dtype):
+    if base is None:
+        return
     if not isinstance(base, tfd.Distribution):
         raise TypeError(f"`base` must be a TFP distribution or None; got {type(base).__name__}.")
     if list(base.event_shape) != list(latent_shape) or base.dtype != dtype:
@@ -48,7 +51,6 @@ def _checked_base(base, latent_shape, dtype):
             f"`base` must have the event shape {list(latent_shape)} and dtype {dtype.name}; got "
             f"{base.event_shape} and {tf.as_dtype(base.dtype).name}."
         )
-    return base
 
 
 def layer_maker(

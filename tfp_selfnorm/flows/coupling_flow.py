@@ -11,7 +11,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import AffineCoupling, SelfNormDense, SplineCoupling
 from tfp_selfnorm.bijectors.spline import MAX_BINS
-from tfp_selfnorm.flows.building import check_preprocessing, layer_maker, standard_normal_flow
+from tfp_selfnorm.flows.building import check_base, check_preprocessing, layer_maker, standard_normal_flow
 from tfp_selfnorm.flows.dense_flow import lu_layer
 from tfp_selfnorm.flows.networks import dense_network
 from tfp_selfnorm.utils.integers import check_int, check_positive_int, check_sizes
@@ -96,6 +96,7 @@ def coupling_flow(
     if size == 1 and not condition_size:
         raise ValueError("`condition_shape` must be given for events of one dimension; got None.")
     num_layers, dtype = check_positive_int(num_layers, "num_layers"), check_dtype(dtype)
+    check_base(base, [size], dtype)
     make_network = _network_maker(network, width, depth)
     seeds = split_seeds(seed, 2 * num_layers, "coupling_flow")
     bijectors = check_preprocessing(preprocessing)
