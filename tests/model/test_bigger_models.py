@@ -112,6 +112,26 @@ def test_the_regularizer_counts_in_the_outer_loss(rng):
     assert len(flow.losses) == 1
 
 
+def test_an_adaptive_weight_advances_in_training_alone():
+    """By `rate * error` for momentum 0 and tolerance 0."""
+    adaptive = sn.AdaptiveWeight(0.0, rate=0.1, momentum=0.0)
+    flow = sn.FlowModel(
+        sn.dense_flow(SIZE, num_layers=1, seed=1), inverse_learning=sn.Reconstruction(weight=adaptive)
+    )
+    (layer,) = sn.self_norm_layers(flow.distribution)
+    layer.forward_kernel.assign_add(0.3 * tf.ones([SIZE, SIZE]))
+    (name,) = (n for n in flow.named_variables if "weight" in n)
+    before = flow.named_variables[name].numpy()
+    flow(DATA, training=False)
+    np.testing.assert_array_equal(flow.named_variables[name], before)
+    for count in (1, 2):
+        flow(DATA, training=True)
+        w, r = np.float64(layer.inverse_kernel), np.float64(layer.forward_kernel)
+        error = np.mean(np.sum((DATA - DATA @ w.T @ r.T) ** 2, axis=1))
+        assert error > 0.1
+        np.testing.assert_allclose(flow.named_variables[name] - before, count * 0.1 * error, rtol=1e-5)
+
+
 class Halves(keras.Model):
     """Two flows, each of its part of the columns, one of them of two linear layers."""
 
