@@ -10,7 +10,7 @@ import json
 import pathlib
 
 import keras
-import keras_life
+import life_models
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -48,7 +48,7 @@ def make_model(name, seed=1):
     if name in BUILDERS:
         # In version 0.1.0 no flow had a `Centering`.
         flow = {} if name == "dense_flow" else {"centering": False}
-        return keras_life.make_model(BUILDERS[name], seed, flow)
+        return life_models.make_model(BUILDERS[name], seed, flow)
     model = sn.FlowModel.from_builder(hidden_networks, seed=seed)
     model.compile(keras.optimizers.Adam(1e-2))
     return model
