@@ -153,6 +153,11 @@ class SelfNormConv(SelfNorm):
         return 20
 
     @property
+    def has_gradient_correction(self) -> bool:
+        # The circulant gradient of a 1x1 kernel is exact.
+        return self._gradient == "circulant" and not self.has_matrix_kernels
+
+    @property
     def event_sizes(self) -> tuple[int, ...]:
         return (*self._spatial_shape, self._inverse_kernel.shape[-1])
 

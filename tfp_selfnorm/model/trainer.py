@@ -312,7 +312,7 @@ class FlowTrainer(DistributionModel):
 
     def _open_scope(self, is_training):
         seed = tf.stack([0, tf.convert_to_tensor(self._guard.steps)])
-        return training_scope(self.inverse_learning, self._refresh.read(is_training), seed)
+        return training_scope(self.inverse_learning, seed=seed, **self._refresh.read(is_training))
 
     def _iterations(self):
         """The number of updates, for schedules."""
