@@ -25,8 +25,8 @@ def a_layer():
     return sn.SelfNormDense.trainable(2, seed=1)
 
 
-def in_scope(inverse_learning=None, log_dets=None, seed=None):
-    with sn.training_scope(inverse_learning, log_dets, seed):
+def in_scope(inverse_learning=None, log_dets=None, seed=None, gradient_corrections=None):
+    with sn.training_scope(inverse_learning, log_dets, seed, gradient_corrections):
         pass
 
 
