@@ -38,7 +38,9 @@ def test_only_what_is_due_is_refreshed(layers):
     held = Refresh(layers, SecondIsDue(), keras.Model().add_weight, None)
     held.before_steps(tf.Variable(7), 1)
     np.testing.assert_array_equal(held.read(is_training=True)["log_dets"][layers[0]], 0.0)
-    np.testing.assert_allclose(held.read(is_training=True)["log_dets"][layers[1]], exact(layers[1]), rtol=1e-12)
+    np.testing.assert_allclose(
+        held.read(is_training=True)["log_dets"][layers[1]], exact(layers[1]), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("bad", [0.0, np.nan])
