@@ -4,7 +4,7 @@
 
 The training is the one of `train.py`, with its options. At the first step and then every `--every` steps, the
 gradient of each layer's log-det inside a training scope is compared with the exact one: the relative error in
-the Frobenius norm, and the norm of the exact gradient.
+the Frobenius norm, without and with the correction that the model holds, and the norm of the exact gradient.
 """
 
 import argparse
@@ -31,7 +31,13 @@ class GradientErrors(keras.callbacks.Callback):
         if step == 1 or step % self._every == 0:
             for layer in sn.self_norm_layers(self.model.distribution):
                 named, exact = gradient(layer), gradient(layer.copy(gradient="exact"))
-                figures = {"error": tf.norm(named - exact) / tf.norm(exact), "exact_norm": tf.norm(exact)}
+                held = self.model.named_variables.get(f"held_gradient_correction_{layer.name}")
+                errors = {
+                    "error": named - exact,
+                    "corrected_error": named + (0.0 if held is None else held.value) - exact,
+                }
+                figures = {name: tf.norm(error) / tf.norm(exact) for name, error in errors.items()}
+                figures["exact_norm"] = tf.norm(exact)
                 row = {"step": step, "layer": layer.name, "events": "x".join(map(str, layer.event_sizes))}
                 self.rows.append(row | {name: round(float(value), 6) for name, value in figures.items()})
 

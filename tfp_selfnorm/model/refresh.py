@@ -14,9 +14,9 @@ from tfp_selfnorm.inverse_learning.tracking import refresh_inverse
 from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.utils.types import TfpObject
 
-# The part of a new correction in the mean that is held. With the whole of it the delay between two refreshes
-# let fast trainings oscillate.
-_NEW_PART = 0.1
+# The most steps between two corrections of a gradient, and the change of a correction from one to the next, in
+# units of the gradient, that is allowed. With a larger change the delay lets a fast training oscillate.
+_MOST_STEPS, _ALLOWED_CHANGE = 64, 0.01
 # The number of events for the mean of a log-det that depends on events.
 _NUM_EXAMPLES = 16
 
@@ -57,15 +57,18 @@ class Refresh:
         self._held = [(layer, _held_log_det(layer, add_weight)) for layer in holding]
         corrected = [layer for layer in layers if layer.has_gradient_correction]
         self._corrections = [(layer, _held_correction(layer, add_weight)) for layer in corrected]
+        self._correction_intervals: Any = None
+        if corrected:
+            self._correction_intervals = _correction_intervals(len(corrected), add_weight)
         self._examples: Any = None
         if not all(layer.is_constant_jacobian for layer in holding):
             self._examples = _examples(distribution, add_weight)
         self._has_first_examples = False
         self._step: int | None = None
-        # The weights after the last step, the weights that R follows, the weights of the held log-dets, and
-        # whether R was set since the last training step.
-        self._stepped: list | None = self._weights()
-        self._followed: list | None = self._stepped
+        # The weights and the log-dets after the last step, the weights that R follows, the weights of the held
+        # log-dets, and whether R was set since the last training step.
+        self._followed: list | None = self._weights()
+        self._stepped: tuple | None = self._followed, self._log_dets()
         self._scored: list | None = None
         self._is_set_between = False
 
@@ -119,11 +122,10 @@ class Refresh:
           ValueError: if a kernel is singular or not finite, with the name of the layer.
         """
         # The data may have ended before the last of several steps; a single step was always done.
-        is_first = self._step is None
-        if is_first or count > 1:
-            self._step = int(step_variable.numpy())
-        step = self._step
-        self._step += count
+        is_first, step = self._step is None, self._step
+        if step is None or count > 1:
+            step = int(step_variable.numpy())
+        self._step = step + count
 
         intervals = {layer.identity: self._learning.refresh_interval(layer) for layer, _ in self._held}
         due = {identity for identity, interval in intervals.items() if step % interval < count}
@@ -131,19 +133,19 @@ class Refresh:
             due |= {layer.identity for layer, _ in self._held if not layer.is_constant_jacobian}
         inverses = self._changed(self._followed) if self._is_set_between else set()
         log_dets = self._changed(self._scored) if self._scored is not None else set()
-        moved = self._changed(self._stepped) if is_first else set()
+        moved = self._moved() if is_first else set()
         self._stepped, self._followed, self._scored, self._is_set_between = None, None, None, False
         self._set_inverses(self._tracked, due | inverses)
         self._set_inverses(self._untaught, inverses)
         self._set_log_dets(due | log_dets | moved)
-        self._set_corrections(due, _NEW_PART)
-        self._set_corrections(moved, 1.0)
+        self._set_corrections(step, count, moved)
         self._has_first_examples = self._examples is not None and step == 0
         return step
 
     def after_steps(self) -> None:
         """Remembers the weights that R now follows."""
-        self._stepped = self._followed = self._weights()
+        self._followed = self._weights()
+        self._stepped = self._followed, self._log_dets()
         self._is_left = bool(self._left)
 
     def before_evaluation(self) -> None:
@@ -181,7 +183,8 @@ class Refresh:
 
     def take_weights(self) -> None:
         """Takes the present R for the inverse of the present W, for example after a file was read."""
-        self._stepped = self._followed = self._weights()
+        self._followed = self._weights()
+        self._stepped = self._followed, self._log_dets()
         self._scored, self._is_set_between = None, False
 
     def _set_inverses(self, layers, identities):
@@ -208,11 +211,23 @@ class Refresh:
                 raise ValueError(f"{meaning} of `{layer.name}` is {log_det.numpy()}: {cause}.")
             held.assign(log_det)
 
-    def _set_corrections(self, identities, new_part):
-        for layer, held in self._corrections:
-            if layer.identity in identities:
-                old = tf.convert_to_tensor(held.value)
-                held.assign(old + new_part * (layer.gradient_correction() - old))
+    def _set_corrections(self, step, count, moved):
+        """Sets the corrections that are due, the sooner again the more they change."""
+        if not self._corrections:
+            return
+        intervals = self._correction_intervals.numpy()
+        for i, (layer, held) in enumerate(self._corrections):
+            if step % intervals[i] < count or layer.identity in moved:
+                old, new = tf.convert_to_tensor(held.value), layer.gradient_correction()
+                # The sum of the products of the kernel and the gradient is the number of dimensions.
+                scale = np.prod(layer.event_sizes) / tf.norm(layer.inverse_kernel)
+                change = float(tf.norm(new - old) / scale)
+                if change > _ALLOWED_CHANGE:
+                    intervals[i] = max(intervals[i] // 2, 1)
+                elif change < _ALLOWED_CHANGE / 4:
+                    intervals[i] = min(intervals[i] * 2, _MOST_STEPS)
+                held.assign(new)
+        self._correction_intervals.assign(intervals)
 
     def _mean_log_dets(self):
         """The log-dets that depend on events, each a mean over the kept events; empty before the first."""
@@ -230,6 +245,19 @@ class Refresh:
     def _weights(self):
         """The values of the variables of each W, without a copy."""
         return [[tf.convert_to_tensor(v) for v in layer.map_variables[0]] for layer, _ in self._held]
+
+    def _log_dets(self):
+        return [tf.convert_to_tensor(held.value) for _, held in self._held]
+
+    def _moved(self):
+        """The identities of the layers that other code moved since the last step.
+
+        A file or a checkpoint sets the held values too.
+        """
+        weights, log_dets = self._stepped or (None, self._log_dets())
+        pairs = zip(self._held, log_dets, self._log_dets(), strict=True)
+        same = {layer.identity for (layer, _), old, new in pairs if _are_equal(old, new)}
+        return self._changed(weights) & same
 
     def _changed(self, weights):
         """The identities of the layers with changed weights; of all layers if no weights are known."""
@@ -294,4 +322,11 @@ def _held_correction(layer, add_weight):
         dtype=layer.dtype.name,
         trainable=False,
         name=f"held_gradient_correction_{layer.name}",
+    )
+
+
+def _correction_intervals(count, add_weight):
+    """The variable of the steps between two corrections of each layer."""
+    return add_weight(
+        shape=[count], initializer="ones", dtype="int32", trainable=False, name="correction_intervals"
     )
