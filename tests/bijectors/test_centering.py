@@ -69,7 +69,8 @@ def test_one_call_sets_means_act_norms_and_dense_layers(rng):
     sn.adapt(flow, data, whitens=True)
     latents = flow.bijector.inverse(tf.constant(data)).numpy()
     np.testing.assert_allclose(latents.mean(axis=0), 0.0, atol=1e-9)
-    np.testing.assert_allclose(np.cov(latents, rowvar=False), np.eye(2), atol=1e-9)
+    # Up to the shrinkage that held-out events choose.
+    np.testing.assert_allclose(np.cov(latents, rowvar=False), np.eye(2), atol=2e-2)
     np.testing.assert_allclose(parts[0].mean, data.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(parts[1].log_scale, np.log(data.std(axis=0)), rtol=1e-9)
 
@@ -159,7 +160,8 @@ def test_one_call_of_a_model_whitens_too(rng):
     model = sn.FlowModel(sn.dense_flow(2, num_layers=1, dtype=tf.float64, seed=1))
     model.adapt(data, whitens=True)
     latents = model.encode(data).numpy()
-    np.testing.assert_allclose(np.cov(latents, rowvar=False), np.eye(2), atol=1e-9)
+    # Up to the shrinkage that held-out events choose.
+    np.testing.assert_allclose(np.cov(latents, rowvar=False), np.eye(2), atol=2e-2)
 
 
 def test_data_that_cannot_whiten_leave_no_initial_values(rng):

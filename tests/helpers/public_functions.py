@@ -144,5 +144,5 @@ PUBLIC = {
     "sketch_and_project": (sn.sketch_and_project, lambda: {"layer": a_layer()}),
     "trainable_spline": (sn.trainable_spline, lambda: {"event_shape": 2}),
     "training_scope": (in_scope, dict),
-    "whiten": (sn.whiten, lambda: {"x": EVENTS}),
+    "whiten": (sn.whiten, lambda: {"distribution": sn.dense_flow(2), "x": EVENTS}),
 }

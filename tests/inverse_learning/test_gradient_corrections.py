@@ -82,29 +82,43 @@ def test_the_map_of_the_learned_inverse_has_no_correction(kernel):
     )
 
 
+def in_units_of_the_gradient(correction, kernel):
+    """The products of a kernel and the gradient of its log-det have the sum D."""
+    return np.linalg.norm(correction) * np.linalg.norm(kernel) / (np.prod(SHAPE) * CHANNELS)
+
+
 @pytest.mark.parametrize("compiled", [{"run_eagerly": True}, {}, {"jit_compile": True}], ids=str)
-def test_fit_adds_a_running_mean_of_the_corrections_at_the_refreshes(compiled, kernel, rng):
-    """Three steps of gradient descent, computed apart: refreshed before the first and before the third."""
-    kernel, rate = kernel.astype(np.float32), 1e-3
+@pytest.mark.parametrize(
+    ("rate", "expected_steps"), [(1e-3, [0, 1, 2, 3, 4, 5, 6, 7]), (1e-6, [0, 1, 2, 4])], ids=["fast", "slow"]
+)
+def test_fit_corrects_the_sooner_again_the_more_a_correction_changes(
+    rate, expected_steps, compiled, kernel, rng
+):
+    """Eight steps of gradient descent, computed apart."""
+    kernel = kernel.astype(np.float32)
     layer = make_layer(kernel)
     flow = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), [*SHAPE, CHANNELS]), layer)
-    model = sn.FlowModel(flow, sn.Tracking(refresh_every=2))
+    model = sn.FlowModel(flow)
     model.compile(keras.optimizers.SGD(rate), **compiled)
     x = rng.normal(size=[10, *SHAPE, CHANNELS]).astype(np.float32)
-    expected, mean = np.float64(kernel), 0.0
-    for step in range(3):
-        if step % 2 == 0:
-            correction = exact_gradient(expected) - circulant_gradient(expected)
-            mean = 0.9 * mean + 0.1 * correction
-        matrix = dense.matrix(expected, SHAPE)
-        rows = np.float64(x).reshape([len(x), -1])
-        d_matrix = matrix @ rows.T @ rows / len(x)
+    rows = np.float64(x).reshape([len(x), -1])
+    expected, correction, interval, steps = np.float64(kernel), np.zeros(kernel.shape), 1, []
+    for step in range(8):
+        if step % interval == 0:
+            new = exact_gradient(expected) - circulant_gradient(expected)
+            change = in_units_of_the_gradient(new - correction, expected)
+            interval = max(interval // 2, 1) if change > 0.01 else interval
+            interval = min(2 * interval, 64) if change < 0.0025 else interval
+            correction = new
+            steps.append(step)
+        d_matrix = dense.matrix(expected, SHAPE) @ rows.T @ rows / len(x)
         of_base = dense.kernel_gradient(d_matrix, kernel.shape, SHAPE)
-        expected = expected - rate * (of_base - circulant_gradient(expected) - mean)
+        expected = expected - rate * (of_base - circulant_gradient(expected) - correction)
         model.train_on_batch(x)
-    moved = np.abs(expected - kernel)
-    assert moved.max() > 0.01
-    np.testing.assert_allclose(layer.inverse_kernel, expected, atol=1e-5 * moved.max() + 1e-6)
+    assert steps == expected_steps
+    moved = np.linalg.norm(expected - kernel)
+    assert moved > 3e-5
+    np.testing.assert_allclose(layer.inverse_kernel, expected, atol=1e-3 * moved)
 
 
 def test_the_correction_follows_weights_that_are_set_between_two_fits(kernel, rng):

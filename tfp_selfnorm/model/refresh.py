@@ -14,8 +14,8 @@ from tfp_selfnorm.inverse_learning.tracking import refresh_inverse
 from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.utils.types import TfpObject
 
-# The most steps between two corrections of a gradient, and the change of a correction from one to the next, in
-# units of the gradient, that is allowed. With a larger change the delay lets a fast training oscillate.
+# The most steps between two corrections of a gradient, and the change of a correction that is allowed. It is in
+# units of the gradient. With a larger change the delay lets a fast training oscillate.
 _MOST_STEPS, _ALLOWED_CHANGE = 64, 0.01
 # The number of events for the mean of a log-det that depends on events.
 _NUM_EXAMPLES = 16
@@ -65,8 +65,8 @@ class Refresh:
             self._examples = _examples(distribution, add_weight)
         self._has_first_examples = False
         self._step: int | None = None
-        # The weights and the log-dets after the last step, the weights that R follows, the weights of the held
-        # log-dets, and whether R was set since the last training step.
+        # The weights and the log-dets after the last step, the weights that R follows, the weights of the
+        # held log-dets, and whether R was set since the last training step.
         self._followed: list | None = self._weights()
         self._stepped: tuple | None = self._followed, self._log_dets()
         self._scored: list | None = None
