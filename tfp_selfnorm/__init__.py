@@ -42,6 +42,7 @@ from tfp_selfnorm.inverse_learning.tracking import (
     refresh_inverse,
     sketch_and_project,
 )
+from tfp_selfnorm.model.conditional_model import ConditionalFlowModel
 from tfp_selfnorm.model.flow_model import FlowModel
 from tfp_selfnorm.structure.layers import exact, self_norm_layers
 
@@ -54,6 +55,7 @@ __all__ = [
     "Centering",
     "ChannelSplit",
     "Conditional",
+    "ConditionalFlowModel",
     "FlowModel",
     "LeakyReLU",
     "LearnedInverse",

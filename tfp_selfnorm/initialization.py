@@ -8,6 +8,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import SelfNormDense
 from tfp_selfnorm.bijectors.adaptable import Adaptable, adaptation_mode
+from tfp_selfnorm.bijectors.conditional import condition_arguments
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.structure.layers import at_inference, bijectors_of
 from tfp_selfnorm.utils.checks import check_events
@@ -18,7 +19,7 @@ from tfp_selfnorm.utils.types import Array, TfpObject
 _SMALLEST_VARIANCE = 1e-8
 
 
-def adapt(distribution: TfpObject, x: Array, whitens: bool = False) -> None:
+def adapt(distribution: TfpObject, x: Array, whitens: bool = False, condition: Any = None) -> None:
     """Sets each `Centering` and each `ActNorm`, in place, and with `whitens` each dense layer.
 
     On these data the output of a `Centering` has mean 0, and the output of an `ActNorm` has channels of mean
@@ -30,6 +31,7 @@ def adapt(distribution: TfpObject, x: Array, whitens: bool = False) -> None:
       x: events `(batch, *event_shape)`, floating. Some hundreds are enough for an `ActNorm`. The mean of
         each pixel in a `Centering` is as good as the number of events: thousands are better.
       whitens: whether to set each `SelfNormDense` too, as `whiten` does.
+      condition: the conditions of the events, if the bijector of the distribution is a `Conditional`.
 
     Raises:
       TypeError: if `distribution` is no TFP distribution, or `x` is not floating.
@@ -58,7 +60,7 @@ def adapt(distribution: TfpObject, x: Array, whitens: bool = False) -> None:
     new = [part.is_adapted for part in adaptables if not part.has_initial_values()]
     try:
         with adaptation_mode("adapt"):
-            at_inference(distribution).log_prob(tf.identity(x))
+            at_inference(distribution).log_prob(tf.identity(x), **condition_arguments(condition))
     except Exception:
         # If a later bijector refused the data, the earlier ones have no initial values either.
         for has_values in new:
@@ -66,7 +68,7 @@ def adapt(distribution: TfpObject, x: Array, whitens: bool = False) -> None:
                 has_values.assign(False)
         raise
     if whitens:
-        whiten(distribution, x)
+        whiten(distribution, x, condition)
 
 
 def is_adapted(distribution: TfpObject) -> bool:
@@ -87,7 +89,7 @@ def check_adapted(distribution: TfpObject) -> None:
             )
 
 
-def whiten(distribution: TfpObject, x: Array) -> None:
+def whiten(distribution: TfpObject, x: Array, condition: Any = None) -> None:
     """Sets each `SelfNormDense`, in place: on these data its output has mean 0 and covariance I.
 
     Let C be the covariance of the input of a layer, and m its mean. W becomes `C^-1/2`: it is symmetric, and
@@ -102,6 +104,7 @@ def whiten(distribution: TfpObject, x: Array) -> None:
       distribution: a TFP distribution, for example from `dense_flow`.
       x: events `(batch, *event_shape)`, floating, more than the dimensions of each layer; ten times as many
         are good.
+      condition: the conditions of the events, if the bijector of the distribution is a `Conditional`.
 
     Raises:
       TypeError: if `distribution` is no TFP distribution, if `x` is not floating, or if the parameters of a
@@ -124,15 +127,15 @@ def whiten(distribution: TfpObject, x: Array) -> None:
     x = check_events(x, distribution)
     done: set[Any] = set()
     # The input of a layer depends on the layers before it. So each layer is set before the next one.
-    while (layer_pass := _next_pass(distribution, x, done)) is not None:
+    while (layer_pass := _next_pass(distribution, x, condition, done)) is not None:
         _whiten_layer(layer_pass.layer, layer_pass.input)
         done.add(layer_pass.layer.identity)
 
 
-def _next_pass(distribution, x, done):
+def _next_pass(distribution, x, condition, done):
     """The first pass, from data to latent, of a dense layer that is not done, or `None`."""
     with training_scope(inverse_learning=None) as scope:
-        at_inference(distribution).log_prob(tf.identity(x))
+        at_inference(distribution).log_prob(tf.identity(x), **condition_arguments(condition))
     for layer_pass in scope.passes:
         layer = layer_pass.layer
         is_dense = isinstance(layer, SelfNormDense) and layer.inverse_kernel.shape.rank == 2

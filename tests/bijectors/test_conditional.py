@@ -196,6 +196,67 @@ def test_another_condition_for_the_same_events_is_no_memory(rng):
         )
 
 
+@pytest.mark.parametrize("mode", ["eager", "graph", "condition of eager code in a graph"])
+@pytest.mark.parametrize("embedding", [None, counting], ids=["none", "embedding"])
+def test_a_density_has_the_log_det_of_w(embedding, mode, make_layer, rng):
+    """R is far from the inverse. The map from data to latent counts, whichever end of a pair TFP asks at."""
+    layers = [make_layer(2, name=f"layer_{i}") for i in range(2)]
+    chain = tfb.Chain([layers[0], affine(), layers[1], affine("other")])
+    flow = tfd.TransformedDistribution(base(2), sn.Conditional(chain, embedding))
+    y, condition = tensor(rng, 5, 2), tensor(rng, 5, 3 if embedding else 2)
+    embedded = (condition if embedding is None else embedding(condition)).numpy()
+    x, expected = y.numpy(), 0.0
+    for layer in layers:
+        kernel = layer.inverse_kernel.numpy()
+        x, log_det = numpy_affine(x @ kernel.T + layer.bias, embedded)
+        expected += np.linalg.slogdet(kernel)[1] + log_det
+    expected += stats.norm.logpdf(x).sum(axis=-1)
+
+    def log_prob(y, condition):
+        return flow.log_prob(tf.identity(y), bijector_kwargs={"condition": condition})
+
+    if mode == "eager":
+        found = log_prob(y, condition)
+    elif mode == "graph":
+        found = tf.function(log_prob)(y, condition)
+    else:
+        found = tf.function(lambda y: log_prob(y, condition))(y)
+    np.testing.assert_allclose(found, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
+def test_in_a_scope_each_layer_passes_once(compiled, make_layer, rng):
+    chain = tfb.Chain([make_layer(2, name="one"), affine(), make_layer(2, name="two")])
+    flow = tfd.TransformedDistribution(base(2), sn.Conditional(chain, counting))
+    y, condition = tensor(rng, 5, 2), tensor(rng, 5, 3)
+
+    def passes(y, condition):
+        with sn.training_scope() as scope:
+            flow.log_prob(tf.identity(y), bijector_kwargs={"condition": condition})
+        return len(scope.passes)
+
+    assert (tf.function(passes) if compiled else passes)(y, condition) == 2
+
+
+def test_a_pair_of_another_condition_is_another_pair(make_layer, rng):
+    """Also for a `LearnedInverse`: a latent for one condition is no latent for another one."""
+    layer = make_layer(2)
+    bijector = sn.Conditional(tfb.Chain([layer, affine()]))
+    y, one, other = tensor(rng, 5, 2), tensor(rng, 5, 2), tensor(rng, 5, 2)
+    x = bijector.inverse(y, condition=one)
+    log_det = bijector.forward_log_det_jacobian(x, 1, condition=other)
+    fresh = bijector.forward_log_det_jacobian(tf.identity(x), 1, condition=other)
+    np.testing.assert_allclose(log_det, fresh, **TOLERANCE)
+    nets = [lambda parts, sign=sign: parts[0] + 0.1 * sign * tf.sin(parts[0] * parts[1]) for sign in (1, -1)]
+    learned = sn.LearnedInverse(*nets, event_shape=2)
+    x = learned.inverse(y, condition=one)
+    np.testing.assert_allclose(
+        learned.forward_log_det_jacobian(x, 1, condition=other),
+        learned.forward_log_det_jacobian(tf.identity(x), 1, condition=other),
+        **TOLERANCE,
+    )
+
+
 def test_an_embedding_of_keras_trains(rng):
     embedding = keras.Sequential([keras.Input([3], dtype="float64"), keras.layers.Dense(2, dtype="float64")])
     flow = tfd.TransformedDistribution(base(2), sn.Conditional(affine(), embedding))

@@ -1,5 +1,6 @@
 """`Conditional`: gives one condition to all bijectors inside it that take one."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,8 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.base import CheckedBijector
 from tfp_selfnorm.bijectors.network_call import check_network, keras_weights, with_one_batch_dimension
-from tfp_selfnorm.bijectors.pair_memory import PairMemory
+from tfp_selfnorm.bijectors.pair_memory import PairMemory, keeping_values
+from tfp_selfnorm.inverse_learning.scope import current_scope
 from tfp_selfnorm.utils.integers import check_int
 from tfp_selfnorm.utils.pickling import by_parameters
 from tfp_selfnorm.utils.types import Array, TfpObject
@@ -169,29 +171,38 @@ class Conditional(CheckedBijector):
         return self._pass("inverse", y, condition)
 
     def _forward_log_det_jacobian(self, x, condition=None):
-        kwargs = self._known_kwargs("forward", "inverse", x, condition)
-        return self._bijector.forward_log_det_jacobian(x, self.forward_min_event_ndims, **kwargs)
+        return self._log_det("forward", "inverse", x, condition)
 
     def _inverse_log_det_jacobian(self, y, condition=None):
-        kwargs = self._known_kwargs("inverse", "forward", y, condition)
-        return self._bijector.inverse_log_det_jacobian(y, self.inverse_min_event_ndims, **kwargs)
+        return self._log_det("inverse", "forward", y, condition)
 
     def _pass(self, direction, value, condition):
         kwargs = self._kwargs(direction, value, condition)
         output = getattr(self._bijector, direction)(value, **kwargs)
-        values = [*tf.nest.flatten(condition), *tf.nest.flatten(kwargs)]
+        values = tf.nest.flatten(kwargs)
         can_remember = all(map(tf.is_tensor if tf.executing_eagerly() else tf.is_symbolic_tensor, values))
-        self._passes.add(direction, value, output, values if can_remember else ())
+        with _keeping_in_scope():
+            self._passes.add(direction, value, output, values if can_remember else (), condition)
         return output
 
-    def _known_kwargs(self, direction, opposite, value, condition):
-        """The arguments of the pass that made the pair with an end at this value, or new ones."""
-        passes = self._passes
-        values = passes.values_by_input(direction, value) or passes.values_by_output(opposite, value) or ()
-        parts = tf.nest.flatten(condition)
-        if values and all(one is other for one, other in zip(values, parts, strict=False)):
-            return tf.nest.pack_sequence_as(self._structure, values[len(parts) :])
-        return self._kwargs(direction, value, condition)
+    def _log_det(self, direction, opposite, value, condition):
+        """The log-det of the map that made the pair with an end at this value."""
+        made_by = self._passes.input_by_output(opposite, value, condition)
+        if made_by is not None:
+            # The inner bijector knows the pair too, but only with the same arguments.
+            return -self._log_det_of_map(opposite, made_by, condition)
+        return self._log_det_of_map(direction, value, condition)
+
+    def _log_det_of_map(self, direction, value, condition):
+        with _keeping_in_scope():
+            values = self._passes.values_by_input(direction, value, condition)
+        if values:
+            kwargs = tf.nest.pack_sequence_as(self._structure, values)
+        else:
+            kwargs = self._kwargs(direction, value, condition)
+        if direction == "forward":
+            return self._bijector.forward_log_det_jacobian(value, self.forward_min_event_ndims, **kwargs)
+        return self._bijector.inverse_log_det_jacobian(value, self.inverse_min_event_ndims, **kwargs)
 
     def _kwargs(self, direction, value, condition):
         """The arguments of the inner bijector."""
@@ -243,6 +254,16 @@ class Conditional(CheckedBijector):
             raise ValueError(
                 f"The embedding of `{self.name}`, called on a condition of shape {shapes}, failed: {error}"
             ) from error
+
+
+def _keeping_in_scope():
+    """In a scope eager passes keep the embedding too: layers that pass twice would count twice."""
+    return contextlib.nullcontext() if current_scope() is None else keeping_values()
+
+
+def condition_arguments(condition: Any) -> dict[str, Any]:
+    """The arguments that give a condition to the methods of a distribution with a `Conditional`."""
+    return {} if condition is None else {"bijector_kwargs": {"condition": condition}}
 
 
 def _checked_ndims(condition_ndims, embedding):

@@ -200,7 +200,7 @@ class LearnedInverse(SelfNormalizing):
         message += "the encoder, or the encoder is not invertible. The largest residual is"
         worst = largest(residual)
         y = tf.reshape(checked(y, worst <= _ERROR_FACTOR * tolerance, message, worst), tf.shape(x))
-        self._pairs.add("forward", x, y)
+        self._pairs.add("forward", x, y, condition=condition)
         return y
 
     def _pass(self, direction, x, condition):
@@ -214,10 +214,7 @@ class LearnedInverse(SelfNormalizing):
             output, surrogate, error = self._trained_pass(maps, flat, terms)
             terms.scope.record(LayerPass(self, direction, maps[0], maps[1], flat, output, error))
         output = tf.reshape(output, tf.shape(x))
-        # With a condition the log-det asks again, unless both are tensors of one graph.
-        known = condition is None or tf.is_symbolic_tensor(condition)
-        values = [value for value in (surrogate, condition) if value is not None]
-        self._pairs.add(direction, x, output, values if surrogate is not None and known else ())
+        self._pairs.add(direction, x, output, [] if surrogate is None else [surrogate], condition)
         return output
 
     def _trained_pass(self, maps, x, terms):
@@ -250,7 +247,7 @@ class LearnedInverse(SelfNormalizing):
 
     def _log_det(self, direction, x, condition):
         opposite = _OPPOSITE[direction]
-        made_by = self._pairs.input_by_output(opposite, x)
+        made_by = self._pairs.input_by_output(opposite, x, condition)
         if made_by is not None:
             return -self._log_det_of_map(opposite, made_by, condition)
         return self._log_det_of_map(direction, x, condition)
@@ -262,8 +259,8 @@ class LearnedInverse(SelfNormalizing):
             return -self._exact_log_det("inverse", self.forward(x, condition=condition), condition)
         if terms.scope is None or terms.gradient == "exact":
             return self._exact_log_det(direction, x, condition)
-        surrogate, known = [*(self._pairs.values_by_input(direction, x) or ()), None, None][:2]
-        if surrogate is None or known is not condition:
+        surrogate = next(iter(self._pairs.values_by_input(direction, x, condition) or ()), None)
+        if surrogate is None:
             flat, conditions = self._flat(x, condition, "x")
             maps = [self._map(d, *conditions) for d in (direction, _OPPOSITE[direction])]
             surrogate = self._trained_pass(maps, flat, terms._replace(trained_kernels=None))[1]

@@ -11,7 +11,14 @@ import tensorflow as tf
 
 from tfp_selfnorm.initialization import check_adapted
 from tfp_selfnorm.model.batches import FitData
-from tfp_selfnorm.model.data import prepare, prepare_batch, prepare_validation, with_values
+from tfp_selfnorm.model.conditions import Conditions
+from tfp_selfnorm.model.data import (
+    prepare,
+    prepare_batch,
+    prepare_prediction,
+    prepare_validation,
+    with_values,
+)
 from tfp_selfnorm.model.named_variables import NamedVariables
 from tfp_selfnorm.model.streams import raising_named_batches
 from tfp_selfnorm.model.summary import print_summary
@@ -33,6 +40,8 @@ class DistributionModel(keras.Model):
     computed yet.
     """
 
+    # The form of the conditions; `None` for a model without them.
+    conditions: Conditions | None = None
     # A copy has the name of the model, also if Keras made it: it is a part of the paths of variables.
     _name_of_copy: str | None = None
 
@@ -104,12 +113,11 @@ class DistributionModel(keras.Model):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         counts = ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size")
         check_counts(epochs=epochs or None, **{name: arguments[name] for name in counts})
-        keeps_labels = self._takes_labels()
-        data = prepare(x, self.distribution, y, sample_weight, class_weight, keeps_labels=keeps_labels)
+        options = {"keeps_labels": self._takes_labels(), "conditions": self.conditions}
+        data = prepare(x, self.distribution, y, sample_weight, class_weight, **options)
         if validation_data is not None:
-            arguments["validation_data"] = prepare_validation(
-                validation_data, self.distribution, keeps_labels
-            )
+            prepared = prepare_validation(validation_data, self.distribution, **options)
+            arguments["validation_data"] = prepared
         with self._checks():
             history = super().fit(**{**arguments, **data._asdict()})
         self._end_training()
@@ -135,7 +143,8 @@ class DistributionModel(keras.Model):
         data = FitData(x, y, sample_weight)
         # Inside `fit` Keras has an iterator of the validation data, which are checked already.
         if not kwargs.get("_use_cached_eval_dataset", False):
-            data = prepare(x, self.distribution, y, sample_weight, keeps_labels=self._takes_labels())
+            forms = {"keeps_labels": self._takes_labels(), "conditions": self.conditions}
+            data = prepare(x, self.distribution, y, sample_weight, **forms)
         options = {"verbose": verbose, "steps": steps, "callbacks": callbacks, "return_dict": return_dict}
         with self._checks(evaluates=True):
             return super().evaluate(**data._asdict(), batch_size=batch_size, **options, **kwargs)
@@ -149,7 +158,8 @@ class DistributionModel(keras.Model):
         return_dict: bool = False,
     ) -> Any:
         """Does one training step; takes events and weights as `fit` does."""
-        data = prepare_batch(x, self.distribution, y, sample_weight, class_weight, self._takes_labels())
+        takes, conditions = self._takes_labels(), self.conditions
+        data = prepare_batch(x, self.distribution, y, sample_weight, class_weight, takes, conditions)
         with self._checks():
             return super().train_on_batch(*data, class_weight, return_dict)
 
@@ -161,7 +171,8 @@ class DistributionModel(keras.Model):
         return_dict: bool = False,
     ) -> Any:
         """Returns the figures of a batch, with exact likelihoods; takes events and weights as `fit` does."""
-        data = prepare_batch(x, self.distribution, y, sample_weight, None, self._takes_labels())
+        takes, conditions = self._takes_labels(), self.conditions
+        data = prepare_batch(x, self.distribution, y, sample_weight, None, takes, conditions)
         with self._checks(evaluates=True):
             return super().test_on_batch(*data, return_dict)
 
@@ -178,15 +189,15 @@ class DistributionModel(keras.Model):
         The arguments are as in Keras. Takes events, and raises, as `fit` does.
         """
         check_counts(batch_size=batch_size, steps=steps)
-        data = prepare(x, self.distribution)
+        x = prepare_prediction(x, self.distribution, self.conditions)
         with self._checks(evaluates=True):
-            return super().predict(data.x, batch_size, verbose, steps, callbacks)
+            return super().predict(x, batch_size, verbose, steps, callbacks)
 
     def predict_on_batch(self, x: Array) -> np.ndarray:
         """Returns the exact log density of each event of one batch."""
-        data = prepare_batch(x, self.distribution)
+        x = prepare_prediction(x, self.distribution, self.conditions, prepare_batch)
         with self._checks(evaluates=True):
-            return super().predict_on_batch(data.x)
+            return super().predict_on_batch(x)
 
     def summary(
         self,
