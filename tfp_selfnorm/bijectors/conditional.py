@@ -93,7 +93,7 @@ class Conditional(CheckedBijector):
             raise ValueError(
                 f"`bijector` must map single tensors; {bijector.name!r} maps a structure of them."
             )
-        self._embedding = None if embedding is None else check_network(embedding, "embedding")
+        self._embedding: Any = None if embedding is None else check_network(embedding, "embedding")
         if bijector_kwargs is not None and not callable(bijector_kwargs):
             raise TypeError(
                 f"`bijector_kwargs` must be a function of the condition; got {bijector_kwargs!r}."
@@ -127,6 +127,11 @@ class Conditional(CheckedBijector):
     def embedding(self) -> Callable | None:
         """The network of the condition, or `None`."""
         return self._embedding
+
+    @property
+    def bijector_kwargs(self) -> Callable | None:
+        """The function that makes further arguments of the inner bijector, or `None`."""
+        return self._bijector_kwargs
 
     @property
     def condition_ndims(self) -> Any:

@@ -1,7 +1,8 @@
 """`ConditionalFlowModel`, a Keras model of a conditional density p(y | x)."""
 
+import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
@@ -11,8 +12,10 @@ from tfp_selfnorm.bijectors.pair_memory import keeping_values
 from tfp_selfnorm.initialization import adapt
 from tfp_selfnorm.inverse_learning.base import InverseLearning
 from tfp_selfnorm.inverse_learning.tracking import Tracking
+from tfp_selfnorm.model import saving
 from tfp_selfnorm.model.conditions import conditions_of
 from tfp_selfnorm.model.flow_model import FlowModel
+from tfp_selfnorm.model.serialization import check_bounds, decode, encode
 from tfp_selfnorm.model.streams import first_events, is_stream
 from tfp_selfnorm.model.trainer import FlowTrainer
 from tfp_selfnorm.utils.checks import check_distribution, check_events, check_latent
@@ -38,7 +41,8 @@ class ConditionalFlowModel(FlowModel):
     image, a sequence or a label, or a tuple or dict of several arrays. The layers then get the output.
     Integers are cast to floats, unless the embedding has an integer input.
 
-    Loss, figures, steps and files are those of a `FlowModel`. There is no `class_weight`.
+    Loss, figures, steps and files are those of a `FlowModel`, and so is the export: its endpoints take the
+    condition last, `log_prob(x, condition)` and `sample(n, seed, condition)`. There is no `class_weight`.
 
     >>> import keras, numpy as np, tfp_selfnorm as sn
     >>> flow = sn.coupling_flow(event_shape=1, condition_shape=1, num_layers=1, width=16, seed=1)
@@ -51,6 +55,8 @@ class ConditionalFlowModel(FlowModel):
     >>> model.log_prob(y, x).shape, model.sample(3, condition=x, seed=1).shape
     (TensorShape([256]), TensorShape([3, 256, 1]))
     """
+
+    conditions: Any
 
     def __init__(
         self,
@@ -94,7 +100,50 @@ class ConditionalFlowModel(FlowModel):
         FlowTrainer.__init__(self, distribution, inverse_learning, bits_per_dim, name, conditions.example())
         self.conditions = conditions
 
-    def call(self, x: Array, condition: Any = None, training: bool | None = None) -> tf.Tensor:
+    @classmethod
+    def from_builder(
+        cls,
+        builder: Callable[..., TfpObject],
+        inverse_learning: InverseLearning | None = Tracking(),  # noqa: B008
+        bits_per_dim: bool = False,
+        embedding: Callable | None = None,
+        bijector_kwargs: Callable[[tf.Tensor], Mapping[str, Any]] | None = None,
+        **arguments: Any,
+    ) -> Self:
+        """Makes the model of the flow `builder(**arguments)`, which can be saved whole.
+
+        A `condition_shape` among the arguments is the builder's: with an embedding, the shape of its output.
+        The shape of a condition is that of the inputs of the networks, see `ConditionalFlowModel`.
+
+        Args:
+          builder, inverse_learning, bits_per_dim, **arguments: see `FlowModel.from_builder`.
+          embedding, bijector_kwargs: see `ConditionalFlowModel`. Functions and classes of your own must be
+            registered with `keras.saving.register_keras_serializable()`.
+
+        Raises:
+          TypeError: if the builder or a function is not registered, or an argument is of another kind.
+        """
+        recipe = saving.recipe_of(builder, arguments, inverse_learning, bits_per_dim)
+        own = {"embedding": embedding, "bijector_kwargs": bijector_kwargs}
+        for name, value in own.items():
+            _encoded(value, name)
+        return saving.model_from_config(cls, recipe | own, None)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
+        check_bounds(config, "config")
+        with keras.saving.custom_object_scope(custom_objects) if custom_objects else contextlib.nullcontext():
+            own = {name: _decoded(config.get(name), name) for name in ("embedding", "bijector_kwargs")}
+        return super().from_config({**config, **own}, custom_objects)
+
+    def get_config(self) -> dict[str, Any]:
+        conditional = self.distribution.bijector
+        own = {"embedding": conditional.embedding, "bijector_kwargs": conditional.bijector_kwargs}
+        return super().get_config() | {name: _encoded(value, name) for name, value in own.items()}
+
+    def call(  # type: ignore[override]
+        self, x: Array, condition: Any = None, training: bool | None = None
+    ) -> tf.Tensor:
         """Returns the log density of each event for its condition; see `FlowModel`."""
         return self._score(x, training, self._arguments_of(condition))
 
@@ -106,7 +155,7 @@ class ConditionalFlowModel(FlowModel):
         with self._open_scope(is_training=False):
             return self(x, condition=condition, training=False)
 
-    def log_prob(self, events: Array, condition: Any = None) -> tf.Tensor:  # type: ignore[override]
+    def log_prob(self, events: Array, condition: Any = None) -> tf.Tensor:
         """Returns the exact log density of each event for its condition, in nats.
 
         Args:
@@ -149,7 +198,7 @@ class ConditionalFlowModel(FlowModel):
         leading = [dynamic[i] if size is None else size for i, size in enumerate(sizes)]
         return self._flow(exact).sample([*n, *leading], seed=seed, **condition_arguments(condition))
 
-    def encode(self, events: Array, condition: Any = None) -> tf.Tensor:  # type: ignore[override]
+    def encode(self, events: Array, condition: Any = None) -> tf.Tensor:
         """Maps events to latents for their conditions; raises as `log_prob` does."""
         events = check_events(events, self.distribution, name="events")
         condition = self.conditions.tensor(condition)
@@ -193,3 +242,19 @@ class ConditionalFlowModel(FlowModel):
 
     def _takes_labels(self):
         return True
+
+
+def _encoded(function, name):
+    """A function or a Keras layer in terms of JSON."""
+    if isinstance(function, keras.Layer):
+        return {"layer": keras.saving.serialize_keras_object(function)}
+    return encode(function, name)
+
+
+def _decoded(value, name):
+    if not (isinstance(value, dict) and list(value) == ["layer"]):
+        return decode(value, name)
+    layer = keras.saving.deserialize_keras_object(value["layer"])
+    if not isinstance(layer, keras.Layer):
+        raise ValueError(f"`{name}` of the saved model is no Keras layer: {layer!r:.200}.")
+    return layer

@@ -62,7 +62,8 @@ def prepare(
     form = form._replace(conditions=conditions)
     _check_class_weight(class_weight, y, x, form)
     if not is_stream(x):
-        return _prepare_arrays(*_in_order(x, y, form), sample_weight)
+        x, y, form = _in_order(x, y, form)
+        return _prepare_arrays(x, y, sample_weight, form)
     if sample_weight is not None:
         raise ValueError(f"`{name}` gives batches; these must hold the weights: (events, labels, weights).")
     if conditions is not None and y is not None:
@@ -79,7 +80,7 @@ def _in_order(x, y, form):
     return y, x, form._replace(condition_name=names[0], name=names[1])
 
 
-def _prepare_arrays(x, y, form, sample_weight):
+def _prepare_arrays(x, y, sample_weight, form):
     x = finite_events(x, form)
     data = _with_weights(x, y, sample_weight, form)
     if data.sample_weight is not None:
@@ -118,7 +119,7 @@ def prepare_validation(
 
     With conditions: the conditions and the events, or a stream of these.
     """
-    options = {"name": "validation_data", "keeps_labels": keeps_labels, "conditions": conditions}
+    options: Any = {"name": "validation_data", "keeps_labels": keeps_labels, "conditions": conditions}
     if conditions is not None and is_stream(data):
         return tuple(prepare(data, distribution, **options))
     form = EventForm(distribution.event_shape, distribution.dtype, "validation_data", conditions=conditions)

@@ -70,9 +70,9 @@ def first_events(
     check_positive_int(num_examples, "num_examples")
     form = EventForm(distribution.event_shape, distribution.dtype, "data", conditions=conditions)
     if not is_stream(data):
-        parts = parts_of(data, form)
-        x = batch_of_events(parts.x, form)
-        given = None if conditions is None else conditions.array(parts.y, form.condition_name, len(x))
+        arrays = parts_of(data, form)
+        x = batch_of_events(arrays.x, form)
+        given = None if conditions is None else conditions.array(arrays.y, form.condition_name, len(x))
         x = tf.convert_to_tensor(check_finite(cast_array(x[:num_examples], form.dtype), form.name))
         if given is not None:
             given = tf.nest.map_structure(lambda part: tf.convert_to_tensor(part[:num_examples]), given)
