@@ -194,12 +194,12 @@ def _of_layers(bijector, dtype):
 
 
 def _are_compatible(given, known):
-    if not isinstance(given, tf.TensorSpec):
-        try:
-            return all(tf.nest.flatten(_mapped(lambda k, g, _: _are_compatible(g, k), known, given, "")))
-        except ValueError:
-            return False
-    return isinstance(known, tf.TensorSpec) and given.shape.is_compatible_with(known.shape)
+    try:
+        tf.nest.assert_same_structure(given, known)
+    except (TypeError, ValueError):
+        return False
+    pairs = zip(tf.nest.flatten(given), tf.nest.flatten(known), strict=True)
+    return all(one.shape.is_compatible_with(other.shape) for one, other in pairs)
 
 
 def _mapped(function, specs, value, name, form="{}[{!r}]"):
