@@ -99,11 +99,14 @@ WRONG = {
     "bias": NO_ARRAY,
     "bias_stddev": [*NO_NUMBER, -1, np.inf],
     "bijector": NO_OBJECT,
+    "bijector_kwargs": NO_OBJECT,
     "bits_per_dim": NO_BOOL,
     "block_size": NO_COUNT,
     "bound": [*NO_NUMBER, 0.0, -1, np.inf],
     "bounds": [*NO_NUMBER, 2.5, (1.0,), (1.0, "a"), (2.0, 1.0), (0.0, 1.0), (1.0, np.inf), (np.nan, 1.0)],
     "channels": NO_COUNT,
+    "condition_ndims": [*STRANGE[:4], *STRANGE[5:], "a", 2.5, True, -1, (1, 1), tf.Variable(3)],
+    "condition_shape": [*STRANGE[:4], *STRANGE[5:], "a", 2.5, True, -1, np.nan, (2, -1), ((2,), (3,))],
     "dataset": NO_OBJECT,
     "distribution": NO_OBJECT,
     "distribution_or_bijector": NO_OBJECT,
@@ -122,6 +125,7 @@ WRONG = {
         object,
     ],
     "errors": [*NO_OBJECT[5:], {"dense": 1.0}],
+    "embedding": NO_OBJECT,
     "event_ndims": NO_COUNT,
     "event_shape": [*NO_SHAPE, (2, None), tf.TensorShape(None)],
     "event_size": NO_COUNT,
@@ -196,7 +200,15 @@ WRONG |= {
     "Tracking.follow.seed": NO_INT,
 }
 # The data have tests of their own, and so have names.
-NOT_HERE = {"name", "x"}
+NOT_HERE = {"condition", "name", "x"}
+
+
+def a_coupling():
+    return sn.AffineCoupling(identity_network, num_conditioning=0, event_ndims=1)
+
+
+def a_conditional_flow():
+    return tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), [2]), a_coupling())
 
 
 IMAGES = {"image_shape": (4, 4, 1), "num_blocks": 1}
@@ -208,6 +220,11 @@ PUBLIC = {
     "Centering": (sn.Centering, lambda: {"mean": [0.0, 0.0]}),
     "Centering.trainable": (sn.Centering.trainable, lambda: {"event_shape": 2}),
     "ChannelSplit": (sn.ChannelSplit, lambda: {"bijector": tfb.Scale(2.0)}),
+    "Conditional": (sn.Conditional, lambda: {"bijector": a_coupling()}),
+    "ConditionalFlowModel": (
+        sn.ConditionalFlowModel,
+        lambda: {"distribution": a_conditional_flow(), "condition_shape": 2},
+    ),
     "ConvolutionExponential2D": (
         sn.baselines.ConvolutionExponential2D,
         lambda: {"kernel": KERNEL, "spatial_shape": (4, 4)},

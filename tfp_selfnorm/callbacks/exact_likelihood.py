@@ -124,7 +124,7 @@ class ExactLikelihood(FlowCallback):
     def _nll_from(self, begin, log_dets):
         """The sum over the batch that begins at an event."""
         end, condition = begin + self.batch_size, self._checked_condition
-        given = []
+        given: list = []
         if condition is not None:
             given = [tf.nest.map_structure(lambda part: part[begin:end], condition)]
         batch = self.x[begin:end]
