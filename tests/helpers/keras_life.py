@@ -32,12 +32,30 @@ BUILDERS = {
         sn.glow_flow,
         {"image_shape": (4, 4, 1), "steps_per_block": 1, "width": 4, "layer": "lu"},
     ),
+    "coupling_flow, conditions": (
+        sn.coupling_flow,
+        {"event_shape": (4, 4, 1), "condition_shape": 3, "num_layers": 2, "num_bins": 4, "width": 8},
+    ),
 }
 BATCH, EPOCHS = 10, 3
 
 
 def images():
     return np.random.default_rng(0).uniform(0.1, 3.9, [4 * BATCH, 4, 4, 1]).astype(np.float32)
+
+
+def conditions(data):
+    """Two pixels of each image."""
+    return data[:, 0, :2, 0]
+
+
+def given(model, data):
+    """The arguments after the events: the conditions, if the model has them."""
+    return () if model.conditions is None else (conditions(data),)
+
+
+def log_prob(model, data):
+    return model.log_prob(data, *given(model, data))
 
 
 def make_model(builder, seed=1, **options):
@@ -47,7 +65,13 @@ def make_model(builder, seed=1, **options):
     weight = sn.AdaptiveWeight(tolerance=0.01, rate=0.1)
     # Not a divisor of the steps of an epoch, so that it matters where a training goes on.
     learning = sn.Tracking(refresh_every=5, reconstruction=sn.Reconstruction(weight=weight))
-    model = sn.FlowModel.from_builder(function, learning, preprocessing=pixels, seed=seed, **arguments)
+    kind = sn.FlowModel
+    if "condition_shape" in arguments:
+        # Made anew, as the flow is: a model owns its embedding.
+        initializer = keras.initializers.GlorotUniform(seed=seed)
+        layers = [keras.Input([2]), keras.layers.Dense(3, "tanh", kernel_initializer=initializer)]
+        kind, arguments = sn.ConditionalFlowModel, arguments | {"embedding": keras.Sequential(layers)}
+    model = kind.from_builder(function, learning, preprocessing=pixels, seed=seed, **arguments)
     if not sn.is_adapted(model.distribution):
         model.adapt(images())
     model.compile(keras.optimizers.Adam(1e-2), **options)
@@ -64,7 +88,8 @@ def images_with_a_fault():
 def fit(model, epochs=EPOCHS, data=None, **options):
     """Trains on the images, in their order, and returns the history."""
     data = images() if data is None else data
-    return model.fit(data, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, **options).history
+    data = (*given(model, data), data)
+    return model.fit(*data, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, **options).history
 
 
 def check_same_weights(model, weights, tolerance=0.0):
@@ -78,7 +103,7 @@ def save_and_load(builder, folder):
     fit(model, epochs=1)
     model.save(folder / "flow.keras")
     loaded = keras.models.load_model(folder / "flow.keras")
-    np.testing.assert_array_equal(loaded.log_prob(images()), model.log_prob(images()))
+    np.testing.assert_array_equal(log_prob(loaded, images()), log_prob(model, images()))
     check_same_weights(loaded, model.get_weights())
     assert fit(loaded, epochs=2) == fit(model, epochs=2)
     check_same_weights(loaded, model.get_weights())
@@ -91,7 +116,7 @@ def weights(builder, folder):
     model.save_weights(folder / "flow.weights.h5")
     other.optimizer.build(other.trainable_variables)
     other.load_weights(folder / "flow.weights.h5")
-    np.testing.assert_array_equal(other.log_prob(images()), model.log_prob(images()))
+    np.testing.assert_array_equal(log_prob(other, images()), log_prob(model, images()))
     check_same_weights(other, model.get_weights())
 
 
@@ -102,14 +127,18 @@ def export(builder, folder):
     model.export(folder / "flow")
     loaded = tf.saved_model.load(folder / "flow")
     x = tf.constant(images()[:7])
-    np.testing.assert_allclose(loaded.log_prob(x), model.log_prob(x), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(loaded.sample(5, [1, 2]), model.sample(5, seed=(1, 2)), rtol=1e-4, atol=1e-4)
+    condition = given(model, x)
+    np.testing.assert_allclose(
+        loaded.log_prob(x, *condition), model.log_prob(x, *condition), rtol=1e-5, atol=1e-5
+    )
+    samples = loaded.sample(5, [1, 2], *condition), model.sample(5, *condition, seed=(1, 2))
+    np.testing.assert_allclose(*samples, rtol=1e-4, atol=1e-4)
     gradients = []
     for flow in (loaded, model):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            log_prob = flow.log_prob(x)
-        gradients.append(tape.gradient(log_prob, x))
+            values = flow.log_prob(x, *condition)
+        gradients.append(tape.gradient(values, x))
     np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-4)
 
 
@@ -199,9 +228,9 @@ def check_mixed_precision(builder, policy):
         histories.append(fit(mixed))
     finally:
         keras.config.set_dtype_policy("float32")
-    assert mixed.log_prob(images()).dtype == tf.float32
+    assert log_prob(mixed, images()).dtype == tf.float32
     assert all(variable.dtype == "float32" for variable in mixed.trainable_variables)
-    has_networks = builder.startswith("glow")
+    has_networks = builder.startswith(("glow", "coupling"))
     is_scaled = isinstance(mixed.optimizer, keras.optimizers.LossScaleOptimizer)
     assert is_scaled == (has_networks and policy == "mixed_float16")
     assert sum(histories[1]["skipped_updates"]) == 0

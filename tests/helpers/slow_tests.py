@@ -7,7 +7,7 @@ default, small, in this process.
 SLOW = (
     # Processes: killed and resumed, on several workers, or examples as users run them.
     r"test_keras_life.py::test_life\[.*(SIGKILL|two workers)",
-    r"test_keras_life.py::test_life\[(conv|glow)_flow-",
+    r"test_keras_life.py::test_life\[((conv|glow)_flow-|coupling_flow, conditions-(?!save))",
     r"test_saving.py::test_a_file_keeps_how_a_model_was_made_compiled_and_trained",
     r"test_export.py::test_(a_process_without_the_package_gets_the_same|gradients_are_kept)\[(dense|conv|plain)",
     r"test_conditional_saving.py::test_a_process_without_the_package_gets_the_same\[embedding",

@@ -9,6 +9,7 @@ RUN = {
     "conv_flow": ["save/load", "weights", "SIGKILL, resume", "Mirrored"],
     "glow_flow": ["save/load", "two workers", "float16", "bfloat16"],
     "glow_flow, lu": ["weights"],
+    "coupling_flow, conditions": keras_life.CHECKS,
 }
 
 
