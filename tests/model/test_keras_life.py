@@ -12,8 +12,7 @@ RUN = {
     "conv_flow, circulant": ["save/load", "export"],
     "free_form_flow": ["save/load", "weights", "export", "SIGKILL, resume", "float16", "run_eagerly"],
     "free_form_flow, exact": ["Mirrored"],
-    # Two workers: Keras fails on the pair of conditions and events of several replicas; still to be solved.
-    "coupling_flow, conditions": [check for check in keras_life.CHECKS if check != "two workers"],
+    "coupling_flow, conditions": keras_life.CHECKS,
 }
 
 

@@ -26,6 +26,7 @@ from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.structure.names import name_variables
 from tfp_selfnorm.structure.wrappers import NetworkHolder, wrap_variables
 from tfp_selfnorm.utils.checks import check_distribution
+from tfp_selfnorm.utils.compat import flatten_layers
 from tfp_selfnorm.utils.integers import check_counts
 from tfp_selfnorm.utils.names import check_keras_name
 from tfp_selfnorm.utils.types import Array, TfpObject
@@ -250,6 +251,12 @@ class DistributionModel(keras.Model):
                 yield
         finally:
             self._is_evaluating = False
+
+    def _maybe_symbolic_build(self, *args, **kwargs):
+        # Under a strategy Keras builds a model from the mean of the first batch over the replicas. TensorFlow
+        # has no mean over several workers of a batch with weights or conditions. This model is built already.
+        if not all(layer.built for layer in flatten_layers(self)):
+            super()._maybe_symbolic_build(*args, **kwargs)
 
     def _end_training(self):
         """After each `fit`."""
