@@ -31,7 +31,7 @@ SLOW = (
     r"test_flow_model_errors.py::test_nan_in_a_data_set_is_reported_with_its_batch\[.*(jit|eager).*-True\]",
     r"test_contract.py::test_xla_equals_eager\[(self_norm_conv|channel_split|affine_coupling of)",
     # Trainings of many steps, or sums over all images.
-    r"test_conditional_builders.py::test_a_process_of_two_modes_and_two_deviations",
+    r"test_conditional_builders.py::test_(a_process|two_mixed_dimensions)_of_two_modes",
     r"test_constraints.py::test_a_pixel_cnn_sums_to_one_over_all_images",
     r"test_constraints.py::test_a_masked_density_in_the_plane_still_integrates_to_one\[.*(fn|subclass|permutations)\]",
     r"test_flow_model_figures.py::test_a_layer_in_control_flow_trains_under_tracking",

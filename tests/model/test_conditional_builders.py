@@ -4,9 +4,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_probability as tfp
 from scipy import stats
 
 import tfp_selfnorm as sn
+from tfp_selfnorm import initialization
+
+tfb, tfd = tfp.bijectors, tfp.distributions
 
 BUILDERS = {
     "splines": (sn.coupling_flow, {"num_layers": 2, "num_bins": 4}),
@@ -88,35 +92,76 @@ def test_a_condition_through_an_embedding_from_fit_to_a_file(kind, data, tmp_pat
     np.testing.assert_array_equal(loaded.log_prob(y, images), model.log_prob(y, images))
 
 
-def test_a_process_of_two_modes_and_two_deviations(rng):
-    """p(y | x): of mean 1.5 + sin(2 x) with a random sign, and of deviation exp(x / 2) / 3."""
-
-    def draw(number):
-        x = rng.uniform(-2.0, 2.0, size=[number, 1])
-        sign = np.sign(rng.normal(size=[number, 1]))
-        return x, sign * (1.5 + np.sin(2.0 * x)) + np.exp(x / 2.0) / 3.0 * rng.normal(size=[number, 1])
-
-    steps = 1200
-    model = sn.ConditionalFlowModel.from_builder(
-        sn.coupling_flow,
-        event_shape=1,
-        condition_shape=1,
-        num_layers=2,
-        width=32,
-        num_bins=12,
-        bound=6.0,
-        seed=1,
+@pytest.mark.parametrize("form", ["array", "list", "dict"])
+def test_adapt_gives_each_part_of_the_events_its_conditions(form, data, monkeypatch):
+    x, y = data
+    monkeypatch.setattr(initialization, "_PART_SIZE", 10 * 2)
+    monkeypatch.setattr(initialization, "_PART_EVENTS", 5)
+    shift = sn.AffineCoupling(lambda c: tf.concat([c[:, :2], 0.0 * c[:, :2]], axis=-1), 0, 1)
+    centering = sn.Centering.trainable([2])
+    chain = tfb.Chain([shift, centering])
+    options = {"embedding": lambda c: c["x"], "condition_ndims": {"x": 1}} if form == "dict" else {}
+    flow = tfd.TransformedDistribution(
+        tfd.Sample(tfd.Normal(0.0, 1.0), [2]), sn.Conditional(chain, **options)
     )
-    rate = keras.optimizers.schedules.CosineDecay(1e-2, steps)
-    model.compile(keras.optimizers.Adam(rate), steps_per_execution=10)
-    x, y = draw(100 * steps)
-    model.fit(x, y, batch_size=100, epochs=1, verbose=0)
-    x, y = draw(20_000)
+    sn.adapt(flow, y, condition={"array": x, "list": x.tolist(), "dict": {"x": x}}[form])
+    np.testing.assert_allclose(centering.mean, (y + x[:, :2]).mean(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_the_log_dets_of_kept_events_are_for_their_conditions(data):
+    """The held log-det of a free-form layer: a mean over the first 16 events, without a skipped batch."""
+    x, y = data
+    model = make_model("free form", gradient="self_norm")
+    model.compile(keras.optimizers.SGD(0.0))
+    model.train_on_batch(x[:16], y[:16])
+    # It has no density, and is not kept.
+    model.train_on_batch(x[16:32], np.where(np.arange(16)[:, np.newaxis] == 0, np.nan, y[16:32]))
+    held = {name: variable for name, variable in model.named_variables.items() if "for_log_dets" in name}
+    assert set(held) == {"examples_for_log_dets", "conditions_for_log_dets"}
+    np.testing.assert_array_equal(held["examples_for_log_dets"], y[:16])
+    np.testing.assert_array_equal(held["conditions_for_log_dets"], x[:16])
+    for weight in model.trainable_variables:
+        weight.assign_add(0.1 * tf.ones_like(weight))
+    model.refresh_log_dets()
+    layer = model.distribution.bijector.bijector.bijectors[-1]
+    with sn.training_scope(None) as scope:
+        model.distribution.log_prob(tf.constant(y[:16]), bijector_kwargs={"condition": tf.constant(x[:16])})
+    log_dets = dict(zip([part.name for part in scope.layers], scope.exact_log_dets(), strict=True))
+    held_log_det = model.named_variables[f"held_log_det_{layer.name}"]
+    np.testing.assert_allclose(held_log_det, log_dets[layer.name], rtol=1e-5)
+
+
+def draw_two_modes(rng, number):
+    """Conditions, events, log densities. The modes are at 1.5 + sin(2 x) and its negative."""
+    x = rng.uniform(-2.0, 2.0, size=[number, 1])
     mean, deviation = 1.5 + np.sin(2.0 * x), np.exp(x / 2.0) / 3.0
+    y = np.sign(rng.normal(size=[number, 1])) * mean + deviation * rng.normal(size=[number, 1])
     densities = [stats.norm.logpdf(y, sign * mean, deviation) for sign in (-1.0, 1.0)]
-    entropy = np.log(2.0) - np.mean(np.logaddexp(*densities))
+    return x, y, np.logaddexp(*densities) - np.log(2.0)
+
+
+def fit_splines(steps, batch_size, rate, draw, **arguments):
+    model = sn.ConditionalFlowModel.from_builder(
+        sn.coupling_flow, condition_shape=1, num_bins=12, bound=6.0, seed=1, **arguments
+    )
+    schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
+    model.compile(keras.optimizers.Adam(schedule), steps_per_execution=10)
+    x, y, _ = draw(steps * batch_size)
+    model.fit(x, y, batch_size=batch_size, epochs=1, verbose=0)
+    return model
+
+
+def excess_over_entropy(model, x, y, log_densities):
     nll = model.evaluate(x, y, batch_size=5000, verbose=0, return_dict=True)["nll"]
-    assert -0.01 < nll - entropy < 0.02
+    return nll + np.mean(log_densities)
+
+
+def test_a_process_of_two_modes_and_many_deviations(rng):
+    model = fit_splines(
+        1200, 100, 1e-2, lambda n: draw_two_modes(rng, n), event_shape=1, num_layers=2, width=32
+    )
+    x, y, log_densities = draw_two_modes(rng, 20_000)
+    assert -0.01 < excess_over_entropy(model, x, y, log_densities) < 0.02
     # The quantiles are calibrated, for small and for large x: one dimension is mapped in its order.
     quantiles = stats.norm.cdf(model.encode(y, x))
     for half in (x < 0.0, x >= 0.0):
@@ -124,7 +169,20 @@ def test_a_process_of_two_modes_and_two_deviations(rng):
     # The samples have both modes of each condition.
     samples = model.sample(4000, [[-1.0], [1.5]], seed=1)[..., 0].numpy()
     for column, point in zip(samples.T, (-1.0, 1.5), strict=True):
-        center, width = 1.5 + np.sin(2.0 * point), np.exp(point / 2.0) / 3.0
-        assert abs(np.mean(column > 0.0) - 0.5) < 0.05
-        np.testing.assert_allclose(np.std(column[column > 0.0]), width, rtol=0.15)
-        np.testing.assert_allclose(np.mean(column[column > 0.0]), center, atol=0.1)
+        upper = column[column > 0.0]
+        assert abs(len(upper) / len(column) - 0.5) < 0.05
+        np.testing.assert_allclose(np.mean(upper), 1.5 + np.sin(2.0 * point), atol=0.1)
+        np.testing.assert_allclose(np.std(upper), np.exp(point / 2.0) / 3.0, rtol=0.15)
+
+
+def test_two_mixed_dimensions_of_two_modes_and_many_deviations(rng):
+    """A rotation mixes the process above and a normal one of deviation exp(-x / 2) / 3."""
+
+    def draw(number):
+        x, first, log_densities = draw_two_modes(rng, number)
+        second = np.exp(-x / 2.0) / 3.0 * rng.normal(size=x.shape)
+        log_densities += stats.norm.logpdf(second, 0.0, np.exp(-x / 2.0) / 3.0)
+        return x, np.concatenate([first, second], axis=1) @ [[0.8, 0.6], [-0.6, 0.8]], log_densities
+
+    model = fit_splines(6000, 256, 5e-3, draw, event_shape=2, num_layers=4, width=64)
+    assert -0.01 < excess_over_entropy(model, *draw(20_000)) < 0.02
