@@ -63,7 +63,8 @@ class PairMemory:
           x: the input of the pass.
           output: its output.
           values: the tensors that the log-det needs.
-          condition: the condition of the pass, if only this one finds it: a tensor or a structure of tensors.
+          condition: the condition of the pass: a tensor, a structure of tensors, or `None`. Only the same
+            tensors find the pass again.
         """
         values_of_pass: tuple = ()
         if not tf.executing_eagerly():
