@@ -61,7 +61,7 @@ DATA = {
         ValueError,
         "`x` must be the conditions, float32 of shape .3,. each; got None",
     ),
-    "no events": ((X, None), TypeError, "`y` must be an array"),
+    "no events": ((X, None), ValueError, "`y` must be the events; got None. .* conditions first"),
     "one condition": ((X[0], Y), ValueError, r"`x` has shape \(3,\); expected conditions of shape \(3,\)"),
     "other conditions": (
         (X[:, :2], Y),
@@ -241,6 +241,11 @@ MADE = {
     ),
     "no layer takes one": (
         lambda: sn.ConditionalFlowModel(flow(tfb.Exp()), 3),
+        ValueError,
+        "takes a `condition`",
+    ),
+    "a builder without conditions": (
+        lambda: sn.ConditionalFlowModel.from_builder(sn.dense_flow, event_shape=2),
         ValueError,
         "takes a `condition`",
     ),

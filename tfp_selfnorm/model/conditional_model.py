@@ -93,6 +93,9 @@ class ConditionalFlowModel(FlowModel):
         bijector = distribution.bijector
         is_wrapped = isinstance(bijector, Conditional) and embedding is None and bijector_kwargs is None
         source = bijector.embedding if is_wrapped else embedding
+        if not is_wrapped:
+            # A bijector without a condition is refused before the shape of conditions is asked for.
+            Conditional(bijector, None, bijector_kwargs)
         conditions = conditions_of(condition_shape, source, bijector, distribution.dtype)
         if not is_wrapped:
             conditional = Conditional(bijector, embedding, bijector_kwargs, conditions.ndims)

@@ -77,6 +77,11 @@ def _in_order(x, y, form):
         return x, y, form
     is_fit = form.name == "x"
     names = ("x", "y") if is_fit else (f"{form.name}[0]", f"{form.name}[1]")
+    if y is None:
+        raise ValueError(
+            f"`{names[1]}` must be the events; got None. A ConditionalFlowModel takes the conditions first, "
+            "and then the events, as (x, y)."
+        )
     return y, x, form._replace(condition_name=names[0], name=names[1])
 
 
