@@ -1,6 +1,7 @@
 """Initial values from data: `adapt` for each `Centering` and `ActNorm`, `whiten` for dense layers."""
 
 import itertools
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,13 +14,12 @@ from tfp_selfnorm.bijectors.adaptable import Adaptable, adaptation_mode
 from tfp_selfnorm.bijectors.centering import AllEventsWanted
 from tfp_selfnorm.bijectors.conditional import condition_arguments
 from tfp_selfnorm.inverse_learning.scope import training_scope
+from tfp_selfnorm.math.whitening import whitening
 from tfp_selfnorm.structure.layers import at_inference, bijectors_of
 from tfp_selfnorm.utils.checks import check_events
-from tfp_selfnorm.utils.options import check_bool
+from tfp_selfnorm.utils.options import check_bool, check_number
 from tfp_selfnorm.utils.types import Array, TfpObject
 
-# In units of the largest variance. Smaller variances count as this one.
-_SMALLEST_VARIANCE = 1e-8
 # Events pass a flow in parts of this many numbers, or of some hundred events where these are more.
 _PART_SIZE, _PART_EVENTS = 2**20, 512
 
@@ -68,7 +68,7 @@ def adapt(distribution: TfpObject, x: Array, whitens: bool = False, condition: A
     try:
         _set_adaptables(distribution, x, condition)
         if whitens:
-            whiten(distribution, x, condition)
+            whiten(distribution, x, condition=condition)
     except Exception:
         # If a later bijector refused the data, the earlier ones have no initial values either.
         for has_values in new:
@@ -126,33 +126,41 @@ def check_adapted(distribution: TfpObject) -> None:
         )
 
 
-def whiten(distribution: TfpObject, x: Array, condition: Any = None) -> None:
-    """Sets each `SelfNormDense`, in place: on these data its output has mean 0 and covariance I.
+def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, condition: Any = None) -> None:
+    """Sets each `SelfNormDense`, in place: on these data its output has mean 0 and a covariance near I.
 
-    Let C be the covariance of the input of a layer, and m its mean. W becomes `C^-1/2`: it is symmetric, and
-    of all whitening matrices the nearest to the identity. R becomes its inverse, and the bias `-W m`. Without
-    a bias the mean stays. With these values the first layer alone is the Gaussian that fits the data best.
-    Training is then epochs ahead. R follows W more closely, because no direction of W has to shrink by a
-    factor of a hundred first. Layers of other kinds are not changed.
+    Let m be the mean of the input of a layer, S the deviations of its numbers, and C their correlation. W
+    becomes `P^-1/2 S^-1` with `P = (1 - shrinkage) C + shrinkage I`. For `P = C` the covariance is I, and of
+    all such matrices this one changes the standardised numbers the least. R becomes the inverse of W, and the
+    bias `-W m`. Without a bias the mean stays. Then the first layer alone is a Gaussian that fits the data.
+    Training is epochs ahead. R follows W more closely, because no direction of W has to shrink by a factor of
+    a hundred first. Layers of other kinds are not changed.
 
-    Each layer costs one pass of the data, eagerly and in one batch, and an eigendecomposition, O(D^3).
+    Units of the columns do not matter. A number that does not vary gets a deviation of 1, and so does a
+    direction in which the standardised numbers do not vary, for example if a column stands there twice. A
+    warning says how many they are.
+
+    Each layer costs one pass of the data, eagerly and in one batch, and some eigendecompositions, O(D^3).
 
     Args:
       distribution: a TFP distribution, for example from `dense_flow`.
       x: events `(batch, *event_shape)`, floating, more than the dimensions of each layer; ten times as many
         are good.
+      shrinkage: a number in [0, 1]. `None` chooses it: the Gaussian of four fifths of the data then has the
+        largest likelihood on the rest.
       condition: the conditions of the events, if the bijector of the distribution is a `Conditional`.
 
     Raises:
-      TypeError: if `distribution` is no TFP distribution, if `x` is not floating, or if the parameters of a
-        layer are no variables.
-      ValueError: if `x` does not consist of events; if the input of a layer is not finite, does not vary, or
-        has no more events than the layer has dimensions, with the name of the layer.
+      TypeError: if `distribution` is no TFP distribution, if `x` is not floating, if `shrinkage` is no
+        number, or if the parameters of a layer are no variables.
+      ValueError: if `x` does not consist of events; if `shrinkage` is out of range; if the input of a layer
+        is not finite, does not vary, or has no more events than the layer has dimensions, with the name of
+        the layer.
 
     >>> import numpy as np, tensorflow as tf, tfp_selfnorm as sn
     >>> flow = sn.dense_flow(event_shape=2, num_layers=1)
     >>> x = np.random.default_rng(1).multivariate_normal([5.0, -3.0], [[4.0, 1.9], [1.9, 1.0]], size=1000)
-    >>> sn.whiten(flow, x)
+    >>> sn.whiten(flow, x, shrinkage=0.0)
     >>> z = flow.bijector.inverse(tf.constant(x, tf.float32))
     >>> np.allclose(np.cov(z, rowvar=False), np.eye(2), atol=1e-3)
     True
@@ -161,11 +169,13 @@ def whiten(distribution: TfpObject, x: Array, condition: Any = None) -> None:
     """
     if not isinstance(distribution, tfp.distributions.Distribution):
         raise TypeError(f"`distribution` must be a TFP distribution; got {type(distribution).__name__}.")
+    if shrinkage is not None:
+        check_number(shrinkage, "shrinkage", "in [0, 1], or None", lambda value: 0.0 <= value <= 1.0)
     x = check_events(x, distribution)
     done: set[Any] = set()
     # The input of a layer depends on the layers before it. So each layer is set before the next one.
     while (layer_pass := _next_pass(distribution, x, condition, done)) is not None:
-        _whiten_layer(layer_pass.layer, layer_pass.input)
+        _whiten_layer(layer_pass.layer, layer_pass.input, shrinkage)
         done.add(layer_pass.layer.identity)
 
 
@@ -181,7 +191,7 @@ def _next_pass(distribution, x, condition, done):
     return None
 
 
-def _whiten_layer(layer, x):
+def _whiten_layer(layer, x, shrinkage):
     parameters = [layer.forward_kernel, layer.inverse_kernel]
     parameters += [] if layer.bias is None else [layer.bias]
     if not all(hasattr(value, "assign") for value in parameters):
@@ -193,13 +203,26 @@ def _whiten_layer(layer, x):
         )
     if not np.isfinite(x).all():
         raise ValueError(f"The input of `{layer.name}` from `x` must be finite; it is not.")
-    mean = np.mean(x, axis=0)
-    variances, directions = np.linalg.eigh(np.cov(x, rowvar=False).reshape([layer.event_size] * 2))
-    if not variances[-1] > 0.0:
+    result = whitening(x, np.finfo(layer.dtype.as_numpy_dtype).eps, shrinkage)
+    if len(result.constant_columns) == layer.event_size:
         raise ValueError(f"The input of `{layer.name}` from `x` must vary; it is the same for all events.")
-    deviations = np.sqrt(np.maximum(variances, _SMALLEST_VARIANCE * variances[-1]))
-    kernel = (directions / deviations) @ directions.T
-    layer.inverse_kernel.assign(tf.constant(kernel, layer.dtype))
-    layer.forward_kernel.assign(tf.constant((directions * deviations) @ directions.T, layer.dtype))
+    _warn_of_constants(layer, result)
+    layer.inverse_kernel.assign(tf.constant(result.kernel, layer.dtype))
+    layer.forward_kernel.assign(tf.constant(result.inverse_kernel, layer.dtype))
     if layer.bias is not None:
-        layer.bias.assign(tf.constant(-kernel @ mean, layer.dtype))
+        layer.bias.assign(tf.constant(-result.kernel @ result.mean, layer.dtype))
+
+
+def _warn_of_constants(layer, result):
+    found = []
+    if numbers := result.constant_columns:
+        more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
+        found.append(f"the numbers at {', '.join(map(str, numbers[:10]))}{more}")
+    if result.num_dependent:
+        found.append(f"{result.num_dependent} combinations of the other numbers")
+    if found:
+        warnings.warn(
+            f"In the input of `{layer.name}` from `x`, of {layer.event_size} numbers, {' and '.join(found)} "
+            "do not vary. They get a deviation of 1. A density of them is no use: leave such columns out.",
+            stacklevel=4,
+        )

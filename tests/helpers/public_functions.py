@@ -33,8 +33,8 @@ def a_conditional_flow():
     return tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), [2]), a_coupling())
 
 
-def in_scope(inverse_learning=None, log_dets=None, seed=None):
-    with sn.training_scope(inverse_learning, log_dets, seed):
+def in_scope(inverse_learning=None, log_dets=None, seed=None, gradient_corrections=None):
+    with sn.training_scope(inverse_learning, log_dets, seed, gradient_corrections):
         pass
 
 

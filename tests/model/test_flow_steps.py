@@ -35,7 +35,7 @@ def test_a_refresh_that_falls_into_an_execution_comes_before_it(
 
     class Watch(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            log_dets.append(float(model._refresh.read(is_training=True)[layer]))
+            log_dets.append(float(model._refresh.read(is_training=True)["log_dets"][layer]))
 
     model.fit(data[:16], batch_size=1, epochs=2, shuffle=False, verbose=0, callbacks=[Watch()])
     # The last one is at the end of `fit`.

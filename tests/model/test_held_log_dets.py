@@ -24,7 +24,7 @@ def exact(layer):
 def test_each_layer_has_its_own_in_its_dtype_and_shape(layers):
     held = Refresh(layers, as_inverse_learning(None), keras.Model().add_weight, None)
     held.before_evaluation()
-    log_dets = held.read(is_training=True)
+    log_dets = held.read(is_training=True)["log_dets"]
     assert len(log_dets) == 2
     for layer in layers:
         np.testing.assert_allclose(log_dets[layer], exact(layer), rtol=1e-12)
@@ -37,16 +37,18 @@ def test_only_what_is_due_is_refreshed(layers):
 
     held = Refresh(layers, SecondIsDue(), keras.Model().add_weight, None)
     held.before_steps(tf.Variable(7), 1)
-    np.testing.assert_array_equal(held.read(is_training=True)[layers[0]], 0.0)
-    np.testing.assert_allclose(held.read(is_training=True)[layers[1]], exact(layers[1]), rtol=1e-12)
+    np.testing.assert_array_equal(held.read(is_training=True)["log_dets"][layers[0]], 0.0)
+    np.testing.assert_allclose(
+        held.read(is_training=True)["log_dets"][layers[1]], exact(layers[1]), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("bad", [0.0, np.nan])
 def test_one_bad_kernel_of_a_batch_is_reported_and_held_nowhere(layers, bad):
     held = Refresh(layers, as_inverse_learning(None), keras.Model().add_weight, None)
     held.before_evaluation()
-    before = held.read(is_training=True)[layers[1]].numpy()
+    before = held.read(is_training=True)["log_dets"][layers[1]].numpy()
     layers[1].inverse_kernel[1].assign(np.full([3, 3], bad))
     with pytest.raises(ValueError, match="of `self_norm_dense` is .* singular or not finite"):
         held.before_evaluation()
-    np.testing.assert_array_equal(held.read(is_training=True)[layers[1]], before)
+    np.testing.assert_array_equal(held.read(is_training=True)["log_dets"][layers[1]], before)

@@ -111,6 +111,8 @@ WRONG = {
     "kind": NO_NAME,
     "layer": [*NO_OBJECT, "learned", sn.SelfNormDense.trainable, tfb.Exp()],
     "layers": [object(), None, 2.5, "a", [None], [tfb.Exp()], tf.Variable(3)],
+    "shrinkage": [value for value in NO_NUMBER if value is not None] + [-0.1, 1.1],
+    "gradient_corrections": [object(), "a", [], 2.5, {"dense": 1.0}, tf.Variable(3)],
     "log_dets": [object(), "a", [], 2.5, {"dense": 1.0}, tf.Variable(3)],
     "log_dir": NO_PATH,
     "log_prob": [*STRANGE, "a", True, np.array([1]), tf.constant([1j])],

@@ -96,6 +96,11 @@ class SelfNorm(SelfNormalizing, tfp.bijectors.AutoCompositeTensorBijector):
         """`log |det W|` in nats, exact."""
         return self._operations.log_det(tf.convert_to_tensor(self._inverse_kernel))
 
+    def gradient_correction(self) -> tf.Tensor:
+        """The exact gradient of `log |det W|` by W minus the approximation that `gradient` names."""
+        kernel = tf.convert_to_tensor(self._inverse_kernel)
+        return linear.gradient_correction(self._operations, kernel, self._gradient)
+
     def _inverse(self, y):
         terms = current_terms(self)
         kernels = self._read_kernels("inverse", terms)
@@ -166,7 +171,9 @@ class SelfNorm(SelfNormalizing, tfp.bijectors.AutoCompositeTensorBijector):
             # The solve has the plain gradient, with weight 1. Its log-det must have it too.
             gradient = "exact" if terms.gradient == "relative" else terms.gradient
             return -self._log_det(read, "forward", terms._replace(gradient=gradient, mixture=1.0), held)
-        return self._log_det(read, "forward", terms, None if held is None else -held)
+        return self._log_det(
+            read, "forward", terms._replace(correction=None), None if held is None else -held
+        )
 
     def _log_det(self, read, direction, terms, held):
         """The log-det of the map of a direction; `read` has the kernels that its pass read, if known."""
@@ -174,7 +181,9 @@ class SelfNorm(SelfNormalizing, tfp.bijectors.AutoCompositeTensorBijector):
         if not read or (read[0] is read[1] and terms.scope is not None):
             read = self._read_kernels(direction, terms)
         kernel, other_kernel = read
-        return linear.log_det(self._operations, kernel, other_kernel, terms.gradient, terms.mixture, held)
+        return linear.log_det(
+            self._operations, kernel, other_kernel, terms.gradient, terms.mixture, held, terms.correction
+        )
 
 
 def _variables(kernel):

@@ -69,6 +69,11 @@ class SelfNormalizing(CheckedBijector):
         return self._operations.has_matrix_kernels
 
     @property
+    def has_gradient_correction(self) -> bool:
+        """Whether the gradient of the log-det is an approximation by W alone, whose error can be held."""
+        return False
+
+    @property
     @abc.abstractmethod
     def identity(self) -> Any:
         """A key for dictionaries, equal for copies of a layer, which share its variables."""

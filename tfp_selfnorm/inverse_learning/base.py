@@ -97,6 +97,23 @@ def by_identity(mapping: Mapping, name: str) -> dict:
     return {layer.identity: value for layer, value in mapping.items()}
 
 
+def as_corrections(mapping: Mapping | None) -> dict:
+    """The `gradient_corrections` of a scope by the identity of each layer.
+
+    Raises:
+      TypeError: if it is no mapping from self-normalizing layers.
+      ValueError: if a layer takes no correction.
+    """
+    corrections = {} if mapping is None else by_identity(mapping, "gradient_corrections")
+    for layer in mapping or ():
+        if not layer.has_gradient_correction:
+            raise ValueError(
+                "`gradient_corrections` must be of convolutions with `gradient='circulant'`, wider than 1x1; "
+                f"got `{layer.name}` with {layer.gradient!r}."
+            )
+    return corrections
+
+
 def check_layer(layer: Any, name: str = "layer") -> None:
     """Raises TypeError if it is no self-normalizing layer."""
     # By an attribute: an import of the class would be circular.

@@ -10,7 +10,12 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfp_selfnorm.inverse_learning.base import InverseLearning, as_inverse_learning, by_identity
+from tfp_selfnorm.inverse_learning.base import (
+    InverseLearning,
+    as_corrections,
+    as_inverse_learning,
+    by_identity,
+)
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction, check_weight
 from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight
 from tfp_selfnorm.utils.compat import CacheStorage, is_control_flow, scope_bijector_caches
@@ -50,6 +55,7 @@ class LayerTerms(NamedTuple):
       trained_kernels: the kernels that the reconstruction error trains, "both" or "other"; `None` without
         an error.
       held_log_det: the held value of `log |det W|` in nats; `None` if the layer must compute it.
+      correction: a held correction of the gradient of the log-det by W; `None` for none.
       scope: the scope that records the pass; `None` outside.
     """
 
@@ -57,6 +63,7 @@ class LayerTerms(NamedTuple):
     mixture: float = 1.0
     trained_kernels: str | None = None
     held_log_det: Any = None
+    correction: Any = None
     scope: Any = None
 
 
@@ -71,6 +78,7 @@ class TrainingScope:
       log_dets: mapping from layers to held values of `log |det W|`; `None` holds 0 for all.
       seed: seed of the random numbers in the losses.
       is_exact: whether values and gradients stay exact inside the scope.
+      gradient_corrections: mapping from layers to held corrections; `None` for none.
     """
 
     def __init__(
@@ -79,6 +87,7 @@ class TrainingScope:
         log_dets: Mapping[Any, Any] | None,
         seed: Seed = None,
         is_exact: bool = False,
+        gradient_corrections: Mapping[Any, Any] | None = None,
     ) -> None:
         self.inverse_learning = inverse_learning
         self.learning = as_inverse_learning(inverse_learning)
@@ -90,6 +99,7 @@ class TrainingScope:
         self.owner: tuple | None = None
         self.passes: list[LayerPass] = []
         self._log_dets = None if log_dets is None else by_identity(log_dets, "log_dets")
+        self._corrections = as_corrections(gradient_corrections)
         self._graph = current_graph()
 
     @property
@@ -110,8 +120,8 @@ class TrainingScope:
         if self._is_exact:
             return LayerTerms(trained_kernels=trained_kernels, scope=self)
         held = 0.0 if self._log_dets is None else self._log_dets.get(layer.identity)
-        mixture = self.learning.mixture(layer)
-        return LayerTerms(layer.gradient, mixture, trained_kernels, held, self)
+        mixture, correction = self.learning.mixture(layer), self._corrections.get(layer.identity)
+        return LayerTerms(layer.gradient, mixture, trained_kernels, held, correction, self)
 
     def record(self, layer_pass: LayerPass) -> None:
         """Adds a pass.
@@ -239,6 +249,7 @@ def training_scope(
     inverse_learning: InverseLearning | None = Reconstruction(),  # noqa: B008
     log_dets: Mapping[Any, Any] | None = None,
     seed: Seed = None,
+    gradient_corrections: Mapping[Any, Any] | None = None,
 ) -> Iterator[TrainingScope]:
     """Makes self-normalizing layers cost O(D^2), by learned gradients and held values of the log-dets.
 
@@ -257,6 +268,8 @@ def training_scope(
       log_dets: mapping from layers to their `log |det W|` in nats. A layer that the mapping lacks has an
         exact log-det. `None` holds 0 for all.
       seed: int or stateless TFP seed of the random numbers in the losses; `None` for fresh numbers.
+      gradient_corrections: mapping from layers with the gradient "circulant" to their
+        `gradient_correction()`, of present or recent weights, which is added to the gradient.
 
     Yields:
       A `TrainingScope`.
@@ -264,6 +277,7 @@ def training_scope(
     Raises:
       RuntimeError: if this thread has a scope open already.
       TypeError: if an argument has a wrong type.
+      ValueError: if a layer of `gradient_corrections` takes no correction.
 
     >>> import tensorflow as tf
     >>> import tensorflow_probability as tfp
@@ -279,7 +293,8 @@ def training_scope(
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 3.
     """
     check_seed(seed)
-    with _opened(TrainingScope(inverse_learning, log_dets, seed)) as scope:
+    scope = TrainingScope(inverse_learning, log_dets, seed, gradient_corrections=gradient_corrections)
+    with _opened(scope):
         yield scope
 
 

@@ -150,6 +150,7 @@ def log_det(
     gradient: str = "self_norm",
     mixture: float = 0.5,
     value: Any = None,
+    correction: Any = None,
 ) -> tf.Tensor:
     """`log |det|` of the map in nats for each kernel of a batch, with the gradient that `gradient` names.
 
@@ -169,6 +170,7 @@ def log_det(
       gradient: "self_norm", or one of `operations.log_det_gradients`.
       mixture: Python float in [0, 1], used by "self_norm" alone.
       value: a known value to return, at no cost; `None` computes the value.
+      correction: a tensor to add to the gradient by the kernel alone, see `gradient_correction`.
     """
     if value is None:
         value = operations.log_det(kernel)
@@ -182,7 +184,8 @@ def log_det(
         def gradients(upstream):
             scale = _with_dimensions(upstream, ndims)
             if gradient != "self_norm":
-                return None, scale * operations.log_det_gradients[gradient](kernel), None
+                d_kernel = operations.log_det_gradients[gradient](kernel)
+                return None, scale * _add(d_kernel, correction), None
             d_kernel = (mixture * scale) * operations.inverse_to_gradient(other_kernel)
             d_other = None
             if mixture < 1.0:
@@ -192,6 +195,12 @@ def log_det(
         return tf.identity(value), gradients
 
     return apply(tf.stop_gradient(value), kernel, other_kernel)
+
+
+def gradient_correction(operations: Operations, kernel: tf.Tensor, gradient: str) -> tf.Tensor:
+    """The exact gradient of `log_det` by the kernel minus the approximation that `gradient` names."""
+    functions = operations.log_det_gradients
+    return functions["exact"](kernel) - functions[gradient](kernel)
 
 
 def _with_dimensions(x, count):
@@ -204,8 +213,10 @@ def _scaled(x, weight):
 
 
 def _add(x, y):
-    """`x + y`, where `x` may be `None` for nothing."""
-    return y if x is None else x + y
+    """`x + y`, where one of both may be `None` for nothing."""
+    if x is None or y is None:
+        return y if x is None else x
+    return x + y
 
 
 def largest(x: tf.Tensor) -> tf.Tensor:

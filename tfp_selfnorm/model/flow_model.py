@@ -45,7 +45,7 @@ class FlowModel(FlowTrainer):
     inverse for each dense layer, or a block elimination for each convolution. The log-det of each layer is
     held in a variable. It is refreshed between the compiled steps: at every `refresh_interval` steps of the
     layer or `refresh_every` of `Tracking`, and when `evaluate` and `predict` begin. So `nll` in training may
-    be this many steps old, and `val_nll` is exact.
+    be this many steps old, and `val_nll` is exact. A refresh also corrects the gradient "circulant".
 
     The model can be a layer of a bigger model. `model(x)` is the log density of each event, with exact values
     and gradients, at O(D^3) for each self-normalizing layer. It adds its regularizer by `add_loss`. For steps

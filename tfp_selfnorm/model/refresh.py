@@ -1,4 +1,4 @@
-"""The refreshes between the compiled steps, O(D^3): exact log-dets and exact inverses."""
+"""The refreshes between the compiled steps, O(D^3): exact log-dets, gradients and inverses."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -55,14 +55,17 @@ class Refresh:
         # The log-dets of the other layers depend on the events, and are computed if their gradient is exact.
         holding = [la for la in layers if la.is_constant_jacobian or la.gradient == "self_norm"]
         self._held = [(layer, _held_log_det(layer, add_weight)) for layer in holding]
+        corrected = [layer for layer in layers if layer.has_gradient_correction]
+        self._corrections = [(layer, _held_correction(layer, add_weight)) for layer in corrected]
         self._examples: Any = None
         if not all(layer.is_constant_jacobian for layer in holding):
             self._examples = _examples(distribution, condition, add_weight)
         self._has_first_examples = False
         self._step: int | None = None
-        # The weights that R follows, the weights of the held log-dets, and whether R was set since the last
-        # training step.
-        self._followed: list | None = self._weights()
+        # The weights after the last step, the weights that R follows, the weights of the held log-dets, and
+        # whether R was set since the last training step.
+        self._stepped: list | None = self._weights()
+        self._followed: list | None = self._stepped
         self._scored: list | None = None
         self._is_set_between = False
 
@@ -77,16 +80,19 @@ class Refresh:
                     "default with this gradient, or give the model a Reconstruction."
                 )
 
-    def read(self, is_training: bool) -> dict[TfpObject, tf.Tensor]:
-        """Returns the held log-dets, for `log_dets` of a `training_scope`.
+    def read(self, is_training: bool) -> dict[str, dict[TfpObject, tf.Tensor]]:
+        """Returns the held `log_dets` and `gradient_corrections` of a `training_scope`.
 
-        In evaluations a log-det that depends on the events is not held, but exact for each event.
+        In evaluations a log-det that depends on the events is not held, but exact for each event. An
+        approximate gradient follows W at each step, its error only at the refreshes.
         """
-        return {
+        log_dets = {
             layer: tf.convert_to_tensor(held.value)
             for layer, held in self._held
             if is_training or layer.is_constant_jacobian
         }
+        corrections = {layer: tf.convert_to_tensor(held.value) for layer, held in self._corrections}
+        return {"log_dets": log_dets, "gradient_corrections": corrections}
 
     def remember(self, x: tf.Tensor, is_applied: tf.Tensor, condition: Any = None) -> None:
         """Keeps the first events of a batch, and their conditions, unless the batch was skipped.
@@ -118,7 +124,8 @@ class Refresh:
           ValueError: if a kernel is singular or not finite, with the name of the layer.
         """
         # The data may have ended before the last of several steps; a single step was always done.
-        if self._step is None or count > 1:
+        is_first = self._step is None
+        if is_first or count > 1:
             self._step = int(step_variable.numpy())
         step = self._step
         self._step += count
@@ -129,16 +136,19 @@ class Refresh:
             due |= {layer.identity for layer, _ in self._held if not layer.is_constant_jacobian}
         inverses = self._changed(self._followed) if self._is_set_between else set()
         log_dets = self._changed(self._scored) if self._scored is not None else set()
-        self._followed, self._scored, self._is_set_between = None, None, False
+        moved = self._changed(self._stepped) if is_first else set()
+        self._stepped, self._followed, self._scored, self._is_set_between = None, None, None, False
         self._set_inverses(self._tracked, due | inverses)
         self._set_inverses(self._untaught, inverses)
-        self._set_log_dets(due | log_dets)
+        self._set_log_dets(due | log_dets | moved)
+        self._set_corrections(due | moved)
         self._has_first_examples = self._examples is not None and step == 0
         return step
 
     def after_steps(self) -> None:
         """Remembers the weights that R now follows."""
-        self._followed, self._is_left = self._weights(), bool(self._left)
+        self._stepped = self._followed = self._weights()
+        self._is_left = bool(self._left)
 
     def before_evaluation(self) -> None:
         """Sets each log-det that belongs to other weights; raises as `before_steps` does."""
@@ -175,7 +185,8 @@ class Refresh:
 
     def take_weights(self) -> None:
         """Takes the present R for the inverse of the present W, for example after a file was read."""
-        self._followed, self._scored, self._is_set_between = self._weights(), None, False
+        self._stepped = self._followed = self._weights()
+        self._scored, self._is_set_between = None, False
 
     def _set_inverses(self, layers, identities):
         for layer in layers:
@@ -200,6 +211,11 @@ class Refresh:
             if not np.isfinite(log_det).all():
                 raise ValueError(f"{meaning} of `{layer.name}` is {log_det.numpy()}: {cause}.")
             held.assign(log_det)
+
+    def _set_corrections(self, identities):
+        for layer, held in self._corrections:
+            if layer.identity in identities:
+                held.assign(layer.gradient_correction())
 
     def _mean_log_dets(self):
         """The log-dets that depend on events, each a mean over the kept events; empty before the first."""
@@ -226,8 +242,15 @@ class Refresh:
         return {
             layer.identity
             for (layer, _), old, new in zip(self._held, weights, self._weights(), strict=True)
-            if not all(bool(tf.reduce_all(a == b)) for a, b in zip(old, new, strict=True))
+            if not all(_are_equal(*pair) for pair in zip(old, new, strict=True))
         }
+
+
+def _are_equal(old, new):
+    """Whether two eager tensors have the same entries. The same memory on the host is not compared."""
+    if "CPU" in old.device and np.may_share_memory(old.numpy(), new.numpy()):
+        return True
+    return bool(tf.reduce_all(old == new))
 
 
 def _is_untaught(layer, learning):
@@ -273,4 +296,15 @@ def _held_log_det(layer, add_weight):
         dtype=(layer.dtype or tf.float32).name,
         trainable=False,
         name=f"held_log_det_{layer.name}",
+    )
+
+
+def _held_correction(layer, add_weight):
+    """The variable of the held correction of the gradient of a log-det."""
+    return add_weight(
+        shape=layer.inverse_kernel.shape,
+        initializer="zeros",
+        dtype=layer.dtype.name,
+        trainable=False,
+        name=f"held_gradient_correction_{layer.name}",
     )

@@ -265,7 +265,7 @@ class FlowTrainer(ScoringModel):
 
     def _open_scope(self, is_training):
         seed = tf.stack([0, tf.convert_to_tensor(self._guard.steps)])
-        return training_scope(self.inverse_learning, self._refresh.read(is_training), seed)
+        return training_scope(self.inverse_learning, seed=seed, **self._refresh.read(is_training))
 
     def _build_optimizer(self, names=None):
         """Makes the optimizer's variables, for the trainable variables or for the variables of the names."""
