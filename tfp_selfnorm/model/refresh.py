@@ -15,6 +15,9 @@ from tfp_selfnorm.inverse_learning.tracking import refresh_inverse
 from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.utils.types import TfpObject
 
+# The part of a new correction in the mean that is held. With the whole of it the delay between two refreshes
+# let fast trainings oscillate.
+_NEW_PART = 0.1
 # The number of events for the mean of a log-det that depends on events.
 _NUM_EXAMPLES = 16
 
@@ -84,7 +87,7 @@ class Refresh:
         """Returns the held `log_dets` and `gradient_corrections` of a `training_scope`.
 
         In evaluations a log-det that depends on the events is not held, but exact for each event. An
-        approximate gradient follows W at each step, its error only at the refreshes.
+        approximate gradient follows W at each step, its error by a running mean over the refreshes.
         """
         log_dets = {
             layer: tf.convert_to_tensor(held.value)
@@ -141,7 +144,8 @@ class Refresh:
         self._set_inverses(self._tracked, due | inverses)
         self._set_inverses(self._untaught, inverses)
         self._set_log_dets(due | log_dets | moved)
-        self._set_corrections(due | moved)
+        self._set_corrections(due, _NEW_PART)
+        self._set_corrections(moved, 1.0)
         self._has_first_examples = self._examples is not None and step == 0
         return step
 
@@ -212,10 +216,11 @@ class Refresh:
                 raise ValueError(f"{meaning} of `{layer.name}` is {log_det.numpy()}: {cause}.")
             held.assign(log_det)
 
-    def _set_corrections(self, identities):
+    def _set_corrections(self, identities, new_part):
         for layer, held in self._corrections:
             if layer.identity in identities:
-                held.assign(layer.gradient_correction())
+                old = tf.convert_to_tensor(held.value)
+                held.assign(old + new_part * (layer.gradient_correction() - old))
 
     def _mean_log_dets(self):
         """The log-dets that depend on events, each a mean over the kept events; empty before the first."""
