@@ -19,6 +19,7 @@ from tfp_selfnorm.bijectors import (
     AffineCoupling,
     Centering,
     ChannelSplit,
+    Conditional,
     LeakyReLU,
     LearnedInverse,
     SelfNormConv1D,
@@ -41,6 +42,7 @@ from tfp_selfnorm.inverse_learning.tracking import (
     refresh_inverse,
     sketch_and_project,
 )
+from tfp_selfnorm.model.conditional_model import ConditionalFlowModel
 from tfp_selfnorm.model.flow_model import FlowModel
 from tfp_selfnorm.structure.layers import exact, self_norm_layers
 
@@ -52,6 +54,8 @@ __all__ = [
     "AffineCoupling",
     "Centering",
     "ChannelSplit",
+    "Conditional",
+    "ConditionalFlowModel",
     "FlowModel",
     "LeakyReLU",
     "LearnedInverse",

@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import tensorflow_probability as tfp
 from tfp_selfnorm.bijectors import SelfNormDense
 from tfp_selfnorm.bijectors.adaptable import Adaptable, adaptation_mode
 from tfp_selfnorm.bijectors.centering import AllEventsWanted
+from tfp_selfnorm.bijectors.conditional import condition_arguments
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.math.whitening import whitening
 from tfp_selfnorm.structure.layers import at_inference, bijectors_of
@@ -22,7 +24,7 @@ from tfp_selfnorm.utils.types import Array, TfpObject
 _PART_SIZE, _PART_EVENTS = 2**20, 512
 
 
-def adapt(distribution: TfpObject, x: Array, whitens: bool = False) -> None:
+def adapt(distribution: TfpObject, x: Array, whitens: bool = False, condition: Any = None) -> None:
     """Sets each `Centering` and each `ActNorm`, in place, and with `whitens` each dense layer.
 
     This one call gives a flow all of its initial values from data; make it once, before the training. On
@@ -36,6 +38,7 @@ def adapt(distribution: TfpObject, x: Array, whitens: bool = False) -> None:
       x: events `(batch, *event_shape)`, floating. The error of the mean in a `Centering` costs some D / 2n
         nats, for n events of D numbers: 0.04 for 10,000 images of 28x28 pixels, 0.8 for 512.
       whitens: whether to set each `SelfNormDense` too, as `whiten` does.
+      condition: the conditions of the events, if the bijector of the distribution is a `Conditional`.
 
     Raises:
       TypeError: if `distribution` is no TFP distribution, or `x` is not floating.
@@ -63,9 +66,9 @@ def adapt(distribution: TfpObject, x: Array, whitens: bool = False) -> None:
         raise ValueError(f"`x` must have two events or more to adapt to; got shape {tuple(x.shape)}.")
     new = [part.is_adapted for part in adaptables if not part.has_initial_values()]
     try:
-        _set_adaptables(distribution, x)
+        _set_adaptables(distribution, x, condition)
         if whitens:
-            whiten(distribution, x)
+            whiten(distribution, x, condition=condition)
     except Exception:
         # If a later bijector refused the data, the earlier ones have no initial values either.
         for has_values in new:
@@ -74,20 +77,29 @@ def adapt(distribution: TfpObject, x: Array, whitens: bool = False) -> None:
         raise
 
 
-def _set_adaptables(distribution, x):
+def _set_adaptables(distribution, x, condition):
     flow = at_inference(distribution)
     size = max(_PART_EVENTS, _PART_SIZE // distribution.event_shape.num_elements())
-    first, *others = (x[start : start + size] for start in range(0, len(x), size))
-    while (wanted := _adapting_pass(flow, first)) is not None:
-        parts = (_adapting_pass(flow, part).data for part in others)
+    first, *others = ((x[i : i + size], _part(condition, i, size)) for i in range(0, len(x), size))
+    while (wanted := _adapting_pass(flow, *first)) is not None:
+        parts = (_adapting_pass(flow, *part).data for part in others)
         wanted.centering.set_mean(itertools.chain([wanted.data], parts), wanted.is_inverse)
 
 
-def _adapting_pass(flow, x):
+def _part(condition, start, size):
+    """The conditions of a part of the events."""
+    if isinstance(condition, Mapping):
+        return {key: _part(value, start, size) for key, value in condition.items()}
+    if isinstance(condition, tuple):
+        return tuple(_part(value, start, size) for value in condition)
+    return None if condition is None else tf.convert_to_tensor(condition)[start : start + size]
+
+
+def _adapting_pass(flow, x, condition):
     """Passes events until a `Centering` wants all of them; else `None`."""
     try:
         with adaptation_mode("adapt"):
-            flow.log_prob(tf.identity(x))
+            flow.log_prob(tf.identity(x), **condition_arguments(condition))
     except AllEventsWanted as wanted:
         return wanted
     return None
@@ -114,7 +126,7 @@ def check_adapted(distribution: TfpObject) -> None:
         )
 
 
-def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None) -> None:
+def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, condition: Any = None) -> None:
     """Sets each `SelfNormDense`, in place: on these data its output has mean 0 and a covariance near I.
 
     Let m be the mean of the input of a layer, S the deviations of its numbers, and C their correlation. W
@@ -136,6 +148,7 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None) ->
         are good.
       shrinkage: a number in [0, 1]. `None` chooses it: the Gaussian of four fifths of the data then has the
         largest likelihood on the rest.
+      condition: the conditions of the events, if the bijector of the distribution is a `Conditional`.
 
     Raises:
       TypeError: if `distribution` is no TFP distribution, if `x` is not floating, if `shrinkage` is no
@@ -161,15 +174,15 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None) ->
     x = check_events(x, distribution)
     done: set[Any] = set()
     # The input of a layer depends on the layers before it. So each layer is set before the next one.
-    while (layer_pass := _next_pass(distribution, x, done)) is not None:
+    while (layer_pass := _next_pass(distribution, x, condition, done)) is not None:
         _whiten_layer(layer_pass.layer, layer_pass.input, shrinkage)
         done.add(layer_pass.layer.identity)
 
 
-def _next_pass(distribution, x, done):
+def _next_pass(distribution, x, condition, done):
     """The first pass, from data to latent, of a dense layer that is not done, or `None`."""
     with training_scope(inverse_learning=None) as scope:
-        at_inference(distribution).log_prob(tf.identity(x))
+        at_inference(distribution).log_prob(tf.identity(x), **condition_arguments(condition))
     for layer_pass in scope.passes:
         layer = layer_pass.layer
         is_dense = isinstance(layer, SelfNormDense) and layer.inverse_kernel.shape.rank == 2

@@ -136,3 +136,19 @@ def test_an_eager_pass_has_no_values_for_a_graph():
         return tf.constant(passes.values_by_input("inverse", x) == ())
 
     assert compute()
+
+
+def test_a_pass_is_found_with_the_tensors_of_its_condition_only():
+    a, b = tf.ones([2]), tf.ones([2])
+    conditions = [None, a, b, {"a": a, "b": b}, {"a": b, "b": a}, [[1.0, 2.0]], np.ones([2])]
+    for i, condition in enumerate(conditions):
+        passes, x, z = PairMemory(), tf.ones([2]), tf.zeros([2])
+        passes.add("inverse", x, z, condition=condition)
+        for j, other in enumerate(conditions):
+            is_same = i == j
+            assert (passes.values_by_input("inverse", x, other) is not None) == is_same
+            assert (passes.values_by_output("inverse", z, other) is not None) == is_same
+            assert (passes.input_by_output("inverse", z, other) is x) == is_same
+        # The structure may be another object of the same tensors.
+        if isinstance(condition, dict):
+            assert passes.input_by_output("inverse", z, dict(condition)) is x

@@ -27,8 +27,10 @@ from life_models import (
     HAS_PROBES,
     check_same_weights,
     fit,
+    given,
     images,
     images_with_a_fault,
+    log_prob,
     make_model,
 )
 
@@ -41,7 +43,7 @@ def save_and_load(builder, folder):
     fit(model, epochs=1)
     model.save(folder / "flow.keras")
     loaded = keras.models.load_model(folder / "flow.keras")
-    np.testing.assert_array_equal(loaded.log_prob(images()), model.log_prob(images()))
+    np.testing.assert_array_equal(log_prob(loaded, images()), log_prob(model, images()))
     check_same_weights(loaded, model.get_weights())
     assert fit(loaded, epochs=2) == fit(model, epochs=2)
     check_same_weights(loaded, model.get_weights())
@@ -54,7 +56,7 @@ def weights(builder, folder):
     model.save_weights(folder / "flow.weights.h5")
     other.optimizer.build(other.trainable_variables)
     other.load_weights(folder / "flow.weights.h5")
-    np.testing.assert_array_equal(other.log_prob(images()), model.log_prob(images()))
+    np.testing.assert_array_equal(log_prob(other, images()), log_prob(model, images()))
     check_same_weights(other, model.get_weights())
 
 
@@ -65,23 +67,27 @@ def export(builder, folder):
     model.export(folder / "flow")
     loaded = tf.saved_model.load(folder / "flow")
     x = tf.constant(images()[:7])
-    np.testing.assert_allclose(loaded.log_prob(x), model.log_prob(x), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(loaded.sample(5, [1, 2]), model.sample(5, seed=(1, 2)), rtol=1e-4, atol=1e-4)
-    latents = model.encode(x)
-    np.testing.assert_allclose(loaded.encode(x), latents, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(loaded.decode(latents), model.decode(latents), rtol=1e-4, atol=1e-4)
+    condition = given(model, x)
+    log_probs = loaded.log_prob(x, *condition), model.log_prob(x, *condition)
+    np.testing.assert_allclose(*log_probs, rtol=1e-5, atol=1e-5)
+    samples = loaded.sample(5, [1, 2], *condition), model.sample(5, *condition, seed=(1, 2))
+    np.testing.assert_allclose(*samples, rtol=1e-4, atol=1e-4)
+    latents = model.encode(x, *condition)
+    np.testing.assert_allclose(loaded.encode(x, *condition), latents, rtol=1e-4, atol=1e-4)
+    events = loaded.decode(latents, *condition), model.decode(latents, *condition)
+    np.testing.assert_allclose(*events, rtol=1e-4, atol=1e-4)
     if hasattr(loaded, "decode_exact"):
-        np.testing.assert_allclose(loaded.decode_exact(latents), x, atol=2e-3)
-        samples = model.sample(5, seed=(1, 2), exact=True)
-        np.testing.assert_allclose(loaded.sample_exact(5, [1, 2]), samples, atol=2e-3)
+        np.testing.assert_allclose(loaded.decode_exact(latents, *condition), x, atol=2e-3)
+        samples = model.sample(5, *condition, seed=(1, 2), exact=True)
+        np.testing.assert_allclose(loaded.sample_exact(5, [1, 2], *condition), samples, atol=2e-3)
     has_learned = any(layer.inversion == "learned" for layer in sn.self_norm_layers(model.distribution))
     assert hasattr(loaded, "decode_exact") == hasattr(loaded, "sample_exact") == has_learned
     gradients = []
     for flow in (loaded, model):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            log_prob = flow.log_prob(x)
-        gradients.append(tape.gradient(log_prob, x))
+            values = flow.log_prob(x, *condition)
+        gradients.append(tape.gradient(values, x))
     np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-4)
 
 
@@ -174,9 +180,9 @@ def check_mixed_precision(builder, policy):
         histories.append(fit(mixed))
     finally:
         keras.config.set_dtype_policy("float32")
-    assert mixed.log_prob(images()).dtype == tf.float32
+    assert log_prob(mixed, images()).dtype == tf.float32
     assert all(variable.dtype == "float32" for variable in mixed.trainable_variables)
-    has_networks = builder.startswith("glow")
+    has_networks = builder.startswith(("glow", "coupling"))
     is_scaled = isinstance(mixed.optimizer, keras.optimizers.LossScaleOptimizer)
     assert is_scaled == (has_networks and policy == "mixed_float16")
     assert sum(histories[1]["skipped_updates"]) == 0

@@ -25,6 +25,10 @@ BUILDERS = {
         sn.free_form_flow,
         {"event_shape": (4, 4, 1), "width": 8, "depth": 1, "gradient": "exact"},
     ),
+    "coupling_flow, conditions": (
+        sn.coupling_flow,
+        {"event_shape": (4, 4, 1), "condition_shape": 3, "num_layers": 2, "num_bins": 4, "width": 8},
+    ),
 }
 # The probes are other ones in two batches of half the size, or under XLA; the gradient depends on them.
 HAS_PROBES = ("free_form_flow",)
@@ -35,6 +39,20 @@ def images():
     return np.random.default_rng(0).uniform(0.1, 3.9, [4 * BATCH, 4, 4, 1]).astype(np.float32)
 
 
+def conditions(data):
+    """Two pixels of each image."""
+    return data[:, 0, :2, 0]
+
+
+def given(model, data):
+    """The arguments after the events: the conditions, if the model has them."""
+    return () if model.conditions is None else (conditions(data),)
+
+
+def log_prob(model, data):
+    return model.log_prob(data, *given(model, data))
+
+
 def make_model(builder, seed=1, flow=(), **options):
     """A small compiled model, started from the images; `flow` has more arguments of the builder."""
     function, arguments = BUILDERS[builder]
@@ -43,9 +61,15 @@ def make_model(builder, seed=1, flow=(), **options):
     # Not a divisor of the steps of an epoch, so that it matters where a training goes on.
     learning = sn.Tracking(refresh_every=5, reconstruction=sn.Reconstruction(weight=weight))
     arguments = {**arguments, **dict(flow), "preprocessing": pixels, "seed": seed}
-    model = sn.FlowModel.from_builder(function, learning, **arguments)
+    kind = sn.FlowModel
+    if "condition_shape" in arguments:
+        # Made anew, as the flow is: a model owns its embedding.
+        initializer = keras.initializers.GlorotUniform(seed=seed)
+        layers = [keras.Input([2]), keras.layers.Dense(3, "tanh", kernel_initializer=initializer)]
+        kind, arguments["embedding"] = sn.ConditionalFlowModel, keras.Sequential(layers)
+    model = kind.from_builder(function, learning, **arguments)
     if not sn.is_adapted(model.distribution):
-        model.adapt(images())
+        model.adapt(*given(model, images()), images())
     model.compile(keras.optimizers.Adam(1e-2), **options)
     return model
 
@@ -60,7 +84,8 @@ def images_with_a_fault():
 def fit(model, epochs=EPOCHS, data=None, **options):
     """Trains on the images, in their order, and returns the history."""
     data = images() if data is None else data
-    return model.fit(data, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, **options).history
+    data = (*given(model, data), data)
+    return model.fit(*data, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, **options).history
 
 
 def check_same_weights(model, weights, tolerance=0.0):

@@ -25,6 +25,14 @@ def a_layer():
     return sn.SelfNormDense.trainable(2, seed=1)
 
 
+def a_coupling():
+    return sn.AffineCoupling(identity_network, num_conditioning=0, event_ndims=1)
+
+
+def a_conditional_flow():
+    return tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), [2]), a_coupling())
+
+
 def in_scope(inverse_learning=None, log_dets=None, seed=None, gradient_corrections=None):
     with sn.training_scope(inverse_learning, log_dets, seed, gradient_corrections):
         pass
@@ -57,6 +65,11 @@ PUBLIC = {
     "Centering": (sn.Centering, lambda: {"mean": [0.0, 0.0]}),
     "Centering.trainable": (sn.Centering.trainable, lambda: {"event_shape": 2}),
     "ChannelSplit": (sn.ChannelSplit, lambda: {"bijector": tfb.Scale(2.0)}),
+    "Conditional": (sn.Conditional, lambda: {"bijector": a_coupling()}),
+    "ConditionalFlowModel": (
+        sn.ConditionalFlowModel,
+        lambda: {"distribution": a_conditional_flow(), "condition_shape": 2},
+    ),
     "ConvolutionExponential2D": (
         sn.baselines.ConvolutionExponential2D,
         lambda: {"kernel": KERNEL, "spatial_shape": (4, 4)},

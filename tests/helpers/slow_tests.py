@@ -7,11 +7,13 @@ default, small, in this process.
 SLOW = (
     # Processes: killed and resumed, on several workers, or examples as users run them.
     r"test_keras_life.py::test_life\[.*(SIGKILL|two workers)",
-    r"test_keras_life.py::test_life\[(conv|glow)_flow-",
+    r"test_keras_life.py::test_life\[((conv|glow)_flow-|coupling_flow, conditions-(?!save))",
     r"test_keras_life.py::test_life\[conv_flow, circulant-(export|save)",
     r"test_keras_life.py::test_life\[free_form_flow(, exact-|-[^s])",
     r"test_saving.py::test_a_file_keeps_how_a_model_was_made_compiled_and_trained",
     r"test_export.py::test_(a_process_without_the_package_gets_the_same|gradients_are_kept)\[(dense|conv|glow)",
+    r"test_conditional_saving.py::test_a_process_without_the_package_gets_the_same\[embedding",
+    r"test_conditional_saving.py::test_a_file_goes_on_to_the_bit\[(plain|kwargs)",
     r"test_(examples|train|study|benchmark).py::",
     r"test_toy_examples.py::test_toy_gallery",
     r"test_toy_examples.py::test_benchmark_scaling",
@@ -34,6 +36,7 @@ SLOW = (
     r"test_flow_model_errors.py::test_nan_in_a_data_set_is_reported_with_its_batch\[.*(jit|eager).*-True\]",
     r"test_contract.py::test_xla_equals_eager\[(self_norm_conv|channel_split|affine_coupling of|glow_flow)",
     # Trainings of many steps, or sums over all images.
+    r"test_conditional_builders.py::test_(a_process|two_mixed_dimensions)_of_two_modes",
     r"test_constraints.py::test_a_pixel_cnn_sums_to_one_over_all_images",
     r"test_constraints.py::test_a_masked_density_in_the_plane_still_integrates_to_one\[.*(fn|subclass|permutations)\]",
     r"test_flow_model_figures.py::test_a_layer_in_control_flow_trains_under_tracking",

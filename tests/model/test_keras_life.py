@@ -12,6 +12,7 @@ RUN = {
     "conv_flow, circulant": ["save/load", "export"],
     "free_form_flow": ["save/load", "weights", "export", "SIGKILL, resume", "float16", "run_eagerly"],
     "free_form_flow, exact": ["Mirrored"],
+    "coupling_flow, conditions": keras_life.CHECKS,
 }
 
 

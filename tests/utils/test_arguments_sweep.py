@@ -62,11 +62,13 @@ WRONG = {
     "bias": NO_ARRAY,
     "bias_stddev": [*NO_NUMBER, -1, np.inf],
     "bijector": NO_OBJECT,
+    "bijector_kwargs": NO_OBJECT,
     "bits_per_dim": NO_BOOL,
     "block_size": NO_COUNT,
     "bound": [*NO_NUMBER, 0.0, -1, np.inf],
     "bounds": [*NO_NUMBER, 2.5, (1.0,), (1.0, "a"), (2.0, 1.0), (0.0, 1.0), (1.0, np.inf), (np.nan, 1.0)],
     "channels": NO_COUNT,
+    "condition_ndims": [*STRANGE[:4], *STRANGE[5:], "a", 2.5, True, -1, (1, 1), tf.Variable(3)],
     "condition_shape": [*NO_SHAPE, (2, None), (2, 3), ()],
     "condition_size": [*NO_INT, -1],
     "dataset": NO_OBJECT,
@@ -90,6 +92,7 @@ WRONG = {
     ],
     "encoder": NO_OBJECT,
     "errors": [*NO_OBJECT[5:], {"dense": 1.0}],
+    "embedding": NO_OBJECT,
     "event_ndims": NO_COUNT,
     "event_shape": [*NO_SHAPE, (2, None), tf.TensorShape(None)],
     "event_size": NO_COUNT,
@@ -158,6 +161,17 @@ WRONG |= dict.fromkeys(["first_kernel", "second_kernel"], NO_ARRAY)
 # Arguments of one name that are of another kind here.
 WRONG |= {
     "conv_flow.layer": NO_NAME,
+    "ConditionalFlowModel.condition_shape": [
+        *STRANGE[:4],
+        *STRANGE[5:],
+        "a",
+        2.5,
+        True,
+        -1,
+        np.nan,
+        (2, -1),
+        ((2,), (3,)),
+    ],
     "coupling_flow.layer": NO_NAME,
     "coupling_flow.network": [value for value in NO_OBJECT if value is not None],
     "dense_network.dtype": WRONG["network_dtype"],
@@ -176,7 +190,7 @@ WRONG |= {
     "Tracking.follow.seed": NO_INT,
 }
 # The data have tests of their own, and so have names.
-NOT_HERE = {"name", "x"}
+NOT_HERE = {"condition", "name", "x"}
 
 
 MAKES_VARIABLES = (

@@ -12,7 +12,7 @@ from tfp_selfnorm.utils.options import check_bool
 
 
 class CheckedBijector(tfp.bijectors.Bijector):
-    """A bijector with checked `validate_args` and `name`, whose events keep their rank.
+    """A bijector with checked `validate_args` and `name`, for events of known ranks.
 
     Attributes:
       _DEFAULT_NAME: the name if the constructor gets `None`.
@@ -28,11 +28,16 @@ class CheckedBijector(tfp.bijectors.Bijector):
         parameters: dict[str, Any],
         dtype: tf.DType | None = None,
         is_constant_jacobian: bool = True,
+        inverse_ndims: int | None = None,
     ) -> None:
-        """`parameters` are the arguments of the subclass, with `validate_args` and `name`."""
+        """`parameters` are the arguments of the subclass, with `validate_args` and `name`.
+
+        `inverse_ndims` is the rank of the events of `inverse`, if `forward` changes the rank.
+        """
         check_optional_name(parameters["name"])
         super().__init__(
             forward_min_event_ndims=event_ndims,
+            inverse_min_event_ndims=event_ndims if inverse_ndims is None else inverse_ndims,
             is_constant_jacobian=is_constant_jacobian,
             dtype=dtype,
             parameters=parameters,

@@ -77,17 +77,15 @@ class Coupling(OptionalComposite):
         new, log_det = self._change(direction, changed, self._outputs(kept, changed, condition))
         output = tf.concat([kept, new], axis=-1)
         log_det = tf.reduce_sum(log_det, axis=list(range(-self.forward_min_event_ndims, 0)))
-        self._passes.add(direction, value, output, _remembered(log_det, condition))
+        self._passes.add(direction, value, output, [log_det], condition)
         return output, log_det
 
     def _log_det(self, direction, opposite, value, condition):
         """The log-det of `inverse` for the pair with an end at this value."""
         passes = self._passes
-        passed = passes.values_by_input(direction, value) or passes.values_by_output(opposite, value)
-        log_det, passed_condition = [*(passed or [None]), None][:2]
-        if log_det is None or passed_condition is not condition:
-            log_det = self._pass(direction, value, condition)[1]
-        return log_det
+        values = passes.values_by_input(direction, value, condition)
+        values = values or passes.values_by_output(opposite, value, condition)
+        return values[0] if values else self._pass(direction, value, condition)[1]
 
     def _split(self, value):
         use = "keeps {} channels to condition on"
@@ -170,10 +168,3 @@ class CompositeCoupling(Coupling):
             if hasattr(variable, "assign"):
                 variable.assign(value)
         return output
-
-
-def _remembered(log_det, condition):
-    """The values of a pass for `PairMemory`, which finds only tensors of the graph."""
-    if condition is None:
-        return [log_det]
-    return [log_det, condition] if tf.is_symbolic_tensor(condition) else []

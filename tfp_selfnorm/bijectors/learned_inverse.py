@@ -218,11 +218,7 @@ class LearnedInverse(SelfNormalizing):
             output, surrogate, error = self._trained_pass(maps, flat, terms)
             terms.scope.record(LayerPass(self, direction, maps[0], maps[1], flat, output, error))
         output = tf.reshape(output, tf.shape(x))
-        # With a condition the log-det asks again, unless both are tensors of one graph.
-        known = condition is None or tf.is_symbolic_tensor(condition)
-        values = [value for value in (surrogate, condition) if value is not None]
-        values = values if surrogate is not None and known else []
-        self._pairs.add(direction, x, output, values, condition)
+        self._pairs.add(direction, x, output, [] if surrogate is None else [surrogate], condition)
         return output
 
     def _trained_pass(self, maps, x, terms):
@@ -267,8 +263,8 @@ class LearnedInverse(SelfNormalizing):
             return -self._exact_log_det("inverse", self.forward(x, condition=condition), condition)
         if terms.scope is None or terms.gradient == "exact":
             return self._exact_log_det(direction, x, condition)
-        surrogate, known = [*(self._pairs.values_by_input(direction, x) or ()), None, None][:2]
-        if surrogate is None or known is not condition:
+        surrogate = next(iter(self._pairs.values_by_input(direction, x, condition) or ()), None)
+        if surrogate is None:
             flat, conditions = self._flat(x, condition, "x")
             maps = [self._map(d, *conditions) for d in (direction, _OPPOSITE[direction])]
             surrogate = self._trained_pass(maps, flat, terms._replace(trained_kernels=None))[1]

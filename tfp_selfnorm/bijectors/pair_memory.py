@@ -18,7 +18,7 @@ def _nothing():
     return None
 
 
-_NO_ENTRY: tuple = (_nothing, (), _nothing, _nothing)
+_NO_ENTRY: tuple = (_nothing, (), _nothing, ())
 
 
 @contextlib.contextmanager
@@ -45,7 +45,7 @@ class PairMemory:
     """
 
     def __init__(self) -> None:
-        # By direction, end and id: the tensor, the values of the pass, its input, its condition.
+        # By direction, end and id: the tensor, the values of the pass, its input, the parts of its condition.
         self._entries: dict[tuple, tuple] = {}
 
     def add(
@@ -63,7 +63,8 @@ class PairMemory:
           x: the input of the pass.
           output: its output.
           values: the tensors that the log-det needs.
-          condition: the condition of the pass, or `None`.
+          condition: the condition of the pass: a tensor, a structure of tensors, or `None`. Only the same
+            tensors find the pass again.
         """
         values_of_pass: tuple = ()
         if not tf.executing_eagerly():
@@ -71,7 +72,7 @@ class PairMemory:
         elif _KEEPS_VALUES.get():
             # Only the entry holds these tensors. They go with the pair.
             values_of_pass = tuple(functools.partial(_same, value) for value in values)
-        given = _reference(condition)
+        parts = tuple(map(_reference, _parts(condition)))
         entries, keys = self._entries, ((direction, "input", id(x)), (direction, "output", id(output)))
 
         def forget(_):
@@ -80,40 +81,54 @@ class PairMemory:
 
         # The entry goes when either end of the pair goes.
         for key, tensor in zip(keys, (x, output), strict=True):
-            entries[key] = weakref.ref(tensor, forget), values_of_pass, weakref.ref(x), given
+            entries[key] = weakref.ref(tensor, forget), values_of_pass, weakref.ref(x), parts
 
-    def values_by_input(self, direction: str, x: tf.Tensor) -> tuple[Any, ...] | None:
+    def values_by_input(self, direction: str, x: tf.Tensor, condition: Any = None) -> tuple[Any, ...] | None:
         """The values of the pass with this input; empty if they must be computed, `None` without a pass."""
-        return self._values((direction, "input", id(x)), x)
+        return self._values((direction, "input", id(x)), x, condition)
 
-    def values_by_output(self, direction: str, output: tf.Tensor) -> tuple[Any, ...] | None:
+    def values_by_output(
+        self, direction: str, output: tf.Tensor, condition: Any = None
+    ) -> tuple[Any, ...] | None:
         """The values of the pass with this output; see `values_by_input`."""
-        return self._values((direction, "output", id(output)), output)
+        return self._values((direction, "output", id(output)), output, condition)
 
-    def input_by_output(self, direction: str, output: tf.Tensor, condition: Any) -> tf.Tensor | None:
-        """The input of the pass with this output and condition; `None` if it cannot be used here."""
-        reference, _, x, given = self._entries.get((direction, "output", id(output)), _NO_ENTRY)
-        x = x() if reference() is output and given() is condition else None
+    def input_by_output(self, direction: str, output: tf.Tensor, condition: Any = None) -> tf.Tensor | None:
+        """The input of the pass with this output; `None` without a pass, or if it cannot be used here."""
+        _, _, x, _ = self._entry((direction, "output", id(output)), output, condition)
+        x = x()
         return x if x is None or not tf.is_symbolic_tensor(x) or is_within_reach(x) else None
 
-    def _values(self, key, tensor):
-        reference, values, *_ = self._entries.get(key, _NO_ENTRY)
+    def _entry(self, key, tensor, condition):
+        """The entry of a tensor and a condition."""
+        entry, parts = self._entries.get(key, _NO_ENTRY), _parts(condition)
+        is_same = len(parts) == len(entry[3]) and all(
+            reference() is part for reference, part in zip(entry[3], parts, strict=True)
+        )
+        return entry if entry[0]() is tensor and is_same else _NO_ENTRY
+
+    def _values(self, key, tensor, condition):
+        reference, values, _, _ = self._entry(key, tensor, condition)
         if reference() is not tensor:
             return None
         values = tuple(value() for value in values)
         return values if all(map(_can_be_used, values)) else ()
 
 
-def _reference(value):
-    """A weak reference; a strong one to `None`, a number or a list."""
-    try:
-        return weakref.ref(value)
-    except TypeError:
-        return functools.partial(_same, value)
-
-
 def _same(value):
     return value
+
+
+def _parts(condition):
+    return () if condition is None else tuple(tf.nest.flatten(condition))
+
+
+def _reference(part):
+    """A weak reference, where Python has one: numbers have none."""
+    try:
+        return weakref.ref(part)
+    except TypeError:
+        return functools.partial(_same, part)
 
 
 def _can_be_used(value):

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_selfnorm.bijectors.conditional import condition_arguments
 from tfp_selfnorm.callbacks.shared import FlowCallback, check_verbose
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.structure.layers import self_norm_layers
@@ -33,6 +34,7 @@ class ExactLikelihood(FlowCallback):
       batch_size: number of events in a batch.
       log_dir: folder for TensorBoard, which must be installed. The scalar is called `exact_nll`.
       verbose: whether to print a line with each value.
+      condition: for a `ConditionalFlowModel`, the conditions of the events.
 
     Attributes:
       history: list of `(step, nll)`: `optimizer.iterations`, and the value in nats. Further calls of `fit`
@@ -42,7 +44,8 @@ class ExactLikelihood(FlowCallback):
       ImportError: if `log_dir` is given and TensorBoard is not installed.
       TypeError: if `x` is not floating; when training begins, if the model is no `FlowModel`.
       ValueError: if `x` is empty or not finite, or a number is not positive; when training begins, if `x`
-        holds no events of the model; during training, if the kernel of a convolution is singular.
+        holds no events of the model, or `condition` does not fit; during training, if the kernel of a
+        convolution is singular.
 
     >>> import numpy as np
     >>> import tensorflow as tf
@@ -63,11 +66,13 @@ class ExactLikelihood(FlowCallback):
         batch_size: int = 100,
         log_dir: str | os.PathLike | None = None,
         verbose: bool | int = 0,
+        condition: Any = None,
     ) -> None:
         self.x = _check_array(x)
         self.batch_size = check_positive_int(batch_size, "batch_size")
         self.every_steps = check_positive_int(every_steps, "every_steps")
         self.verbose = check_verbose(verbose)
+        self.condition, self._checked_condition = condition, None
         super().__init__(log_dir)
         self.history: list[tuple[int, float]] = []
         self._layers: list = []
@@ -82,9 +87,10 @@ class ExactLikelihood(FlowCallback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         distribution = self.scored_distribution
         check_events(self.x[0], distribution, name="x[0]")
+        self._checked_condition = self.checked_condition(self.condition, len(self.x))
         if self._mean_nll is None:
             self._layers = [la for la in self_norm_layers(distribution) if la.is_constant_jacobian]
-            self._mean_nll = _compiled_mean_nll(distribution, self._layers, self.x)
+            self._mean_nll = _compiled_mean_nll(distribution, self._layers, self.x, self.model.conditions)
         self._step = self._iterations()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
@@ -109,26 +115,37 @@ class ExactLikelihood(FlowCallback):
     def _evaluate(self):
         step = self._iterations()
         log_dets = [layer.exact_log_det() for layer in self._layers]
-        batches = [self.x[i : i + self.batch_size] for i in range(0, len(self.x), self.batch_size)]
-        nll = sum((len(b) * float(self._mean_nll(b, log_dets)) for b in batches), 0.0) / len(self.x)
+        nll = sum(self._nll_from(i, log_dets) for i in range(0, len(self.x), self.batch_size)) / len(self.x)
         self.history.append((step, nll))
         if self.verbose:
             print(f"\nStep {step}: exact NLL {nll:.6g} nats")
         self.summarize(tf.summary.scalar, "exact_nll", nll, step)
 
+    def _nll_from(self, begin, log_dets):
+        """The sum over the batch that begins at an event."""
+        end, condition = begin + self.batch_size, self._checked_condition
+        given: list = []
+        if condition is not None:
+            given = [tf.nest.map_structure(lambda part: part[begin:end], condition)]
+        batch = self.x[begin:end]
+        return len(batch) * float(self._mean_nll(batch, log_dets, *given))
+
     def _iterations(self):
         return int(self.model.optimizer.iterations.numpy())
 
 
-def _compiled_mean_nll(distribution, layers, x):
-    """A function of a batch of events of `x` and the log-dets of the layers: the mean NLL of the batch."""
+def _compiled_mean_nll(distribution, layers, x, conditions):
+    """A function of events, the log-dets of the layers, and conditions: the mean NLL of the batch."""
     events = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
     log_dets = [tf.TensorSpec(layer.log_det_shape, layer.dtype) for layer in layers]
 
-    @tf.function(input_signature=(events, log_dets))
-    def mean_nll(batch, log_dets):
+    given = () if conditions is None else (conditions.signature(),)
+
+    @tf.function(input_signature=(events, log_dets, *given))
+    def mean_nll(batch, log_dets, condition=None):
         with training_scope(None, dict(zip(layers, log_dets, strict=True))):
-            log_prob = distribution.log_prob(tf.identity(tf.cast(batch, distribution.dtype)))
+            x = tf.identity(tf.cast(batch, distribution.dtype))
+            log_prob = distribution.log_prob(x, **condition_arguments(condition))
         return -tf.reduce_mean(log_prob)
 
     return mean_nll

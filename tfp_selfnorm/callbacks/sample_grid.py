@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +20,8 @@ _RED, _GREY = (255, 0, 0), 128
 class SampleGrid(FlowCallback):
     """Draws samples at the end of epochs as one picture: a PNG file, an image in TensorBoard, or both.
 
+    With a `ConditionalFlowModel` each condition has a row of its own, of `num_samples` samples.
+
     The latents are the same each time, so that epochs can be compared. The samples fill a square, or almost a
     square, row by row, with grey lines between them. A pixel is rounded down to its level, and clipped to
     levels from 0 (black) to `num_levels - 1` (white). Pixels that are not finite are red, and a warning gives
@@ -33,6 +36,7 @@ class SampleGrid(FlowCallback):
       exact: whether to sample by the exact inverse, at O(D^3), instead of the learned inverse.
       seed: int or stateless TFP seed.
       log_dir: folder for TensorBoard, which must be installed. The image is called `samples`.
+      condition: for a `ConditionalFlowModel`, a batch of conditions.
 
     Raises:
       ImportError: if `log_dir` is given and TensorBoard is not installed.
@@ -65,6 +69,8 @@ class SampleGrid(FlowCallback):
         exact: bool = False,
         seed: Seed = 0,
         log_dir: str | os.PathLike | None = None,
+        *,
+        condition: Any = None,
     ) -> None:
         if filepath is None and log_dir is None:
             raise ValueError("`filepath` or `log_dir` must be given, for the pictures; got neither.")
@@ -74,7 +80,7 @@ class SampleGrid(FlowCallback):
         self.every_epochs = check_positive_int(every_epochs, "every_epochs")
         self.exact = check_bool(exact, "exact")
         check_seed(seed)
-        self.seed = seed
+        self.seed, self.condition = seed, condition
         super().__init__(log_dir)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
@@ -86,11 +92,13 @@ class SampleGrid(FlowCallback):
                 f"3) for SampleGrid; got event shape {tuple(event)} and batch shape {batch}."
             )
 
+        self.checked_condition(self.condition)
+
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         epoch += 1
         if epoch % self.every_epochs:
             return
-        samples = self.model.sample(self.num_samples, seed=self.seed, exact=self.exact).numpy()
+        samples, columns = self._samples()
         finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
         if not finite.all():
             warnings.warn(
@@ -98,13 +106,23 @@ class SampleGrid(FlowCallback):
                 "finite; SampleGrid draws these pixels in red.",
                 stacklevel=2,
             )
-        grid = _grid(samples, self.num_levels)
+        grid = _grid(samples, self.num_levels, columns)
         if self.filepath is not None:
             tf.io.write_file(self.filepath.format(epoch=epoch), tf.io.encode_png(grid))
         self.summarize(tf.summary.image, "samples", grid[np.newaxis], epoch)
 
+    def _samples(self):
+        """The samples, and the number of them in a row of the picture; `None` for a square."""
+        options = {"seed": self.seed, "exact": self.exact}
+        if self.model.conditions is None:
+            return self.model.sample(self.num_samples, **options).numpy(), None
+        samples = self.model.sample(self.num_samples, self.checked_condition(self.condition), **options)
+        ndims = self.scored_distribution.event_shape.rank
+        samples = np.reshape(samples, [self.num_samples, -1, *samples.shape[-ndims:]])
+        return samples.swapaxes(0, 1).reshape(-1, *samples.shape[2:]), self.num_samples
 
-def _grid(samples, num_levels):
+
+def _grid(samples, num_levels, columns=None):
     """One RGB picture, uint8, of the samples `(number, height, width)`, with 1, 3 or no channels."""
     images = samples if samples.ndim == 4 else samples[..., np.newaxis]
     finite = np.isfinite(images).all(axis=-1, keepdims=True)
@@ -112,7 +130,7 @@ def _grid(samples, num_levels):
     # One grey channel is broadcast to the three channels of red.
     colours = np.where(finite, np.rint(levels * (255.0 / (num_levels - 1.0))), _RED).astype(np.uint8)
     number, height, width, _ = colours.shape
-    columns = math.ceil(math.sqrt(number))
+    columns = columns or math.ceil(math.sqrt(number))
     rows = math.ceil(number / columns)
     padding = [(0, rows * columns - number), (0, 1), (0, 1), (0, 0)]
     cells = np.pad(colours, padding, constant_values=_GREY).reshape(rows, columns, height + 1, width + 1, 3)

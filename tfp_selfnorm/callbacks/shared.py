@@ -37,6 +37,25 @@ class FlowCallback(keras.callbacks.Callback):
             raise TypeError(f"{type(self).__name__} needs a FlowModel; got {type(self.model).__name__}.")
         return self.model.inference_distribution
 
+    def checked_condition(self, condition: Any, number: int | None = None) -> Any:
+        """The conditions for the model as tensors, `None` for a model without them.
+
+        Args:
+          condition: the argument of the callback.
+          number: the number of conditions; `None` for any number.
+
+        Raises:
+          TypeError, ValueError: if they do not fit, or the model takes none.
+        """
+        form = self.model.conditions
+        if form is None:
+            if condition is not None:
+                raise ValueError(f"`condition` must be None for {type(self.model).__name__}; got conditions.")
+            return None
+        if number is None:
+            return form.tensor(condition)
+        return tf.nest.map_structure(tf.convert_to_tensor, form.array(condition, "condition", number))
+
     def summarize(self, write: Callable, name: str, value: Any, step: int) -> None:
         """Writes the value by a function of `tf.summary`, if there is a folder for TensorBoard."""
         if self._writer is not None:

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_selfnorm.model.conditions import Conditions
 from tfp_selfnorm.utils.checks import as_array, cast_array, check_event_form, check_finite
 from tfp_selfnorm.utils.types import Array
 
@@ -17,6 +18,9 @@ class EventForm(NamedTuple):
     Attributes:
       needs_labels: whether `class_weight` needs the labels.
       keeps_labels: whether a step gets the labels.
+      conditions: the form of the conditions, or `None`. With them, they are the inputs of the data, and the
+        events are the targets. After the checks they take the place of the labels.
+      condition_name: the name of the argument of the conditions.
     """
 
     shape: tf.TensorShape
@@ -24,6 +28,8 @@ class EventForm(NamedTuple):
     name: str = "x"
     needs_labels: bool = False
     keeps_labels: bool = False
+    conditions: Conditions | None = None
+    condition_name: str = "x"
 
 
 class FitData(NamedTuple):
@@ -62,11 +68,13 @@ def finite_events(x: Array, form: EventForm) -> Array:
 
 def parts_of(data: Any, form: EventForm) -> FitData:
     """Returns the events, labels and weights in arrays; a list of single events is events alone."""
+    if form.conditions is not None:
+        return split_element(data, form)
     if isinstance(data, (tuple, list)) and data and (shape := _shape(data[0])) is not None:
         is_long = len(data) > 3 and len(shape) <= form.shape.rank
         if is_long or all(_shape(part) == tuple(form.shape) for part in data):
             return FitData(data)
-    return split_element(data, form.name)
+    return split_element(data, form)
 
 
 def _shape(value):
@@ -78,9 +86,16 @@ def _shape(value):
         return None
 
 
-def split_element(element: Any, name: str) -> FitData:
-    """Returns the events, labels and weights of an element of a data set."""
-    parts = element if isinstance(element, (tuple, list)) else (element,)
+def split_element(element: Any, form: EventForm) -> FitData:
+    """Returns the events, labels or conditions, and weights of an element of a data set."""
+    parts, name = element if isinstance(element, (tuple, list)) else (element,), form.name
+    if form.conditions is not None:
+        if not 2 <= len(parts) <= 3:
+            raise ValueError(
+                f"`{name}` must consist of (conditions, events) or (conditions, events, sample weights); got "
+                f"a {type(element).__name__}{f' of {len(parts)}' if parts is element else ''}."
+            )
+        return FitData(parts[1], parts[0], *parts[2:])
     if not 1 <= len(parts) <= 3:
         raise ValueError(
             f"`{name}` must consist of events, (events, labels) or (events, labels, sample weights); got a "

@@ -11,7 +11,14 @@ import tensorflow as tf
 
 from tfp_selfnorm.initialization import check_adapted
 from tfp_selfnorm.model.batches import FitData
-from tfp_selfnorm.model.data import prepare, prepare_batch, prepare_validation, with_values
+from tfp_selfnorm.model.conditions import Conditions
+from tfp_selfnorm.model.data import (
+    prepare,
+    prepare_batch,
+    prepare_prediction,
+    prepare_validation,
+    with_values,
+)
 from tfp_selfnorm.model.named_variables import NamedVariables
 from tfp_selfnorm.model.streams import raising_named_batches
 from tfp_selfnorm.model.summary import print_summary
@@ -19,6 +26,7 @@ from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.structure.names import name_variables
 from tfp_selfnorm.structure.wrappers import NetworkHolder, wrap_variables
 from tfp_selfnorm.utils.checks import check_distribution
+from tfp_selfnorm.utils.compat import flatten_layers
 from tfp_selfnorm.utils.integers import check_counts
 from tfp_selfnorm.utils.names import check_keras_name
 from tfp_selfnorm.utils.types import Array, TfpObject
@@ -33,6 +41,8 @@ class DistributionModel(keras.Model):
     computed yet.
     """
 
+    # The form of the conditions; `None` for a model without them.
+    conditions: Conditions | None = None
     # A copy has the name of the model, also if Keras made it: it is a part of the paths of variables.
     _name_of_copy: str | None = None
 
@@ -105,10 +115,10 @@ class DistributionModel(keras.Model):
         counts = ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size")
         check_counts(epochs=epochs or None, **{name: arguments[name] for name in counts})
         with self._checks():
-            labels = self._takes_labels()
-            data = prepare(x, self.distribution, y, sample_weight, class_weight, keeps_labels=labels)
+            data = prepare(x, self.distribution, y, sample_weight, class_weight, **self._data_options())
             if validation_data is not None:
-                arguments["validation_data"] = prepare_validation(validation_data, self.distribution, labels)
+                prepared = prepare_validation(validation_data, self.distribution, **self._data_options())
+                arguments["validation_data"] = prepared
             history = super().fit(**{**arguments, **data._asdict()})
         self._end_training()
         return history
@@ -135,7 +145,7 @@ class DistributionModel(keras.Model):
         with self._checks(evaluates=True):
             # Inside `fit` Keras has an iterator of the validation data, which are checked already.
             if not kwargs.get("_use_cached_eval_dataset", False):
-                data = prepare(x, self.distribution, y, sample_weight, keeps_labels=self._takes_labels())
+                data = prepare(x, self.distribution, y, sample_weight, **self._data_options())
             return super().evaluate(**data._asdict(), batch_size=batch_size, **options, **kwargs)
 
     def train_on_batch(
@@ -147,7 +157,7 @@ class DistributionModel(keras.Model):
         return_dict: bool = False,
     ) -> Any:
         """Does one training step; takes events and weights as `fit` does."""
-        data = prepare_batch(x, self.distribution, y, sample_weight, class_weight, self._takes_labels())
+        data = prepare_batch(x, self.distribution, y, sample_weight, class_weight, **self._data_options())
         with self._checks():
             return super().train_on_batch(*data, class_weight, return_dict)
 
@@ -159,7 +169,7 @@ class DistributionModel(keras.Model):
         return_dict: bool = False,
     ) -> Any:
         """Returns the figures of a batch, with exact likelihoods; takes events and weights as `fit` does."""
-        data = prepare_batch(x, self.distribution, y, sample_weight, None, self._takes_labels())
+        data = prepare_batch(x, self.distribution, y, sample_weight, **self._data_options())
         with self._checks(evaluates=True):
             return super().test_on_batch(*data, return_dict)
 
@@ -177,14 +187,14 @@ class DistributionModel(keras.Model):
         """
         check_counts(batch_size=batch_size, steps=steps)
         with self._checks(evaluates=True):
-            data = prepare(x, self.distribution)
-            return super().predict(data.x, batch_size, verbose, steps, callbacks)
+            x = prepare_prediction(x, self.distribution, self.conditions)
+            return super().predict(x, batch_size, verbose, steps, callbacks)
 
     def predict_on_batch(self, x: Array) -> np.ndarray:
         """Returns the exact log density of each event of one batch."""
-        data = prepare_batch(x, self.distribution)
+        x = prepare_prediction(x, self.distribution, self.conditions, prepare_batch)
         with self._checks(evaluates=True):
-            return super().predict_on_batch(data.x)
+            return super().predict_on_batch(x)
 
     def summary(
         self,
@@ -242,29 +252,11 @@ class DistributionModel(keras.Model):
         finally:
             self._is_evaluating = False
 
-    def _can_use_xla(self, is_training):
-        """Whether XLA has kernels for the log-dets. It has none for exact ones that depend on the events."""
-        layers = [layer for layer in self._self_norm_layers if not layer.is_constant_jacobian]
-        return is_training and all(layer.gradient != "exact" for layer in layers) or not layers
-
-    def make_test_function(self, force: bool = False) -> None:
-        """Makes Keras's function, without XLA where it cannot compile the exact log-dets."""
-        with self._choosing_xla():
-            super().make_test_function(force=force)
-
-    def make_predict_function(self, force: bool = False) -> None:
-        """Makes Keras's function, without XLA where it cannot compile the exact log-dets."""
-        with self._choosing_xla():
-            super().make_predict_function(force=force)
-
-    @contextlib.contextmanager
-    def _choosing_xla(self):
-        jit_compile = bool(super().jit_compile)
-        self.jit_compile = jit_compile and self._can_use_xla(is_training=False)
-        try:
-            yield
-        finally:
-            self.jit_compile = jit_compile
+    def _maybe_symbolic_build(self, *args, **kwargs):
+        # Under a strategy Keras builds a model from the mean of the first batch over the replicas. TensorFlow
+        # has no mean over several workers of a batch with weights or conditions. This model is built already.
+        if not all(layer.built for layer in flatten_layers(self)):
+            super()._maybe_symbolic_build(*args, **kwargs)
 
     def _end_training(self):
         """After each `fit`."""
@@ -272,6 +264,9 @@ class DistributionModel(keras.Model):
     def _takes_labels(self):
         """Whether a step has a use for labels."""
         return False
+
+    def _data_options(self):
+        return {"keeps_labels": self._takes_labels(), "conditions": self.conditions}
 
     def _take_variables(self, found, untrained):
         """Makes the model own the variables and networks that were found, for Keras to train and to save.

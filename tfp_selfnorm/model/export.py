@@ -46,24 +46,28 @@ def _endpoints(model):
     distribution = model.distribution
     events = tf.TensorSpec([None, *distribution.event_shape], distribution.dtype, "x")
     count, seed = tf.TensorSpec([], tf.int32, "n"), tf.TensorSpec([2], tf.int32, "seed")
-    endpoints = {"log_prob": (model.log_prob, [events])}
+    # The condition is the last argument of each function.
+    given = [] if model.conditions is None else [model.conditions.signature()]
+    endpoints = {"log_prob": (model.log_prob, [events, *given])}
     has_learned = any(layer.inversion == "learned" for layer in self_norm_layers(distribution))
     kinds = {"": False, "_exact": True} if has_learned else {"": False}
     for suffix, exact in kinds.items():
-        endpoints[f"sample{suffix}"] = _sampler(model, exact), [count, seed]
+        endpoints[f"sample{suffix}"] = _sampler(model, exact), [count, seed, *given]
     if has_latent(distribution):
         base = distribution.distribution
         latent = tf.TensorSpec([None, *base.event_shape], base.dtype, "z")
-        endpoints["encode"] = model.encode, [events]
+        endpoints["encode"] = model.encode, [events, *given]
         for suffix, exact in kinds.items():
-            endpoints[f"decode{suffix}"] = _decoder(model, exact), [latent]
+            endpoints[f"decode{suffix}"] = _decoder(model, exact), [latent, *given]
     return endpoints
 
 
 def _sampler(model, exact):
-    # `FlowModel.sample` checks `n`, which has no value yet.
-    return lambda n, seed: model._flow(exact).sample(n, seed=seed)
+    # `sample` of the models checks `n`, which has no value yet.
+    return lambda n, seed, condition=None: model._draw([n], seed, exact, condition)
 
 
 def _decoder(model, exact):
-    return lambda z: model.decode(z, exact)
+    if model.conditions is None:
+        return lambda z: model.decode(z, exact)
+    return lambda z, condition: model.decode(z, condition, exact)

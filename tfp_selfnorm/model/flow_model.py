@@ -7,7 +7,6 @@ from collections.abc import Callable, MutableMapping
 from typing import Any, Self
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.initialization import adapt
@@ -20,6 +19,7 @@ from tfp_selfnorm.model.trainer import FlowTrainer
 from tfp_selfnorm.structure.layers import exact
 from tfp_selfnorm.utils.checks import check_events, check_latent
 from tfp_selfnorm.utils.files import check_suffix, is_local
+from tfp_selfnorm.utils.integers import check_sample_shape
 from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.seeds import stateless_seed
 from tfp_selfnorm.utils.types import Array, Seed, Shape, TfpObject
@@ -242,7 +242,8 @@ class FlowModel(FlowTrainer):
           TypeError: if the events are not floating.
           ValueError: if the flow is adapted already, or the data are refused by `tfp_selfnorm.adapt`.
         """
-        adapt(self.distribution, first_events(data, num_examples, self.distribution), whitens)
+        x, _ = first_events(data, num_examples, self.distribution)
+        adapt(self.distribution, x, whitens)
 
     def log_prob(self, x: Array) -> tf.Tensor:
         """Returns the exact log density of each event in nats, at O(D^3) for each self-normalizing layer.
@@ -271,11 +272,12 @@ class FlowModel(FlowTrainer):
           ValueError: if `n` is negative or no integer; with `exact`, if a kernel is singular, with the name
             of the layer.
         """
-        shape = np.atleast_1d(np.asarray(n, dtype=int if np.size(n) == 0 else None))
-        if shape.dtype.kind not in "iu" or (shape < 0).any():
-            raise ValueError(f"`n` must be an integer or a shape, 0 or more; got {n!r}.")
+        check_sample_shape(n)
         with self._naming_singular_layers():
-            return self._flow(exact).sample(n, seed=stateless_seed(seed))
+            return self._draw(n, stateless_seed(seed), exact)
+
+    def _draw(self, n, seed, exact, condition=None):
+        return self._flow(exact).sample(n, seed=seed)
 
     def encode(self, x: Array) -> tf.Tensor:
         """Maps data to latent; raises as `log_prob` does, and TypeError if the distribution has no latent."""
@@ -339,11 +341,3 @@ class FlowModel(FlowTrainer):
         # The first call may be inside a graph, which must not own the constants of the parts.
         with tf.init_scope():
             return exact(self.inference_distribution)
-
-    def refresh_log_dets(self) -> None:
-        """Sets the held log-det of each layer to its exact value.
-
-        Raises:
-          ValueError: if a value is not finite, with the name of the layer.
-        """
-        self._refresh.before_evaluation()

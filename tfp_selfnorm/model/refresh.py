@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_selfnorm.bijectors.conditional import condition_arguments
 from tfp_selfnorm.inverse_learning.base import InverseLearning
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.inverse_learning.tracking import refresh_inverse
@@ -37,6 +38,7 @@ class Refresh:
       learning: the `InverseLearning`.
       add_weight: function that makes a Keras variable, such as the method of a `keras.Model`.
       distribution: the distribution of the layers.
+      condition: a batch of one condition, if the distribution needs one.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class Refresh:
         learning: InverseLearning,
         add_weight: Callable[..., keras.Variable],
         distribution: TfpObject,
+        condition: Any = None,
     ) -> None:
-        self._learning, self._distribution = learning, distribution
+        self._learning, self._distribution, self._condition = learning, distribution, condition
         self._tracked = [layer for layer in layers if learning.tracks(layer)]
         self._untaught = [layer for layer in layers if _is_untaught(layer, learning)]
         # Training leaves their R behind. It is set where it is used.
@@ -62,7 +65,7 @@ class Refresh:
             self._correction_intervals = _correction_intervals(len(corrected), add_weight)
         self._examples: Any = None
         if not all(layer.is_constant_jacobian for layer in holding):
-            self._examples = _examples(distribution, add_weight)
+            self._examples = _examples(distribution, condition, add_weight)
         self._has_first_examples = False
         self._step: int | None = None
         # The weights and the log-dets after the last step, the weights that R follows, the weights of the
@@ -97,12 +100,17 @@ class Refresh:
         corrections = {layer: tf.convert_to_tensor(held.value) for layer, held in self._corrections}
         return {"log_dets": log_dets, "gradient_corrections": corrections}
 
-    def remember(self, x: tf.Tensor, is_applied: tf.Tensor) -> None:
-        """Keeps the first events of a batch for the log-dets that depend on events, unless it was skipped."""
-        if self._examples is not None:
-            old = tf.convert_to_tensor(self._examples.value)
-            new = tf.concat([x, old], axis=0)[: old.shape[0]]
-            self._examples.assign(tf.where(is_applied, new, old))
+    def remember(self, x: tf.Tensor, is_applied: tf.Tensor, condition: Any = None) -> None:
+        """Keeps the first events of a batch, and their conditions, unless the batch was skipped.
+
+        They are for the log-dets that depend on events.
+        """
+        if self._examples is None:
+            return
+        for variable, value in zip(self._examples, [x, *_parts(condition)], strict=True):
+            old = tf.convert_to_tensor(variable.value)
+            new = tf.concat([tf.cast(value, old.dtype), old], axis=0)[: old.shape[0]]
+            variable.assign(tf.where(is_applied, new, old))
 
     def forget_step(self) -> None:
         """Lets the next step read its number from the variable: `fit` begins, or other steps were done."""
@@ -231,14 +239,15 @@ class Refresh:
 
     def _mean_log_dets(self):
         """The log-dets that depend on events, each a mean over the kept events; empty before the first."""
-        examples = tf.convert_to_tensor(self._examples.value)
+        x, *parts = [tf.convert_to_tensor(variable.value) for variable in self._examples]
         # The initial values are no events, and need not be in the support of the flow.
-        is_kept = tf.reduce_any(examples != 0.0, axis=list(range(1, examples.shape.rank)))
-        examples = tf.boolean_mask(examples, is_kept)
-        if examples.shape[0] == 0:
+        is_kept = tf.reduce_any(x != 0.0, axis=list(range(1, x.shape.rank)))
+        x, *parts = [tf.boolean_mask(part, is_kept) for part in (x, *parts)]
+        if x.shape[0] == 0:
             return {}
+        condition = tf.nest.pack_sequence_as(self._condition, parts) if parts else None
         with training_scope(None) as scope:
-            at_inference(self._distribution).log_prob(examples)
+            at_inference(self._distribution).log_prob(x, **condition_arguments(condition))
         log_dets = zip(scope.layers, scope.exact_log_dets(), strict=True)
         return {layer.identity: log_det for layer, log_det in log_dets if not layer.is_constant_jacobian}
 
@@ -283,16 +292,25 @@ def _is_untaught(layer, learning):
     return layer.needs_inverse and can_be_set and not learning.teaches_inverse(layer)
 
 
-def _examples(distribution, add_weight):
-    """The variable of the kept events."""
-    return add_weight(
-        shape=[_NUM_EXAMPLES, *distribution.event_shape],
-        initializer="zeros",
-        dtype=distribution.dtype.name,
-        trainable=False,
-        aggregation="only_first_replica",
-        name="examples_for_log_dets",
-    )
+def _parts(condition):
+    return [] if condition is None else tf.nest.flatten(condition)
+
+
+def _examples(distribution, condition, add_weight):
+    """The variables of the kept events, and of the parts of their conditions."""
+    forms = [("examples_for_log_dets", distribution.event_shape, distribution.dtype)]
+    forms += [("conditions_for_log_dets", part.shape[1:], part.dtype) for part in _parts(condition)]
+    return [
+        add_weight(
+            shape=[_NUM_EXAMPLES, *shape],
+            initializer="zeros",
+            dtype=dtype.name,
+            trainable=False,
+            aggregation="only_first_replica",
+            name=name,
+        )
+        for name, shape, dtype in forms
+    ]
 
 
 def _stays_behind(layer, learning):

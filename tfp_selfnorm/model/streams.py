@@ -21,6 +21,7 @@ from tfp_selfnorm.model.batches import (
     split_element,
     with_labels,
 )
+from tfp_selfnorm.model.conditions import Conditions
 from tfp_selfnorm.utils.checks import (
     BAD_WEIGHTS,
     as_array,
@@ -62,26 +63,36 @@ def checked_stream(stream: Any, form: EventForm) -> Any:
     return stream
 
 
-def first_events(data: Any, num_examples: int, distribution: TfpObject) -> tf.Tensor:
-    """Returns the first events of data of any form that `fit` takes, as one tensor."""
+def first_events(
+    data: Any, num_examples: int, distribution: TfpObject, conditions: Conditions | None = None
+) -> tuple[tf.Tensor, Any]:
+    """Returns the first events of data of any form that `fit` takes, as one tensor, and their conditions."""
     check_positive_int(num_examples, "num_examples")
-    form = EventForm(distribution.event_shape, distribution.dtype, "data")
+    form = EventForm(distribution.event_shape, distribution.dtype, "data", conditions=conditions)
     if not is_stream(data):
-        x = batch_of_events(parts_of(data, form).x, form)[:num_examples]
-        return tf.convert_to_tensor(check_finite(cast_array(x, form.dtype), form.name))
+        arrays = parts_of(data, form)
+        x = batch_of_events(arrays.x, form)
+        given = None if conditions is None else conditions.array(arrays.y, form.condition_name, len(x))
+        x = tf.convert_to_tensor(check_finite(cast_array(x[:num_examples], form.dtype), form.name))
+        if given is not None:
+            given = tf.nest.map_structure(lambda part: tf.convert_to_tensor(part[:num_examples]), given)
+        return x, given
     stream = checked_stream(data, form)
     if isinstance(stream, keras.utils.PyDataset):
         # In earlier versions of Keras it has no `__iter__`, and Python asks for batches without end.
         stream = itertools.islice(stream, stream.num_batches)
-    batches: list[tf.Tensor] = []
+    batches: list[Any] = []
     with raising_named_batches():
         for element in stream:
-            batches.append(tf.cast(split_element(element, form.name).x, form.dtype))
-            if sum(map(len, batches)) >= num_examples:
+            # The checks have put the events first.
+            x, given = [*element, None][:2]
+            batches.append([tf.cast(x, form.dtype), *([] if conditions is None else tf.nest.flatten(given))])
+            if sum(len(x) for x, *_ in batches) >= num_examples:
                 break
     if not batches:
         raise ValueError("`data` has no batch to adapt to.")
-    return tf.concat(batches, axis=0)[:num_examples]
+    x, *parts = [tf.concat(part, axis=0)[:num_examples] for part in zip(*batches, strict=True)]
+    return x, None if conditions is None else tf.nest.pack_sequence_as(given, parts)
 
 
 @contextlib.contextmanager
@@ -125,15 +136,17 @@ class _CheckedPyDataset(keras.utils.PyDataset):
 
 def _checked_data_set(data, form):
     """The data set, with a check of each batch when it is read."""
-    x, labels, weights = split_element(data.element_spec, form.name)
+    x, labels, weights = split_element(data.element_spec, form)
     _check_spec(x, weights, form)
+    if form.conditions is not None:
+        form.conditions.check_spec(labels, f"the conditions in {form.name}")
     if form.needs_labels:
         check_labels(labels, weights, form.name)
     if data.cardinality() == 0:
         raise ValueError(f"`{form.name}` is an empty data set.")
 
     def check(index, element):
-        x, labels, weights = split_element(element, form.name)
+        x, labels, weights = split_element(element, form)
         x = tf.cast(x, form.dtype)
         conditions = {
             "events of another shape": _has_event_shape(x, form.shape),
@@ -143,6 +156,9 @@ def _checked_data_set(data, form):
             weights = tf.cast(weights, tf.float32)
             conditions["weights that are not one an example"] = tf.equal(tf.size(weights), tf.shape(x)[0])
             conditions[BAD_WEIGHTS] = tf.reduce_all(tf.math.is_finite(weights) & (weights >= 0.0))
+        if form.conditions is not None:
+            labels, problems = form.conditions.checked_in_graph(labels, tf.shape(x)[0])
+            conditions |= problems
         checks = [
             tf.debugging.Assert(is_good, [_BAD_BATCH, form.name, index, problem])
             for problem, is_good in conditions.items()
@@ -152,6 +168,8 @@ def _checked_data_set(data, form):
             x = tf.ensure_shape(x, tf.TensorShape([None] * num_leading).concatenate(form.shape))
         if form.needs_labels:
             return x, labels
+        if form.conditions is not None:
+            return with_labels(x, labels, weights, tf.zeros_like)
         return with_labels(x, numeric_tensors(labels) if form.keeps_labels else None, weights, tf.zeros_like)
 
     return data.enumerate().map(check)
@@ -200,6 +218,9 @@ def _checked_element(element, index, form):
         x = finite_events(parts.x, form)
         if (weights := parts.sample_weight) is not None:
             weights = check_weights(weights, len(x), form.name)
+        if form.conditions is not None:
+            name = f"the conditions in {form.name}"
+            return with_labels(x, form.conditions.array(parts.y, name, len(x)), weights, np.zeros_like)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error} It is in batch {index} of the data set.") from None
     if form.needs_labels:

@@ -11,8 +11,9 @@ import rich.table
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors import ChannelSplit
+from tfp_selfnorm.bijectors import ChannelSplit, Conditional
 from tfp_selfnorm.bijectors.adaptable import adaptation_mode
+from tfp_selfnorm.bijectors.conditional import condition_arguments
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -40,7 +41,8 @@ def print_summary(
     """Prints the table and the totals; see `FlowModel.summary`."""
     wrapped = {variable.value.ref(): variable for variable in model.weights}
     of_flow = {variable.value.ref() for variable in model._flow_variables.values()}
-    rows = _all_rows(model.distribution, expand_nested, of_flow)
+    condition = None if model.conditions is None else model.conditions.example()
+    rows = _all_rows(model.distribution, expand_nested, of_flow, condition)
 
     def counts(variables):
         """The numbers of parameters that train, and of others."""
@@ -68,12 +70,12 @@ def print_summary(
     (print_fn or print)(text.get())
 
 
-def _all_rows(distribution, expand_nested, of_flow):
+def _all_rows(distribution, expand_nested, of_flow, condition):
     """The rows of a distribution, with each variable of a flow."""
-    rows = _flow_rows(distribution, expand_nested, frozenset())
+    rows = _flow_rows(distribution, expand_nested, frozenset(), condition)
     if of_flow - _references(rows):
         # A Python function holds some of them. A call of it finds them.
-        rows = _flow_rows(distribution, expand_nested, of_flow)
+        rows = _flow_rows(distribution, expand_nested, of_flow, condition)
     if hidden := of_flow - _references(rows):
         rows.append(Row("others", "held by functions", "", [ref.deref() for ref in hidden]))
     return rows
@@ -83,20 +85,22 @@ def _size(variables):
     return sum(variable.shape.num_elements() for variable in variables)
 
 
-def _flow_rows(distribution, expand_nested, hidden):
+def _flow_rows(distribution, expand_nested, hidden, condition):
     """The bijectors of a distribution, from data to latent, and its base distribution.
 
     Args:
       distribution: a TFP distribution.
       expand_nested: whether the parts of a bijector, or of a base distribution, have rows too.
       hidden: references of variables to find by a call of each bijector.
+      condition: a batch of one condition, or `None`.
     """
     with adaptation_mode("ignore"):
-        value = distribution.sample(1, seed=0) if hidden else None
+        value = distribution.sample(1, seed=0, **condition_arguments(condition)) if hidden else None
         rows, shape = [], distribution.event_shape
         # Subclasses, such as tfd.MultivariateNormalDiag, are bases.
         while _class_name(distribution) == "TransformedDistribution":
             walk = _Walk(shape, value, hidden, expand_nested)
+            walk.condition = condition
             walk.pass_through(distribution.bijector)
             rows += walk.rows
             shape, value, distribution = walk.shape, walk.value, distribution.distribution
@@ -106,6 +110,8 @@ def _flow_rows(distribution, expand_nested, hidden):
 
 class _Walk:
     """Makes rows from data to latent; carries the event shape and, to find hidden variables, an event."""
+
+    condition: Any = None
 
     def __init__(self, shape: Any, value: Any, hidden: Any, expand_nested: bool, level: int = 0) -> None:
         self.shape, self.value = shape, value
@@ -118,6 +124,11 @@ class _Walk:
         elif _class_name(bijector) == "Chain":
             for part in reversed(bijector.bijectors) if inverted else bijector.bijectors:
                 self.pass_through(part, inverted)
+        elif isinstance(bijector, Conditional) and self.value is None:
+            if isinstance(embedding := bijector.embedding, keras.Layer):
+                variables = [weight.value for weight in embedding.weights]
+                self.rows.append(Row(embedding.name, "embedding", "", variables, self._level))
+            self.pass_through(bijector.bijector, inverted)
         else:
             self._add(bijector, inverted)
 
@@ -125,9 +136,10 @@ class _Walk:
         shape, value, variables = self.shape, self.value, list(bijector.variables)
         self.shape = (bijector.forward_event_shape if inverted else bijector.inverse_event_shape)(shape)
         if value is not None:
+            given = {"condition": self.condition} if isinstance(bijector, Conditional) else {}
             with tf.GradientTape() as tape:
                 function = bijector.forward if inverted else bijector.inverse
-                self.value = function(tf.nest.map_structure(tf.identity, value))
+                self.value = function(tf.nest.map_structure(tf.identity, value), **given)
             variables += [v for v in tape.watched_variables() if v.ref() in self._hidden]
         kind = f"Invert({_class_name(bijector)})" if inverted else _class_name(bijector)
         shapes = f"{_format(shape)} → {_format(self.shape)}"

@@ -6,26 +6,24 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_selfnorm.bijectors.pair_memory import keeping_values
 from tfp_selfnorm.flows.networks import computes_in_float16
 from tfp_selfnorm.inverse_learning.base import InverseLearning, as_inverse_learning
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.inverse_learning.reconstruction_weight import ReconstructionWeights
-from tfp_selfnorm.inverse_learning.scope import current_scope, recording_scope, training_scope
-from tfp_selfnorm.model.distribution_model import DistributionModel
+from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.model.figures import Figures, example_weights
 from tfp_selfnorm.model.refresh import Refresh
+from tfp_selfnorm.model.scoring import ScoringModel
 from tfp_selfnorm.model.update_guard import UpdateGuard, step_tensors
 from tfp_selfnorm.structure.variables import find_layers_and_variables
-from tfp_selfnorm.utils.checks import check_events
-from tfp_selfnorm.utils.compat import could_record_gradients, is_step_of_many_workers
+from tfp_selfnorm.utils.compat import is_step_of_many_workers
 from tfp_selfnorm.utils.graphs import is_within_reach
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.types import Array, TfpObject
 
 
-class FlowTrainer(DistributionModel):
+class FlowTrainer(ScoringModel):
     """The training of a distribution by Keras; base of `FlowModel`, which has the documentation."""
 
     # `None` until `compile`.
@@ -40,16 +38,18 @@ class FlowTrainer(DistributionModel):
         inverse_learning: InverseLearning | None,
         bits_per_dim: bool,
         name: str | None,
+        condition: Any = None,
     ) -> None:
+        """`condition` is a batch of one condition, if the distribution needs one."""
         learning = as_inverse_learning(inverse_learning)
         super().__init__(distribution, name)
         self.inverse_learning, self._learning = inverse_learning, learning
         self.reports_bits_per_dim = check_bool(bits_per_dim, "bits_per_dim")
-        found = find_layers_and_variables(distribution)
+        found = find_layers_and_variables(distribution, condition)
         self._self_norm_layers = layers = tuple(found.layers)
         self._scales_loss = any(map(computes_in_float16, found.networks))
         self._take_variables(found, learning.untrained_variables(layers))
-        self._refresh = Refresh(layers, learning, self._named.add, distribution)
+        self._refresh = Refresh(layers, learning, self._named.add, distribution, condition)
         self.supports_jit = self._can_use_xla(is_training=True)
         self._guard = UpdateGuard(self._named.add_state)
         self._regularized_layers = [la for la in layers if learning.regularizer(la) is not None]
@@ -133,57 +133,6 @@ class FlowTrainer(DistributionModel):
                 config["optimized_variables"] = list(names)
         return config
 
-    def call(self, x: Array, training: bool | None = None) -> tf.Tensor:
-        """Returns the log density of each event: exact, or the surrogate of the open training scope.
-
-        In a bigger model, outside a scope, value and gradient are exact, at O(D^3) for each layer and call.
-        The regularizer is added by `add_loss`, in training and in evaluation, as Keras adds regularizers of
-        weights. Each call in training advances a weight that adapts or has a schedule. If the bigger model
-        does not pass `training` on, a call under an open gradient tape is in training.
-        """
-        x = tf.identity(check_events(x, self.distribution))
-        distribution = self.distribution if training else self.inference_distribution
-        scope = current_scope()
-        with keeping_values():
-            if scope is None and self._regularized_layers:
-                return self._log_prob_of_a_bigger_model(distribution, x, training)
-            if scope is not None:
-                self._check_scope(scope)
-            log_prob = distribution.log_prob(x)
-            if scope is not None and scope.passes:
-                self._add_regularizer(scope, self._iterations())
-        return log_prob
-
-    def _log_prob_of_a_bigger_model(self, distribution, x, training):
-        is_training = could_record_gradients() if training is None else training
-        with recording_scope(self.inverse_learning) as scope:
-            log_prob = distribution.log_prob(x)
-            if is_training:
-                self._guard.steps.assign_add(1)
-            if scope.passes:
-                self._add_regularizer(scope, self._guard.steps)
-        if is_training and self._regularizer_weights.is_adaptive:
-            errors = scope.reconstruction_errors()
-            are_finite = tf.reduce_all([tf.math.is_finite(error) for error in errors.values()])
-            self._regularizer_weights.update(errors, are_finite)
-        return log_prob
-
-    def _check_scope(self, scope):
-        """Raises ValueError if a regularizer has no effect, because the model tracks R without gradients."""
-        for layer in self._self_norm_layers:
-            if self._learning.tracks(layer) and scope.learning.regularizer(layer) is not None:
-                raise ValueError(
-                    f"`inverse_learning` of the open `training_scope` must be as in the FlowModel, "
-                    f"{self.inverse_learning!r}; got {scope.inverse_learning!r}, and no gradient reaches "
-                    f"`forward_kernel` of `{layer.name}`."
-                )
-
-    def _add_regularizer(self, scope, step):
-        layers = [la for la in self._regularized_layers if scope.learning.regularizer(la) is not None]
-        if layers:
-            weight = self._regularizer_weights.read(tf.convert_to_tensor(step))
-            self.add_loss(scope.reconstruction_loss(weight, layers))
-
     def compute_loss(
         self,
         x: Any = None,
@@ -218,7 +167,7 @@ class FlowTrainer(DistributionModel):
         variables = self.trainable_variables
         self._build_optimizer()
         with self._open_scope(is_training=True) as scope, tf.GradientTape() as tape:
-            log_prob = self(x, training=True)
+            log_prob = self(x, **self._call_arguments(y), training=True)
             loss = self.compute_loss(x, y, log_prob, sample_weight, training=True)
             scaled_loss = self.optimizer.scale_loss(loss)
         self._figures.update_weight(self._regularizer_weights, self._iterations())
@@ -226,7 +175,7 @@ class FlowTrainer(DistributionModel):
         named = dict(zip(self._named.names_of(variables), variables, strict=True))
         tensors = step_tensors(x, log_prob, scope)
         is_applied = self._guard.apply(self.optimizer, gradients, named, loss, tensors, restored)
-        self._refresh.remember(x, is_applied)
+        self._refresh.remember(x, is_applied, **self._call_arguments(y))
         self._figures.update(log_prob, sample_weight, loss, scope, True, is_applied)
         if self._regularizer_weights.is_adaptive:
             self._regularizer_weights.update(scope.reconstruction_errors(), is_applied)
@@ -239,7 +188,7 @@ class FlowTrainer(DistributionModel):
         """Returns the figures of one batch, by the held log-dets."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with self._open_scope(is_training=False) as scope:
-            log_prob = self(x, training=False)
+            log_prob = self(x, **self._call_arguments(y), training=False)
             loss = self.compute_loss(x, y, log_prob, sample_weight, training=False)
         self._figures.update(log_prob, sample_weight, loss, scope, False)
         self._figures.update_inverse_errors(self._learning.measure(self._self_norm_layers))
@@ -249,6 +198,10 @@ class FlowTrainer(DistributionModel):
         """Returns the log densities of one batch, by the held log-dets."""
         with self._open_scope(is_training=False):
             return super().predict_step(data)
+
+    def _call_arguments(self, labels):
+        """The further arguments of a call, from the labels of a step."""
+        return {}
 
     def _takes_labels(self):
         own = ("compute_loss", "train_step", "test_step")
@@ -314,10 +267,6 @@ class FlowTrainer(DistributionModel):
         seed = tf.stack([0, tf.convert_to_tensor(self._guard.steps)])
         return training_scope(self.inverse_learning, seed=seed, **self._refresh.read(is_training))
 
-    def _iterations(self):
-        """The number of updates, for schedules."""
-        return 0 if self.optimizer is None else tf.convert_to_tensor(self.optimizer.iterations)
-
     def _build_optimizer(self, names=None):
         """Makes the optimizer's variables, for the trainable variables or for the variables of the names."""
         # If the compiled step made them, Keras would trace it twice.
@@ -338,6 +287,14 @@ class FlowTrainer(DistributionModel):
         self._check_guard()
         # Keras may have replaced the kernels by their averages.
         self._refresh.set_inverses()
+
+    def refresh_log_dets(self) -> None:
+        """Sets the held log-det of each layer to its exact value.
+
+        Raises:
+          ValueError: if a value is not finite, with the name of the layer.
+        """
+        self._refresh.before_evaluation()
 
     def set_weights(self, weights: list[Array]) -> None:
         """Sets the weights to arrays, in the order of `weights`."""

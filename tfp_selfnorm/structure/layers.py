@@ -46,12 +46,12 @@ def at_inference(distribution: TfpObject) -> TfpObject:
 
 
 def bijectors_of(
-    kind: type, distribution_or_bijector: TfpObject, name: str = "distribution_or_bijector"
+    kind: type | tuple[type, ...], distribution_or_bijector: TfpObject, name: str = "distribution_or_bijector"
 ) -> list:
     """The bijectors of a class anywhere in an object, each once, in the order of the constructors.
 
     Args:
-      kind: the class.
+      kind: the class, or a tuple of classes.
       distribution_or_bijector: the object to search.
       name: name of the object in errors.
 
@@ -100,7 +100,7 @@ def _is_tfp_object(value):
     return isinstance(value, (tfp.distributions.Distribution, tfp.bijectors.Bijector))
 
 
-def _rebuild(value: Any, replace: Callable, done: dict, kind: type = SelfNormalizing) -> Any:
+def _rebuild(value: Any, replace: Callable, done: dict, kind: Any = SelfNormalizing) -> Any:
     """`value` with `replace` applied to its bijectors of a class; `value` itself if nothing changed.
 
     `done` maps the ids of the objects to pairs: the object, which keeps its id taken, and its replacement.

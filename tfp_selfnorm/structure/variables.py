@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfp_selfnorm.bijectors.adaptable import adaptation_mode
+from tfp_selfnorm.bijectors.conditional import condition_arguments
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.structure.layers import self_norm_layers
 from tfp_selfnorm.structure.names import CALLS, natural_order, own_name
@@ -31,25 +32,30 @@ class LayersAndVariables(NamedTuple):
     keras_variables: dict
 
 
-def find_layers_and_variables(distribution: TfpObject) -> LayersAndVariables:
+def find_layers_and_variables(distribution: TfpObject, condition: Any = None) -> LayersAndVariables:
     """Finds the layers and variables that the distribution holds, and those that its `log_prob` reads.
 
     TFP does not see networks in closures and templates, and layers made by them. One trace of `log_prob`
     finds their variables. It runs in training mode, so that it finds random states and moving statistics too.
+
+    Args:
+      distribution: a TFP distribution.
+      condition: a batch of one condition, if the distribution needs one.
 
     Raises:
       ValueError: if the distribution needs further arguments; if it makes new variables at each call; if a
         variable belongs to another distribution strategy than the current one; or if a layer that only a
         function knows learns its inverse.
     """
+    arguments = condition_arguments(condition)
     with adaptation_mode("ignore"), _without_a_trace(distribution), _explaining_failures():
         # Some networks make their variables at the first call, which is here.
-        sample = distribution.sample(1, seed=0)
+        sample = distribution.sample(1, seed=0, **arguments)
         templates = find_templates(distribution)
         if templates:
             # A template whose second call is in a graph treats later eager calls as calls in that graph.
-            sample = distribution.sample(1, seed=0)
-        scope, read, keras_variables = _trace(lambda: distribution.log_prob(tf.identity(sample)))
+            sample = distribution.sample(1, seed=0, **arguments)
+        scope, read, keras_variables = _trace(lambda: distribution.log_prob(tf.identity(sample), **arguments))
     held_layers = self_norm_layers(distribution)
     layers = {layer.identity: layer for layer in (*held_layers, *scope.layers)}
     for layer in layers.values():
@@ -67,7 +73,7 @@ def find_layers_and_variables(distribution: TfpObject) -> LayersAndVariables:
     hidden = {v.ref(): v for v in read if v.ref() not in held}
     if len(hidden) > 1:
         in_templates = [v.ref() for template in templates for v in template.variables]
-        hidden = _in_an_order_of_their_own(hidden, in_templates, distribution)
+        hidden = _in_an_order_of_their_own(hidden, in_templates, distribution, arguments)
     variables = [*held.values(), *hidden.values()]
     for variable in variables:
         _check_strategy(variable)
@@ -115,8 +121,8 @@ def _explaining_failures():
             ) from error
         raise ValueError(
             "`distribution` must sample and score without further arguments in a FlowModel; got "
-            f"{type(error).__name__}: {error}\nIf it needs a condition (`bijector_kwargs`), train it by a "
-            "loop of your own; see 'Without Keras's fit' in the README."
+            f"{type(error).__name__}: {error}\nIf it needs a condition (`bijector_kwargs`), use a "
+            "ConditionalFlowModel, or a loop of your own; see 'Without Keras's fit' in the README."
         ) from error
 
 
@@ -163,7 +169,7 @@ class _Recorder(keras.StatelessScope):
         return super().get_current_value(variable)
 
 
-def _in_an_order_of_their_own(variables, in_templates, distribution):
+def _in_an_order_of_their_own(variables, in_templates, distribution, arguments):
     """Sorts variables by their own names. Variables that calls made follow, by their first reads in `sample`.
 
     The order of calls, and so the names that they give, can differ between processes.
@@ -173,7 +179,7 @@ def _in_an_order_of_their_own(variables, in_templates, distribution):
     before.sort(key=lambda reference: natural_order(own_name(variables[reference])))
     if len(made) > 1:
         with adaptation_mode("ignore"):
-            _, read, _ = _trace(lambda: distribution.sample(1, seed=0))
+            _, read, _ = _trace(lambda: distribution.sample(1, seed=0, **arguments))
         made = list(dict.fromkeys([*(v.ref() for v in read if v.ref() in made), *made]))
     return {reference: variables[reference] for reference in (*before, *made)}
 

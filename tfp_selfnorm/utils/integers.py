@@ -99,3 +99,15 @@ def check_counts(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None:
             check_positive_int(count, name)
+
+
+def check_sample_shape(n: Any) -> list[int]:
+    """Converts a number of samples, or a shape of them, to sizes.
+
+    Raises:
+      ValueError: if it is negative or no integer.
+    """
+    shape = np.atleast_1d(np.asarray(n, dtype=int if np.size(n) == 0 else None))
+    if shape.dtype.kind not in "iu" or (shape < 0).any():
+        raise ValueError(f"`n` must be an integer or a shape, 0 or more; got {n!r}.")
+    return shape.tolist()

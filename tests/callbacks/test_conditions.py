@@ -1,0 +1,65 @@
+"""The callbacks with a ConditionalFlowModel."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tfp_selfnorm as sn
+from tfp_selfnorm.callbacks import ExactLikelihood, InverseQuality, SampleGrid
+
+tfd = tfp.distributions
+
+
+@pytest.fixture
+def data(rng):
+    x = rng.normal(size=[40, 3]).astype(np.float32)
+    return x, (0.5 * x[:, :2] + 0.3 * rng.normal(size=[40, 2])).astype(np.float32)
+
+
+def make_model():
+    model = sn.ConditionalFlowModel(sn.coupling_flow(2, 3, num_layers=1, num_bins=4, width=8, seed=1))
+    model.compile(keras.optimizers.Adam(1e-2))
+    return model
+
+
+def test_exact_likelihood_scores_with_conditions(data):
+    x, y = data
+    model = make_model()
+    likelihood = ExactLikelihood(y, every_steps=10, batch_size=15, condition=x)
+    model.fit(x, y, batch_size=20, verbose=0, callbacks=[likelihood, InverseQuality()])
+    np.testing.assert_allclose(likelihood.history[-1][1], -np.mean(model.log_prob(y, x)), rtol=1e-5)
+
+
+def test_a_row_of_samples_for_each_condition(tmp_path):
+    """The pixels are the condition: images of a plain level."""
+    shift = keras.Sequential([keras.Input([1]), keras.layers.Dense(4, kernel_initializer="zeros")])
+    shift.weights[0].assign([[-1.0, -1.0, 0.0, 0.0]])
+    flat = sn.AffineCoupling(shift, num_conditioning=0, event_ndims=1)
+    base = tfd.Sample(tfd.Normal(0.0, 1e-3), [2])
+    bijector = tfp.bijectors.Chain([tfp.bijectors.Reshape([2, 1], [2]), flat])
+    model = sn.ConditionalFlowModel(tfd.TransformedDistribution(base, bijector), condition_shape=1)
+    model.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
+    condition = np.array([[2.5], [7.5]], np.float32)
+    grid = SampleGrid(tmp_path / "grid.png", num_levels=16, num_samples=3, condition=condition)
+    model.fit(condition, np.ones([2, 2, 1], np.float32), verbose=0, callbacks=[grid])
+    picture = tf.io.decode_png((tmp_path / "grid.png").read_bytes()).numpy()
+    # Three images in a row, with lines between them.
+    assert picture.shape == (2 * 2 + 1, 3 * 1 + 2, 3)
+    np.testing.assert_array_equal(picture[:2, ::2], 2 * 17)
+    np.testing.assert_array_equal(picture[3:, ::2], 7 * 17)
+
+
+def test_conditions_that_are_missing_or_surplus_or_do_not_fit(data, tmp_path):
+    x, y = data
+    model, plain = make_model(), sn.FlowModel(sn.dense_flow(2, num_layers=1, seed=1))
+    plain.compile("adam")
+    for condition, message in (
+        (None, "`condition` must be the conditions"),
+        (x[:7], "one condition an event, 40"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.fit(x, y, verbose=0, callbacks=[ExactLikelihood(y, condition=condition)])
+    with pytest.raises(ValueError, match="`condition` must be None for FlowModel"):
+        plain.fit(y, verbose=0, callbacks=[ExactLikelihood(y, condition=x)])
