@@ -15,8 +15,8 @@ from tfp_selfnorm.inverse_learning.tracking import refresh_inverse
 from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.utils.types import TfpObject
 
-# The most steps between two corrections of a gradient, and the change of a correction that is allowed. It is in
-# units of the gradient. With a larger change the delay lets a fast training oscillate.
+# The most steps between two corrections of a gradient, and the change of a correction that is allowed, as a
+# part of the gradient. With a larger change the delay lets a fast training oscillate.
 _MOST_STEPS, _ALLOWED_CHANGE = 64, 0.01
 # The number of events for the mean of a log-det that depends on events.
 _NUM_EXAMPLES = 16
