@@ -68,10 +68,11 @@ class Refresh:
             self._examples = _examples(distribution, condition, add_weight)
         self._has_first_examples = False
         self._step: int | None = None
-        # The weights and the log-dets after the last step, the weights that R follows, the weights of the
-        # held log-dets, and whether R was set since the last training step.
-        self._followed: list | None = self._weights()
-        self._stepped: tuple | None = self._followed, self._log_dets()
+        # The weights after the last step, the numbers of steps that there can be then, the weights that R
+        # follows, the weights of the held log-dets, and whether R was set since the last training step.
+        self._stepped: list | None = self._weights()
+        self._numbers: range | None = range(1)
+        self._followed: list | None = self._stepped
         self._scored: list | None = None
         self._is_set_between = False
 
@@ -133,7 +134,9 @@ class Refresh:
         is_first, step = self._step is None, self._step
         if step is None or count > 1:
             step = int(step_variable.numpy())
-        self._step = step + count
+        # With another number of steps a checkpoint was restored, and the held values with it.
+        may_move = is_first and (self._numbers is None or step in self._numbers)
+        self._step, self._numbers = step + count, range(step + 1, step + count + 1)
 
         intervals = {layer.identity: self._learning.refresh_interval(layer) for layer, _ in self._held}
         due = {identity for identity, interval in intervals.items() if step % interval < count}
@@ -141,7 +144,7 @@ class Refresh:
             due |= {layer.identity for layer, _ in self._held if not layer.is_constant_jacobian}
         inverses = self._changed(self._followed) if self._is_set_between else set()
         log_dets = self._changed(self._scored) if self._scored is not None else set()
-        moved = self._moved() if is_first else set()
+        moved = self._changed(self._stepped) if may_move else set()
         self._stepped, self._followed, self._scored, self._is_set_between = None, None, None, False
         self._set_inverses(self._tracked, due | inverses)
         self._set_inverses(self._untaught, inverses)
@@ -152,8 +155,7 @@ class Refresh:
 
     def after_steps(self) -> None:
         """Remembers the weights that R now follows."""
-        self._followed = self._weights()
-        self._stepped = self._followed, self._log_dets()
+        self._stepped = self._followed = self._weights()
         self._is_left = bool(self._left)
 
     def before_evaluation(self) -> None:
@@ -191,9 +193,8 @@ class Refresh:
 
     def take_weights(self) -> None:
         """Takes the present R for the inverse of the present W, for example after a file was read."""
-        self._followed = self._weights()
-        self._stepped = self._followed, self._log_dets()
-        self._scored, self._is_set_between = None, False
+        self._stepped = self._followed = self._weights()
+        self._scored, self._numbers, self._is_set_between = None, None, False
 
     def _set_inverses(self, layers, identities):
         for layer in layers:
@@ -254,19 +255,6 @@ class Refresh:
     def _weights(self):
         """The values of the variables of each W, without a copy."""
         return [[tf.convert_to_tensor(v) for v in layer.map_variables[0]] for layer, _ in self._held]
-
-    def _log_dets(self):
-        return [tf.convert_to_tensor(held.value) for _, held in self._held]
-
-    def _moved(self):
-        """The identities of the layers that other code moved since the last step.
-
-        A file or a checkpoint sets the held values too.
-        """
-        weights, log_dets = self._stepped or (None, self._log_dets())
-        pairs = zip(self._held, log_dets, self._log_dets(), strict=True)
-        same = {layer.identity for (layer, _), old, new in pairs if _are_equal(old, new)}
-        return self._changed(weights) & same
 
     def _changed(self, weights):
         """The identities of the layers with changed weights; of all layers if no weights are known."""
