@@ -31,10 +31,12 @@ class GradientErrors(keras.callbacks.Callback):
         if step == 1 or step % self._every == 0:
             for layer in sn.self_norm_layers(self.model.distribution):
                 named, exact = gradient(layer), gradient(layer.copy(gradient="exact"))
-                held = self.model.named_variables.get(f"held_gradient_correction_{layer.name}")
+                correction = self.model._refresh.read(is_training=True)["gradient_corrections"].get(
+                    layer, 0.0
+                )
                 errors = {
                     "error": named - exact,
-                    "corrected_error": named + (0.0 if held is None else held.value) - exact,
+                    "corrected_error": named + correction - exact,
                 }
                 figures = {name: tf.norm(error) / tf.norm(exact) for name, error in errors.items()}
                 figures["exact_norm"] = tf.norm(exact)

@@ -89,12 +89,14 @@ def in_units_of_the_gradient(correction, kernel):
 
 @pytest.mark.parametrize("compiled", [{"run_eagerly": True}, {}, {"jit_compile": True}], ids=str)
 @pytest.mark.parametrize(
-    ("rate", "expected_steps"), [(1e-3, [0, 1, 2, 3, 4, 5, 6, 7]), (1e-6, [0, 1, 2, 4])], ids=["fast", "slow"]
+    ("rate", "expected_steps", "expected_steady"),
+    [(3e-4, [0, 8, 16, 24], [0, 0, 0, 1]), (1e-6, [0, 8, 16], [0, 1, 1])],
+    ids=["fast", "slow"],
 )
-def test_fit_corrects_the_sooner_again_the_more_a_correction_changes(
-    rate, expected_steps, compiled, kernel, rng
+def test_fit_adds_the_last_error_if_it_is_steady(
+    rate, expected_steps, expected_steady, compiled, kernel, rng
 ):
-    """Eight steps of gradient descent, computed apart."""
+    """Some steps of gradient descent, computed apart."""
     kernel = kernel.astype(np.float32)
     layer = make_layer(kernel)
     flow = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), [*SHAPE, CHANNELS]), layer)
@@ -102,23 +104,24 @@ def test_fit_corrects_the_sooner_again_the_more_a_correction_changes(
     model.compile(keras.optimizers.SGD(rate), **compiled)
     x = rng.normal(size=[10, *SHAPE, CHANNELS]).astype(np.float32)
     rows = np.float64(x).reshape([len(x), -1])
-    expected, correction, interval, steps = np.float64(kernel), np.zeros(kernel.shape), 1, []
-    for step in range(8):
+    expected, error, is_steady, interval = np.float64(kernel), np.zeros(kernel.shape), False, 8
+    steps, steady = [], []
+    for step in range(26):
         if step % interval == 0:
             new = exact_gradient(expected) - circulant_gradient(expected)
-            change = in_units_of_the_gradient(new - correction, expected)
-            interval = max(interval // 2, 1) if change > 0.01 else interval
-            interval = min(2 * interval, 64) if change < 0.0025 else interval
-            correction = new
+            change = in_units_of_the_gradient(new - error, expected)
+            error, is_steady = new, change <= 0.01
+            interval = (interval if change >= 0.0025 else min(2 * interval, 64)) if is_steady else 8
             steps.append(step)
+            steady.append(is_steady)
         d_matrix = dense.matrix(expected, SHAPE) @ rows.T @ rows / len(x)
         of_base = dense.kernel_gradient(d_matrix, kernel.shape, SHAPE)
-        expected = expected - rate * (of_base - circulant_gradient(expected) - correction)
+        expected = expected - rate * (of_base - circulant_gradient(expected) - is_steady * error)
         model.train_on_batch(x)
-    assert steps == expected_steps
+    assert (steps, steady) == (expected_steps, expected_steady)
     moved = np.linalg.norm(expected - kernel)
-    assert moved > 3e-5
-    np.testing.assert_allclose(layer.inverse_kernel, expected, atol=1e-3 * moved)
+    assert moved > 5e-5
+    np.testing.assert_allclose(layer.inverse_kernel, expected, atol=3e-3 * moved)
 
 
 def test_the_correction_follows_weights_that_are_set_between_two_fits(kernel, rng):
@@ -131,7 +134,7 @@ def test_the_correction_follows_weights_that_are_set_between_two_fits(kernel, rn
     layer.inverse_kernel.assign_add(0.05 * rng.normal(size=kernel.shape).astype(np.float32))
     model.log_prob(x)
     model.train_on_batch(x)
-    held = next(v for name, v in model.named_variables.items() if "correction" in name)
+    held = next(v for name, v in model.named_variables.items() if "gradient_error" in name)
     moved = np.float64(layer.inverse_kernel)
     np.testing.assert_allclose(held, exact_gradient(moved) - circulant_gradient(moved), atol=1e-4)
 

@@ -184,8 +184,8 @@ class SelfNormConv2D(SelfNormConv):
     into one C x C matrix for each frequency, and the gradient comes from their inverses. It costs O(F C^3)
     for at most F = 144 frequencies, and nothing for each example. It is close to the exact gradient as far as
     the edges of the image have little weight. A singular matrix is damped. `gradient_correction()` is the
-    error, at the cost of the exact gradient. `FlowModel` computes it at each refresh, and adds a running mean
-    of it to the gradient. In a loop, pass such a mean to `training_scope`.
+    error, at the cost of the exact gradient. `FlowModel` computes it every 8 to 64 steps, and adds it to
+    the gradient as long as it changes slowly. In a loop, pass it to `training_scope`.
 
     `inverse_log_det_jacobian` is `log |det W|` of the whole map, exact, by block elimination in float64. It
     costs O(((k - 1) / 2 W C)^3 log H) for H x W images, once for all examples, and O(C^3) for a 1x1 kernel.

@@ -16,6 +16,7 @@ from tfp_selfnorm.inverse_learning.base import (
     as_inverse_learning,
     by_identity,
 )
+from tfp_selfnorm.inverse_learning.known_log_dets import known_log_det
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction, check_weight
 from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight
 from tfp_selfnorm.utils.compat import CacheStorage, is_control_flow, scope_bijector_caches
@@ -65,9 +66,6 @@ class LayerTerms(NamedTuple):
     held_log_det: Any = None
     correction: Any = None
     scope: Any = None
-
-
-_OUTSIDE = LayerTerms()
 
 
 class TrainingScope:
@@ -339,7 +337,7 @@ def _owner():
 def current_terms(layer: Any) -> LayerTerms:
     """How the layer computes now: by the terms of the open scope, or exactly outside of one."""
     scope = current_scope()
-    return _OUTSIDE if scope is None else scope.terms(layer)
+    return LayerTerms(held_log_det=known_log_det(layer)) if scope is None else scope.terms(layer)
 
 
 def _current_storage():

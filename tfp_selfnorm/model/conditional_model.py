@@ -8,7 +8,6 @@ import keras
 import tensorflow as tf
 
 from tfp_selfnorm.bijectors.conditional import Conditional, condition_arguments
-from tfp_selfnorm.bijectors.pair_memory import keeping_values
 from tfp_selfnorm.initialization import adapt
 from tfp_selfnorm.inverse_learning.base import InverseLearning
 from tfp_selfnorm.inverse_learning.tracking import Tracking
@@ -172,8 +171,7 @@ class ConditionalFlowModel(FlowModel):
         """
         events = check_events(events, self.distribution, name="events")
         arguments = self._arguments_of(condition)
-        with keeping_values():
-            return self.inference_distribution.log_prob(tf.identity(events), **arguments)
+        return self._density(events, arguments)
 
     def sample(  # type: ignore[override]
         self, n: Shape, condition: Any = None, seed: Seed = None, exact: bool = False

@@ -1,5 +1,6 @@
 """Writes a flow as a SavedModel that needs neither this package nor TFP."""
 
+import contextlib
 import os
 import pathlib
 
@@ -8,6 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.initialization import check_adapted
+from tfp_selfnorm.inverse_learning.known_log_dets import known_log_dets
 from tfp_selfnorm.structure.layers import bijectors_of, self_norm_layers
 from tfp_selfnorm.utils.checks import has_latent
 from tfp_selfnorm.utils.files import atomic_path
@@ -48,7 +50,7 @@ def _endpoints(model):
     count, seed = tf.TensorSpec([], tf.int32, "n"), tf.TensorSpec([2], tf.int32, "seed")
     # The condition is the last argument of each function.
     given = [] if model.conditions is None else [model.conditions.signature()]
-    endpoints = {"log_prob": (model.log_prob, [events, *given])}
+    endpoints = {"log_prob": (_scorer(model), [events, *given])}
     has_learned = any(layer.inversion == "learned" for layer in self_norm_layers(distribution))
     kinds = {"": False, "_exact": True} if has_learned else {"": False}
     for suffix, exact in kinds.items():
@@ -60,6 +62,20 @@ def _endpoints(model):
         for suffix, exact in kinds.items():
             endpoints[f"decode{suffix}"] = _decoder(model, exact), [latent, *given]
     return endpoints
+
+
+def _scorer(model):
+    """The density, with the log-dets of the exported weights as constants. Their gradients are exact."""
+    log_dets: dict = {}
+    # With a singular kernel the exported function computes each log-det, and so reports it.
+    with contextlib.suppress(ValueError):
+        log_dets = {layer: value.numpy() for layer, value in model._log_dets.read().items()}
+
+    def log_prob(*arguments):
+        with known_log_dets(log_dets):
+            return model.log_prob(*arguments)
+
+    return log_prob
 
 
 def _sampler(model, exact):

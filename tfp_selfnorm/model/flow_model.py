@@ -45,7 +45,8 @@ class FlowModel(FlowTrainer):
     inverse for each dense layer, or a block elimination for each convolution. The log-det of each layer is
     held in a variable. It is refreshed between the compiled steps: at every `refresh_interval` steps of the
     layer or `refresh_every` of `Tracking`, and when `evaluate` and `predict` begin. So `nll` in training may
-    be this many steps old, and `val_nll` is exact. A refresh also corrects the gradient "circulant".
+    be this many steps old, and `val_nll` is exact. The error of the gradient
+    "circulant" is measured every 8 to 64 steps, and corrects the gradient where it changes slowly.
 
     The model can be a layer of a bigger model. `model(x)` is the log density of each event, with exact values
     and gradients, at O(D^3) for each self-normalizing layer. It adds its regularizer by `add_loss`. For steps
@@ -246,9 +247,11 @@ class FlowModel(FlowTrainer):
         adapt(self.distribution, x, whitens)
 
     def log_prob(self, x: Array) -> tf.Tensor:
-        """Returns the exact log density of each event in nats, at O(D^3) for each self-normalizing layer.
+        """Returns the exact log density of each event in nats.
 
-        Inside an open `training_scope` it is the surrogate of the scope.
+        The log-det of a self-normalizing layer costs O(D^3). It is computed once between two changes of W;
+        under a gradient tape and in a `tf.function` in each call. Inside a `training_scope` the result is
+        the surrogate of the scope.
 
         Args:
           x: events `(..., *event_shape)`, floating; cast to the dtype of the distribution.
@@ -257,7 +260,7 @@ class FlowModel(FlowTrainer):
           TypeError: if `x` is not floating.
           ValueError: if its last dimensions are not the event shape.
         """
-        return self.inference_distribution.log_prob(tf.identity(check_events(x, self.distribution)))
+        return self._density(x, {})
 
     def sample(self, n: Shape, seed: Seed = None, exact: bool = False) -> tf.Tensor:
         """Draws samples.
@@ -301,7 +304,8 @@ class FlowModel(FlowTrainer):
 
         Its endpoints take batches of any size:
 
-        - `log_prob(x)`.
+        - `log_prob(x)`, in which the log-dets of self-normalizing layers are constants. Export again after a
+          change of the weights.
         - `sample(n, seed)`, with a scalar int32 `n` and an int32 `seed` of shape [2].
         - `encode(x)` and `decode(z)`, for a transformed distribution.
         - `sample_exact` and `decode_exact`, if a layer has a learned inverse; `sample` and `decode` use R.

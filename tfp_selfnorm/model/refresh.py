@@ -12,12 +12,11 @@ from tfp_selfnorm.bijectors.conditional import condition_arguments
 from tfp_selfnorm.inverse_learning.base import InverseLearning
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.inverse_learning.tracking import refresh_inverse
+from tfp_selfnorm.model.gradient_corrections import GradientCorrections
+from tfp_selfnorm.model.log_det_cache import are_equal
 from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.utils.types import TfpObject
 
-# The most steps between two corrections of a gradient, and the change of a correction that is allowed, as a
-# part of the gradient. With a larger change the delay lets a fast training oscillate.
-_MOST_STEPS, _ALLOWED_CHANGE = 64, 0.01
 # The number of events for the mean of a log-det that depends on events.
 _NUM_EXAMPLES = 16
 
@@ -58,11 +57,7 @@ class Refresh:
         # The log-dets of the other layers depend on the events, and are computed if their gradient is exact.
         holding = [la for la in layers if la.is_constant_jacobian or la.gradient == "self_norm"]
         self._held = [(layer, _held_log_det(layer, add_weight)) for layer in holding]
-        corrected = [layer for layer in layers if layer.has_gradient_correction]
-        self._corrections = [(layer, _held_correction(layer, add_weight)) for layer in corrected]
-        self._correction_intervals: Any = None
-        if corrected:
-            self._correction_intervals = _correction_intervals(len(corrected), add_weight)
+        self._corrections = GradientCorrections(layers, add_weight)
         self._examples: Any = None
         if not all(layer.is_constant_jacobian for layer in holding):
             self._examples = _examples(distribution, condition, add_weight)
@@ -90,16 +85,14 @@ class Refresh:
     def read(self, is_training: bool) -> dict[str, dict[TfpObject, tf.Tensor]]:
         """Returns the held `log_dets` and `gradient_corrections` of a `training_scope`.
 
-        In evaluations a log-det that depends on the events is not held, but exact for each event. An
-        approximate gradient follows W at each step, its error by a running mean over the refreshes.
+        In evaluations a log-det that depends on the events is not held, but exact for each event.
         """
         log_dets = {
             layer: tf.convert_to_tensor(held.value)
             for layer, held in self._held
             if is_training or layer.is_constant_jacobian
         }
-        corrections = {layer: tf.convert_to_tensor(held.value) for layer, held in self._corrections}
-        return {"log_dets": log_dets, "gradient_corrections": corrections}
+        return {"log_dets": log_dets, "gradient_corrections": self._corrections.read()}
 
     def remember(self, x: tf.Tensor, is_applied: tf.Tensor, condition: Any = None) -> None:
         """Keeps the first events of a batch, and their conditions, unless the batch was skipped.
@@ -149,7 +142,7 @@ class Refresh:
         self._set_inverses(self._tracked, due | inverses)
         self._set_inverses(self._untaught, inverses)
         self._set_log_dets(due | log_dets | moved)
-        self._set_corrections(step, count, moved)
+        self._corrections.before_steps(step, count, moved)
         self._has_first_examples = self._examples is not None and step == 0
         return step
 
@@ -220,24 +213,6 @@ class Refresh:
                 raise ValueError(f"{meaning} of `{layer.name}` is {log_det.numpy()}: {cause}.")
             held.assign(log_det)
 
-    def _set_corrections(self, step, count, moved):
-        """Sets the corrections that are due, the sooner again the more they change."""
-        if not self._corrections:
-            return
-        intervals = self._correction_intervals.numpy()
-        for i, (layer, held) in enumerate(self._corrections):
-            if step % intervals[i] < count or layer.identity in moved:
-                old, new = tf.convert_to_tensor(held.value), layer.gradient_correction()
-                # The sum of the products of the kernel and the gradient is the number of dimensions.
-                scale = np.prod(layer.event_sizes) / tf.norm(layer.inverse_kernel)
-                change = float(tf.norm(new - old) / scale)
-                if change > _ALLOWED_CHANGE:
-                    intervals[i] = max(intervals[i] // 2, 1)
-                elif change < _ALLOWED_CHANGE / 4:
-                    intervals[i] = min(intervals[i] * 2, _MOST_STEPS)
-                held.assign(new)
-        self._correction_intervals.assign(intervals)
-
     def _mean_log_dets(self):
         """The log-dets that depend on events, each a mean over the kept events; empty before the first."""
         x, *parts = [tf.convert_to_tensor(variable.value) for variable in self._examples]
@@ -263,15 +238,8 @@ class Refresh:
         return {
             layer.identity
             for (layer, _), old, new in zip(self._held, weights, self._weights(), strict=True)
-            if not all(_are_equal(*pair) for pair in zip(old, new, strict=True))
+            if not all(are_equal(*pair) for pair in zip(old, new, strict=True))
         }
-
-
-def _are_equal(old, new):
-    """Whether two eager tensors have the same entries. The same memory on the host is not compared."""
-    if "CPU" in old.device and np.may_share_memory(old.numpy(), new.numpy()):
-        return True
-    return bool(tf.reduce_all(old == new))
 
 
 def _is_untaught(layer, learning):
@@ -317,22 +285,4 @@ def _held_log_det(layer, add_weight):
         dtype=(layer.dtype or tf.float32).name,
         trainable=False,
         name=f"held_log_det_{layer.name}",
-    )
-
-
-def _held_correction(layer, add_weight):
-    """The variable of the held correction of the gradient of a log-det."""
-    return add_weight(
-        shape=layer.inverse_kernel.shape,
-        initializer="zeros",
-        dtype=layer.dtype.name,
-        trainable=False,
-        name=f"held_gradient_correction_{layer.name}",
-    )
-
-
-def _correction_intervals(count, add_weight):
-    """The variable of the steps between two corrections of each layer."""
-    return add_weight(
-        shape=[count], initializer="ones", dtype="int32", trainable=False, name="correction_intervals"
     )

@@ -7,9 +7,11 @@ import tensorflow as tf
 
 from tfp_selfnorm.bijectors.pair_memory import keeping_values
 from tfp_selfnorm.inverse_learning.base import InverseLearning
+from tfp_selfnorm.inverse_learning.known_log_dets import known_log_dets
 from tfp_selfnorm.inverse_learning.reconstruction_weight import ReconstructionWeights
 from tfp_selfnorm.inverse_learning.scope import current_scope, recording_scope
 from tfp_selfnorm.model.distribution_model import DistributionModel
+from tfp_selfnorm.model.log_det_cache import LogDetCache
 from tfp_selfnorm.model.update_guard import UpdateGuard
 from tfp_selfnorm.utils.checks import check_events
 from tfp_selfnorm.utils.compat import could_record_gradients
@@ -25,6 +27,7 @@ class ScoringModel(DistributionModel):
     _regularized_layers: list
     _regularizer_weights: ReconstructionWeights
     _guard: UpdateGuard
+    _log_dets: LogDetCache
 
     def call(self, x: Array, training: bool | None = None) -> tf.Tensor:
         """Returns the log density of each event: exact, or the surrogate of the open training scope.
@@ -64,6 +67,18 @@ class ScoringModel(DistributionModel):
             are_finite = tf.reduce_all([tf.math.is_finite(error) for error in errors.values()])
             self._regularizer_weights.update(errors, are_finite)
         return log_prob
+
+    def _density(self, x, arguments):
+        """The exact log density, or the surrogate of the open scope.
+
+        In eager code without a tape the log-dets are those that the last call computed, if W is the same.
+        """
+        x = tf.identity(check_events(x, self.distribution))
+        known: contextlib.AbstractContextManager = contextlib.nullcontext()
+        if tf.executing_eagerly() and current_scope() is None and not could_record_gradients():
+            known = known_log_dets(self._log_dets.read())
+        with keeping_values(), known:
+            return self.inference_distribution.log_prob(x, **arguments)
 
     def _check_scope(self, scope):
         """Raises ValueError if a regularizer has no effect, because the model tracks R without gradients."""

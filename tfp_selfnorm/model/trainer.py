@@ -12,6 +12,7 @@ from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.inverse_learning.reconstruction_weight import ReconstructionWeights
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.model.figures import Figures, example_weights
+from tfp_selfnorm.model.log_det_cache import LogDetCache
 from tfp_selfnorm.model.refresh import Refresh
 from tfp_selfnorm.model.scoring import ScoringModel
 from tfp_selfnorm.model.update_guard import UpdateGuard, step_tensors
@@ -49,6 +50,7 @@ class FlowTrainer(ScoringModel):
         self._self_norm_layers = layers = tuple(found.layers)
         self._scales_loss = any(map(computes_in_float16, found.networks))
         self._take_variables(found, learning.untrained_variables(layers))
+        self._log_dets = LogDetCache(layers)
         self._refresh = Refresh(layers, learning, self._named.add, distribution, condition)
         self.supports_jit = self._can_use_xla(is_training=True)
         self._guard = UpdateGuard(self._named.add_state)
@@ -219,6 +221,7 @@ class FlowTrainer(ScoringModel):
         compiled_steps: Any = self.train_function
 
         def steps(iterator):
+            self._log_dets.forget()
             step = self._refresh.before_steps(self._guard.steps, self.steps_per_execution)
             try:
                 logs = compiled_steps(iterator)

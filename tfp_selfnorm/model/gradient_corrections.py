@@ -1,0 +1,94 @@
+"""`GradientCorrections`, the held errors of the gradients that approximate those of log-dets."""
+
+from collections.abc import Callable, Collection, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_selfnorm.utils.types import TfpObject
+
+# The steps between two measurements of an error: the least and the most.
+_LEAST_STEPS, _MOST_STEPS = 8, 64
+# The largest change from one measurement to the next, as a part of the gradient.
+_ALLOWED_CHANGE = 0.01
+
+
+class GradientCorrections:
+    """Adds to an approximate gradient its error when it was measured last.
+
+    The approximation follows W at each step. Its error is a bias, with which a long training drifts away.
+    The error mostly changes slowly, so that an old one removes the bias. Where it changes fast, as near
+    singular kernels at a high learning rate, the delay would let the training oscillate. Then the gradient
+    has no correction until the next measurement.
+
+    A measurement costs the exact gradient. They follow each other after 8 to 64 steps, the later the less the
+    error changes.
+
+    Args:
+      layers: self-normalizing layers.
+      add_weight: function that makes a Keras variable, such as the method of a `keras.Model`.
+    """
+
+    def __init__(self, layers: Sequence[TfpObject], add_weight: Callable[..., keras.Variable]) -> None:
+        corrected = [layer for layer in layers if layer.has_gradient_correction]
+        self._errors = [(layer, _error_of(layer, add_weight)) for layer in corrected]
+        if corrected:
+            options = {"shape": [len(corrected)], "trainable": False}
+            self._intervals = add_weight(
+                initializer=keras.initializers.Constant(_LEAST_STEPS),
+                dtype="int32",
+                name="correction_intervals",
+                **options,
+            )
+            self._are_steady = add_weight(
+                initializer="zeros", dtype="float32", name="corrections_are_steady", **options
+            )
+
+    def read(self) -> dict[TfpObject, tf.Tensor]:
+        """Returns the `gradient_corrections` of a `training_scope`."""
+        corrections = {}
+        for i, (layer, error) in enumerate(self._errors):
+            is_steady = tf.convert_to_tensor(self._are_steady.value)[i] > 0.0
+            corrections[layer] = tf.where(is_steady, error.value, tf.zeros_like(error.value))
+        return corrections
+
+    def before_steps(self, step: int, count: int, moved: Collection) -> None:
+        """Measures the errors that are due before the next `count` steps, and those of moved layers.
+
+        Raises:
+          ValueError: if a kernel is singular, with the name of the layer.
+        """
+        if not self._errors:
+            return
+        intervals, are_steady = self._intervals.numpy(), self._are_steady.numpy()
+        due = [
+            (i, layer, error)
+            for i, (layer, error) in enumerate(self._errors)
+            if step % intervals[i] < count or layer.identity in moved
+        ]
+        for i, layer, error in due:
+            old, new = tf.convert_to_tensor(error.value), layer.gradient_correction()
+            error.assign(new)
+            # The products of a kernel and the gradient of its log-det have the sum D.
+            unit = np.prod(layer.event_sizes) / tf.norm(layer.inverse_kernel)
+            change = float(tf.norm(new - old) / unit)
+            are_steady[i] = change <= _ALLOWED_CHANGE
+            if not are_steady[i]:
+                intervals[i] = _LEAST_STEPS
+            elif change < _ALLOWED_CHANGE / 4:
+                intervals[i] = min(2 * intervals[i], _MOST_STEPS)
+        if due:
+            self._intervals.assign(intervals)
+            self._are_steady.assign(are_steady)
+
+
+def _error_of(layer, add_weight):
+    """The variable of the last error of a layer."""
+    return add_weight(
+        shape=layer.inverse_kernel.shape,
+        initializer="zeros",
+        dtype=layer.dtype.name,
+        trainable=False,
+        name=f"gradient_error_{layer.name}",
+    )
