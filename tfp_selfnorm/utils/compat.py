@@ -17,6 +17,9 @@ from tensorflow_probability.python.internal import cache_util
 CompositeTensor = tf.__internal__.CompositeTensor
 # The cache of a bijector whose passes compute the log-det too, as TFP's `FFJORD` does. TFP keeps it private.
 BijectorCacheWithGreedyAttrs = cache_util.BijectorCacheWithGreedyAttrs
+# The class of all transformed distributions. `tfd.TransformedDistribution` leaves out those that are no
+# CompositeTensors, and TFP keeps their base private.
+TransformedDistribution = tfp.distributions.TransformedDistribution.__bases__[0]
 # The storage of a cache of bijectors. TFP has no public name for it.
 CacheStorage = cache_util.EphemeralDict
 # The `experimental_attributes` of a `tf.function` that stays a call in the graph. TensorFlow documents none.
