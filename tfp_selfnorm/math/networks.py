@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.math.linear import Maps
+from tfp_selfnorm.math.linear import Maps, log_abs_det
 
 Map = Callable[..., tf.Tensor]
 
@@ -31,7 +31,7 @@ def log_det(function: Map, x: tf.Tensor, *conditions: tf.Tensor) -> tf.Tensor:
 
     def of_chunk(inputs):
         matrix, is_regular, values = _regular(jacobian(function, *inputs))
-        return tf.where(is_regular, tf.linalg.slogdet(matrix)[1], values)
+        return tf.where(is_regular, log_abs_det(matrix), values)
 
     # The loop over chunks costs time in each step; up to 8 dimensions any batch is one chunk.
     if _size(x) <= SMALL:
@@ -71,7 +71,7 @@ def in_chunks(
 
 def _regular(matrices):
     """The matrices, with the identity instead of each that has no inverse; whether each has one; log-dets."""
-    log_dets = tf.linalg.slogdet(tf.stop_gradient(matrices))[1]
+    log_dets = log_abs_det(tf.stop_gradient(matrices))
     is_regular = tf.math.is_finite(log_dets)
     identity = tf.eye(matrices.shape[-1], dtype=matrices.dtype)
     # The inverse of another matrix, which is in the gradient of the log-det too, would be an error.

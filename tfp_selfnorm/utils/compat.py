@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow.python.eager import record
+from tensorflow.python.ops import control_flow_util
 from tensorflow.python.ops.template import Template as Template
 from tensorflow_probability.python.internal import cache_util
 
@@ -41,6 +42,13 @@ def is_step_of_many_workers(strategy: tf.distribute.Strategy) -> bool:
 def is_control_flow(graph: Any) -> bool:
     """Whether it is the graph of a branch or a loop body. TensorFlow's classes of these are private."""
     return type(graph).__name__ in _CONTROL_FLOW_GRAPHS
+
+
+def is_compiled_by_xla() -> bool:
+    """Whether a function with `jit_compile=True` is being traced. TensorFlow has no public name for it."""
+    return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
+        tf.compat.v1.get_default_graph()
+    )
 
 
 def template_function(template: Template) -> Callable:
