@@ -164,7 +164,7 @@ def test_estimates_of_log_dets(tmp_path, monkeypatch):
 def test_the_pair_of_networks_of_a_trained_flow(tmp_path):
     sn.FlowModel.from_builder(
         sn.free_form_flow,
-        event_shape=(8, 8),
+        event_shape=(8, 8, 1),
         preprocessing=sn.images.pixel_sigmoid(17),
         width=4,
         depth=1,
