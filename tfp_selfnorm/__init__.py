@@ -44,6 +44,7 @@ from tfp_selfnorm.inverse_learning.tracking import (
 )
 from tfp_selfnorm.model.conditional_model import ConditionalFlowModel
 from tfp_selfnorm.model.flow_model import FlowModel
+from tfp_selfnorm.structure.estimates import estimate_log_det, estimate_log_prob
 from tfp_selfnorm.structure.layers import exact, self_norm_layers
 
 __version__ = "0.1.0"
@@ -77,6 +78,8 @@ __all__ = [
     "coupling_network",
     "dense_flow",
     "dense_network",
+    "estimate_log_det",
+    "estimate_log_prob",
     "exact",
     "flows",
     "free_form_flow",

@@ -1,5 +1,7 @@
 """AffineCoupling with a condition: the formulas, TFP's ways of handing it down, and what is remembered."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -253,6 +255,19 @@ def test_a_condition_of_other_leading_dimensions_is_refused(shape, rng):
     message = r"condition of `coupling` must begin with the sample and batch.*\(5,\); got shape"
     with pytest.raises(ValueError, match=message):
         coupling_of_vectors().inverse(tensor(rng, 5, 4), condition=tensor(rng, *shape))
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (5,)], ids=str)
+@pytest.mark.parametrize("kind", ["coupling", "pair of networks"])
+def test_a_condition_with_surplus_dimensions_for_one_event_is_refused(kind, shape, rng):
+    """For one event all dimensions of a condition are its own."""
+    bijector = sn.AffineCoupling(sn.dense_network(2, 4, 8, 1, 3, dtype="float64"), event_ndims=1)
+    if kind != "coupling":
+        bijector = sn.LearnedInverse(*(sn.residual_network(4, 3, 8, 1, dtype="float64") for _ in "ab"), 4)
+    message = re.escape(f"takes a condition of shape (3,) for each event, and got {shape}")
+    for call in (bijector.inverse, bijector.inverse_log_det_jacobian, bijector.forward):
+        with pytest.raises(ValueError, match=message):
+            call(tensor(rng, 4), condition=tensor(rng, *shape))
 
 
 def test_a_size_that_is_only_known_later_is_checked_later(rng):

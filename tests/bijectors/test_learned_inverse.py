@@ -313,6 +313,23 @@ def test_a_pair_of_one_condition_is_none_of_another(compiled):
 
 
 @pytest.mark.parametrize("size", [3, 10])
+def test_exact_values_and_gradients_compile_for_xla(rng, size):
+    layer, x = make_layer(rng, size=size), tf.constant(rng.normal(size=[4, size]))
+    flow = normal_flow(layer, size)
+
+    def results():
+        with tf.GradientTape() as tape:
+            log_prob = flow.log_prob(tf.identity(x))
+        gradients = tape.gradient(log_prob, layer.encoder.trainable_variables)
+        return log_prob, gradients, layer.forward_log_det_jacobian(tf.identity(x))
+
+    for found, expected in zip(
+        *(tf.nest.flatten(call()) for call in (tf.function(results, jit_compile=True), results)), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [3, 10])
 def test_empty_batches(rng, size):
     layer = make_layer(rng, size=size)
     flow, signature = normal_flow(layer, size), [tf.TensorSpec([None, size], tf.float64)]

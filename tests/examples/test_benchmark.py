@@ -8,6 +8,7 @@ import sys
 import benchmark
 import benchmark_cases as cases
 import benchmark_inversion
+import benchmark_log_det
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -145,3 +146,30 @@ def test_the_most_steps(rng):
     z = tf.constant(rng.normal(size=[2, 6, 6, 2]), tf.float32)
     found = list(benchmark_inversion.methods(kernel, z, np.ones([2, 6, 6, 2]), most_steps=2))
     assert [steps for _, steps, _, _ in found] == [1, 2, 2, 2, 2]
+
+
+def test_estimates_of_log_dets(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_log_det, "_SETTINGS", ((4, 9),))
+    options = ["--sizes", "9", "12", "--events", "3", "--csv", str(tmp_path / "table.csv")]
+    monkeypatch.setattr(sys, "argv", ["x", *options])
+    benchmark_log_det.main()
+    with open(tmp_path / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["D"] for row in rows] == ["9", "12"]
+    for row in rows:
+        assert float(row["exact_ms"]) > 0.0
+        assert abs(float(row["mean_error"])) < 5.0 * float(row["its_standard_error"])
+
+
+def test_the_pair_of_networks_of_a_trained_flow(tmp_path):
+    sn.FlowModel.from_builder(
+        sn.free_form_flow,
+        event_shape=(8, 8, 1),
+        preprocessing=sn.images.pixel_sigmoid(17),
+        width=4,
+        depth=1,
+        seed=1,
+    ).save(tmp_path / "flow.keras")
+    layer, y = benchmark_log_det.trained_pair(tmp_path / "flow.keras", "digits", 3)
+    assert layer.event_sizes == (64,)
+    assert y.shape == (3, 64)

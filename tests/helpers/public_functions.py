@@ -33,6 +33,14 @@ def a_conditional_flow():
     return tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), [2]), a_coupling())
 
 
+def pair_of_networks():
+    return sn.LearnedInverse(tf.identity, tf.identity, 2)
+
+
+def flow_of_networks():
+    return tfd.TransformedDistribution(tfd.MultivariateNormalDiag(tf.zeros(2)), pair_of_networks())
+
+
 def in_scope(inverse_learning=None, log_dets=None, seed=None, gradient_corrections=None):
     with sn.training_scope(inverse_learning, log_dets, seed, gradient_corrections):
         pass
@@ -144,6 +152,14 @@ PUBLIC = {
     "dequantize_dataset": (
         sn.images.dequantize_dataset,
         lambda: {"dataset": tf.data.Dataset.from_tensors(tf.zeros(3, tf.int32))},
+    ),
+    "estimate_log_det": (
+        sn.estimate_log_det,
+        lambda: {"layer": pair_of_networks(), "y": EVENTS, "num_steps": 1},
+    ),
+    "estimate_log_prob": (
+        sn.estimate_log_prob,
+        lambda: {"distribution": flow_of_networks(), "x": EVENTS, "num_steps": 1},
     ),
     "exact": (sn.exact, dict),
     "free_form_flow": (sn.free_form_flow, lambda: {"event_shape": 2, "width": 4}),

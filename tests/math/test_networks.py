@@ -58,8 +58,8 @@ def finite_differences(function, weights, step=1e-6):
     return gradients
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
-def test_the_log_det_and_its_gradient_are_exact(weights, rng, compiled):
+@pytest.mark.parametrize("how", ["eager", "graph", "xla"])
+def test_the_log_det_and_its_gradient_are_exact(weights, rng, how):
     x = rng.normal(size=[5, D])
     function, variables = as_function(weights)
 
@@ -70,7 +70,9 @@ def test_the_log_det_and_its_gradient_are_exact(weights, rng, compiled):
             total = tf.reduce_sum(log_det)
         return log_det, tape.gradient(total, {**variables, "x": events})
 
-    call = tf.function(value_and_gradients) if compiled else value_and_gradients
+    call = (
+        value_and_gradients if how == "eager" else tf.function(value_and_gradients, jit_compile=how == "xla")
+    )
     log_det, gradients = call(tf.constant(x))
     np.testing.assert_allclose(log_det, log_dets(weights, x), rtol=1e-12)
     expected = finite_differences(lambda w: log_dets(w, x).sum(), weights)
@@ -80,8 +82,8 @@ def test_the_log_det_and_its_gradient_are_exact(weights, rng, compiled):
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 9])
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
-def test_chunks_of_a_batch_have_the_log_dets_of_the_whole(monkeypatch, weights, rng, compiled, count):
+@pytest.mark.parametrize("how", ["eager", "graph", "xla"])
+def test_chunks_of_a_batch_have_the_log_dets_of_the_whole(monkeypatch, weights, rng, how, count):
     monkeypatch.setattr(networks, "SMALL", 1)
     monkeypatch.setattr(networks, "_JACOBIAN_ENTRIES", 3 * D**2)
     x, shift = rng.normal(size=[count, D]), rng.normal(size=[count, 1])
@@ -91,7 +93,11 @@ def test_chunks_of_a_batch_have_the_log_dets_of_the_whole(monkeypatch, weights, 
     def log_det(events, condition):
         return networks.log_det(lambda a, c: plain(a + c), events, condition)
 
-    call = tf.function(log_det, input_signature=signature) if compiled else log_det
+    call = (
+        log_det
+        if how == "eager"
+        else tf.function(log_det, input_signature=signature, jit_compile=how == "xla")
+    )
     np.testing.assert_allclose(
         call(tf.constant(x), tf.constant(shift)), log_dets(weights, x + shift), rtol=1e-12
     )

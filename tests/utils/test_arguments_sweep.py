@@ -140,6 +140,7 @@ WRONG |= dict.fromkeys(
     ["num_conditioning", "num_inputs"], [value for value in NO_COUNT if repr(value) != "0"]
 )
 WRONG |= dict.fromkeys(["num_layers", "num_outputs", "num_probes", "num_samples", "refresh_every"], NO_COUNT)
+WRONG["num_steps"] = NO_COUNT
 WRONG |= dict.fromkeys(["every_epochs", "every_steps"], NO_COUNT)
 WRONG |= dict.fromkeys(["layers_per_block", "steps_per_block", "width"], NO_COUNT)
 WRONG |= dict.fromkeys(
@@ -177,6 +178,8 @@ WRONG |= {
     "dense_network.dtype": WRONG["network_dtype"],
     "dense_network.seed": NO_INT,
     "dense_flow.layer": NO_NAME,
+    "estimate_log_det.num_probes": [*NO_COUNT, 1],
+    "estimate_log_prob.num_probes": [*NO_COUNT, 1],
     "glow_flow.layer": NO_NAME,
     "coupling_network.dtype": WRONG["network_dtype"],
     "coupling_network.kernel_size": [*NO_SHAPE, (3, None), (3, 3, 3)],
@@ -190,7 +193,7 @@ WRONG |= {
     "Tracking.follow.seed": NO_INT,
 }
 # The data have tests of their own, and so have names.
-NOT_HERE = {"condition", "name", "x"}
+NOT_HERE = {"arguments", "condition", "name", "x", "y"}
 
 
 MAKES_VARIABLES = (

@@ -48,12 +48,15 @@ class LearnedInverse(SelfNormalizing):
     direction reports the log-det of the map that it computes.
 
     The exact `forward` is Broyden's method from the decoder, and a step of Newton's method: some ten passes,
-    and O(D^3). Its gradient is exact.
+    and O(D^3). Its gradient is exact. All compiles for XLA, which computes the exact log-det by a QR
+    decomposition, at some times the cost. For an estimate with a standard error, for large D, see
+    `estimate_log_det`.
 
     The input of the networks has one batch dimension, `[B, *event_shape]`. They must treat each event alone,
     and each call alike. In training mode batch normalization and dropout make the surrogate inaccurate; the
     density outside of training is right. With a `condition` each network gets a list, `[events, condition]`;
-    see `AffineCoupling`.
+    see `AffineCoupling`. It has the sample and batch dimensions of the events, and does not broadcast over
+    them.
 
     Shapes: events of `event_shape`. Dtypes: float32 or float64, as the networks. Units: nats.
 

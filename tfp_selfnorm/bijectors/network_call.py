@@ -104,6 +104,8 @@ def call_network(call: Callable, network: Any, inputs: Any, owner: str, argument
     try:
         if isinstance(known, list) and len(known) != number:
             raise ValueError(f"it has {len(known)} inputs, and got {number}.")
+        if isinstance(known, list) and number == 2:
+            _check_condition(inputs[1].shape[1:], tf.TensorShape(known[1].shape)[1:])
         return tf.convert_to_tensor(call(inputs))
     except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
         shapes = " and ".join(str(value.shape) for value in tf.nest.flatten(inputs))
@@ -112,3 +114,14 @@ def call_network(call: Callable, network: Any, inputs: Any, owner: str, argument
             f"shapes {shapes}, failed: {error} With the argument `condition` the {argument} gets the list "
             f"`[events, condition]`, without it only the events."
         ) from error
+
+
+def _check_condition(given, expected):
+    """Raises ValueError if Keras would not take the condition of an event. It adds or drops a last 1."""
+    as_taken = [given, given + [1], given[:-1] if given[-1:] == [1] else given]
+    if not any(shape.is_compatible_with(expected) for shape in as_taken):
+        raise ValueError(
+            f"it takes a condition of shape {tuple(expected)} for each event, and got {tuple(given)}. A "
+            "condition has the sample and batch dimensions of the events before its own, and does not "
+            "broadcast over them."
+        )

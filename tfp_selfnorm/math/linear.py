@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfp_selfnorm.utils.compat import is_compiled_by_xla
+
 
 class Maps(abc.ABC):
     """The maps of one kind of layer.
@@ -222,6 +224,17 @@ def _add(x, y):
 def largest(x: tf.Tensor) -> tf.Tensor:
     """The largest number; NaN if one is NaN. XLA's own maximum on the CPU ignores NaN."""
     return tf.where(tf.reduce_any(tf.math.is_nan(x)), tf.constant(np.nan, x.dtype), tf.reduce_max(x))
+
+
+def log_abs_det(matrices: tf.Tensor) -> tf.Tensor:
+    """`log |det|` of square matrices; `-inf` for singular ones.
+
+    XLA has no determinant. There it is a QR decomposition, which takes some times as long.
+    """
+    if not is_compiled_by_xla():
+        return tf.linalg.slogdet(matrices).log_abs_determinant
+    diagonal = tf.linalg.diag_part(tf.linalg.qr(matrices).r)
+    return tf.reduce_sum(tf.math.log(tf.abs(diagonal)), axis=-1)
 
 
 def sum_to_shape(x: tf.Tensor, like: tf.Tensor | None = None, shape: tf.Tensor | None = None) -> tf.Tensor:

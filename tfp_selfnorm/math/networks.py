@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.math.linear import Maps
+from tfp_selfnorm.math.linear import Maps, log_abs_det
 
 Map = Callable[..., tf.Tensor]
 
@@ -31,17 +31,32 @@ def log_det(function: Map, x: tf.Tensor, *conditions: tf.Tensor) -> tf.Tensor:
 
     def of_chunk(inputs):
         matrix, is_regular, values = _regular(jacobian(function, *inputs))
-        return tf.where(is_regular, tf.linalg.slogdet(matrix)[1], values)
+        return tf.where(is_regular, log_abs_det(matrix), values)
 
-    inputs = (x, *conditions)
     # The loop over chunks costs time in each step; up to 8 dimensions any batch is one chunk.
-    if _size(x) <= SMALL or (x.shape[0] is not None and x.shape[0] <= largest_chunk):
-        return of_chunk(inputs)
-    count = tf.shape(x)[0]
+    if _size(x) <= SMALL:
+        return of_chunk((x, *conditions))
+    return in_chunks(of_chunk, (x, *conditions), largest_chunk, tf.TensorSpec([None], x.dtype))
+
+
+def in_chunks(
+    function: Callable, inputs: Sequence[tf.Tensor], largest_chunk: int, signature: tf.TensorSpec
+) -> tf.Tensor:
+    """A function of a tuple of batches, for chunks of the batches that follow one another.
+
+    Args:
+      function: the function. It treats each event alone.
+      inputs: tensors `[B, ...]`.
+      largest_chunk: the largest number of events in a chunk.
+      signature: shape and dtype of the output of the function.
+    """
+    if 0 < (inputs[0].shape[0] or 0) <= largest_chunk:
+        return function(tuple(inputs))
+    count = tf.shape(inputs[0])[0]
     chunk = tf.clip_by_value(count, 1, largest_chunk)
     # The last event fills the last chunk, and an event of zeros an empty batch.
     order = tf.minimum(tf.range(tf.maximum(-(-count // chunk), 1) * chunk), tf.maximum(count - 1, 0))
-    inputs = tuple(tf.concat([value, tf.zeros([1, *value.shape[1:]], value.dtype)], 0) for value in inputs)
+    inputs = [tf.concat([value, tf.zeros([1, *value.shape[1:]], value.dtype)], 0) for value in inputs]
     shape = tf.stack([-1, chunk])
     chunks = [
         tf.ensure_shape(
@@ -50,13 +65,13 @@ def log_det(function: Map, x: tf.Tensor, *conditions: tf.Tensor) -> tf.Tensor:
         )
         for value in inputs
     ]
-    log_dets = tf.map_fn(of_chunk, tuple(chunks), fn_output_signature=tf.TensorSpec([None], x.dtype))
-    return tf.reshape(log_dets, [-1])[:count]
+    outputs = tf.map_fn(function, tuple(chunks), fn_output_signature=signature)
+    return tf.reshape(outputs, [-1, *signature.shape[1:]])[:count]
 
 
 def _regular(matrices):
     """The matrices, with the identity instead of each that has no inverse; whether each has one; log-dets."""
-    log_dets = tf.linalg.slogdet(tf.stop_gradient(matrices))[1]
+    log_dets = log_abs_det(tf.stop_gradient(matrices))
     is_regular = tf.math.is_finite(log_dets)
     identity = tf.eye(matrices.shape[-1], dtype=matrices.dtype)
     # The inverse of another matrix, which is in the gradient of the log-det too, would be an error.

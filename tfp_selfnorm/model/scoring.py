@@ -101,17 +101,17 @@ class ScoringModel(DistributionModel):
         return 0 if self.optimizer is None else tf.convert_to_tensor(self.optimizer.iterations)
 
     def _can_use_xla(self, is_training):
-        """Whether XLA has kernels for the log-dets. It has none for exact ones that depend on the events."""
+        """Whether XLA computes the log-dets well. Exact ones that depend on the events are slow there."""
         layers = [layer for layer in self._self_norm_layers if not layer.is_constant_jacobian]
         return is_training and all(layer.gradient != "exact" for layer in layers) or not layers
 
     def make_test_function(self, force: bool = False) -> None:
-        """Makes Keras's function, without XLA where it cannot compile the exact log-dets."""
+        """Makes Keras's function, without XLA where it is slow at the exact log-dets."""
         with self._choosing_xla():
             super().make_test_function(force=force)
 
     def make_predict_function(self, force: bool = False) -> None:
-        """Makes Keras's function, without XLA where it cannot compile the exact log-dets."""
+        """Makes Keras's function, without XLA where it is slow at the exact log-dets."""
         with self._choosing_xla():
             super().make_predict_function(force=force)
 

@@ -89,8 +89,8 @@ class FlowTrainer(ScoringModel):
           loss, loss_weights, metrics, weighted_metrics: must be `None`.
           run_eagerly, steps_per_execution: as in Keras.
           jit_compile: as in Keras. On the CPU "auto" compiles only the update of large variables by XLA, for
-            optimizers of Keras; `False` compiles nothing by XLA. XLA has no kernel for the exact log-det of a
-            `LearnedInverse`, so steps with it are compiled without XLA.
+            optimizers of Keras; `False` compiles nothing by XLA. Steps with the exact log-det of a
+            `LearnedInverse` are compiled without XLA, in which it takes some times as long.
           auto_scale_loss: whether to scale the loss if a coupling network computes in float16.
           max_skipped_updates: training stops with a ValueError after this number of skipped steps in a row. A
             step is skipped if its loss, its gradients or its learning rate are not finite.

@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.bijectors.learned_inverse import LearnedInverse
 from tfp_selfnorm.bijectors.self_normalizing import SelfNormalizing
 from tfp_selfnorm.utils.types import TfpObject
 
@@ -43,6 +44,15 @@ def at_inference(distribution: TfpObject) -> TfpObject:
         return bijector.copy(batchnorm_layer=bijector.batchnorm, training=False)
 
     return _rebuild(distribution, replace, {}, tfp.bijectors.BatchNormalization)
+
+
+def with_surrogate_log_dets(distribution: TfpObject) -> TfpObject:
+    """A copy of the distribution whose pairs of networks have held log-dets in a `training_scope`.
+
+    Those with the exact gradient would compute them. The copy shares the variables.
+    """
+    _check_object(distribution, "distribution")
+    return _rebuild(distribution, lambda layer: layer.copy(gradient="self_norm"), {}, LearnedInverse)
 
 
 def bijectors_of(

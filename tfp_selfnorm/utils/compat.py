@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow.python.eager import record
+from tensorflow.python.ops import control_flow_util
 from tensorflow.python.ops.template import Template as Template
 from tensorflow_probability.python.internal import cache_util
 
@@ -17,6 +18,9 @@ from tensorflow_probability.python.internal import cache_util
 CompositeTensor = tf.__internal__.CompositeTensor
 # The cache of a bijector whose passes compute the log-det too, as TFP's `FFJORD` does. TFP keeps it private.
 BijectorCacheWithGreedyAttrs = cache_util.BijectorCacheWithGreedyAttrs
+# The class of all transformed distributions. `tfd.TransformedDistribution` leaves out those that are no
+# CompositeTensors, and TFP keeps their base private.
+TransformedDistribution = tfp.distributions.TransformedDistribution.__bases__[0]
 # The storage of a cache of bijectors. TFP has no public name for it.
 CacheStorage = cache_util.EphemeralDict
 # The `experimental_attributes` of a `tf.function` that stays a call in the graph. TensorFlow documents none.
@@ -38,6 +42,13 @@ def is_step_of_many_workers(strategy: tf.distribute.Strategy) -> bool:
 def is_control_flow(graph: Any) -> bool:
     """Whether it is the graph of a branch or a loop body. TensorFlow's classes of these are private."""
     return type(graph).__name__ in _CONTROL_FLOW_GRAPHS
+
+
+def is_compiled_by_xla() -> bool:
+    """Whether a function with `jit_compile=True` is being traced. TensorFlow has no public name for it."""
+    return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
+        tf.compat.v1.get_default_graph()
+    )
 
 
 def template_function(template: Template) -> Callable:
