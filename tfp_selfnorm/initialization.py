@@ -129,10 +129,10 @@ def check_adapted(distribution: TfpObject) -> None:
 def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, condition: Any = None) -> None:
     """Sets each `SelfNormDense`, in place: on these data its output has mean 0 and a covariance near I.
 
-    Let m be the mean of the input of a layer, S the deviations of its numbers, and C their correlation. W
-    becomes `P^-1/2 S^-1` with `P = (1 - shrinkage) C + shrinkage I`. For `P = C` the covariance is I, and of
-    all such matrices this one changes the standardised numbers the least. R becomes the inverse of W, and the
-    bias `-W m`. Without a bias the mean stays. Then the first layer alone is a Gaussian that fits the data.
+    Let m be the mean of the input of a layer, S the deviations of its numbers, C their correlation, and
+    `P = (1 - shrinkage) C + shrinkage I`. W becomes `(S P S)^-1/2`. It is symmetric, and of all such matrices
+    the nearest to the identity. If the covariance is ill-conditioned (1e10), as with different units, it is
+    `P^-1/2 S^-1`, the nearest for the standardised numbers. R becomes the inverse of W, and the bias `-W m`. Without a bias the mean stays. Then the first layer alone is a Gaussian that fits the data.
     Training is epochs ahead. R follows W more closely, because no direction of W has to shrink by a factor of
     a hundred first. Layers of other kinds are not changed.
 

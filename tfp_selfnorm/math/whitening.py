@@ -9,6 +9,8 @@ _SHRINKAGES = np.concatenate([[0.0], np.logspace(-8.0, 0.0, 33)])
 # From this number of dimensions on one part is held out, not each of the parts in turn.
 _MANY_DIMENSIONS = 512
 _NUM_PARTS = 5
+# The largest condition of a covariance whose root is computed.
+_MAX_CONDITION = 1e10
 
 
 class Whitening(NamedTuple):
@@ -16,8 +18,9 @@ class Whitening(NamedTuple):
 
     Attributes:
       mean: the mean of each column.
-      kernel: `P^-1/2 S^-1`, for the deviations S of the columns and their shrunk correlation P.
-      inverse_kernel: `S P^1/2`.
+      kernel: for the deviations S of the columns and their shrunk correlation P, the symmetric
+        `(S P S)^-1/2`, or `P^-1/2 S^-1` if the condition of `S P S` may be above 1e10.
+      inverse_kernel: its inverse.
       shrinkage: the weight of I in P.
       constant_columns: numbers of the columns that do not vary.
       num_dependent: number of directions that do not vary although their columns do.
@@ -61,11 +64,16 @@ def whitening(x: np.ndarray, precision: float, shrinkage: float | None = None) -
     if shrinkage is None:
         shrinkage = _best_shrinkage(x @ directions[:, ~is_flat])
     variances = np.where(is_flat, 1.0, (1.0 - shrinkage) * variances + shrinkage)
+    units = deviations
+    if np.ptp(np.log(deviations**2)) + np.ptp(np.log(variances)) < np.log(_MAX_CONDITION):
+        covariance = units[:, np.newaxis] * ((directions * variances) @ directions.T) * units
+        variances, directions = np.linalg.eigh(covariance)
+        units = np.ones_like(units)
     roots = np.sqrt(variances)
     return Whitening(
         mean=mean,
-        kernel=(directions / roots) @ directions.T / deviations,
-        inverse_kernel=deviations[:, np.newaxis] * ((directions * roots) @ directions.T),
+        kernel=(directions / roots) @ directions.T / units,
+        inverse_kernel=units[:, np.newaxis] * ((directions * roots) @ directions.T),
         shrinkage=float(shrinkage),
         constant_columns=np.flatnonzero(~varies).tolist(),
         num_dependent=int(np.sum(is_flat) - np.sum(~varies)),
