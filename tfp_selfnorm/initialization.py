@@ -131,10 +131,11 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
 
     Let m be the mean of the input of a layer, S the deviations of its numbers, C their correlation, and
     `P = (1 - shrinkage) C + shrinkage I`. W becomes `(S P S)^-1/2`. It is symmetric, and of all such matrices
-    the nearest to the identity. If the covariance is ill-conditioned (1e10), as with different units, it is
-    `P^-1/2 S^-1`, the nearest for the standardised numbers. R becomes the inverse of W, and the bias `-W m`. Without a bias the mean stays. Then the first layer alone is a Gaussian that fits the data.
-    Training is epochs ahead. R follows W more closely, because no direction of W has to shrink by a factor of
-    a hundred first. Layers of other kinds are not changed.
+    the nearest to the identity. If the covariance is ill-conditioned (1e10), as with different units, W is
+    `P^-1/2 S^-1`, the nearest for the standardised numbers. R becomes the inverse of W, and the bias `-W m`.
+    Without a bias the mean stays. Then the first layer alone is a Gaussian that fits the data. Training is
+    epochs ahead. R follows W more closely, because no direction of W has to shrink by a factor of a hundred
+    first. Layers of other kinds are not changed.
 
     Units of the columns do not matter. A number that does not vary gets a deviation of 1, and so does a
     direction in which the standardised numbers do not vary, for example if a column stands there twice. A
