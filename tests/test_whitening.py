@@ -136,6 +136,8 @@ def test_the_shrinkage_has_the_best_likelihood_of_held_out_events(count, rng):
         for part in range(5):
             is_held_out = np.arange(count) % 5 == part
             seen = x[~is_held_out]
+            distances = np.sum(x**2, axis=1)
+            is_held_out &= distances <= np.quantile(distances, 0.95)
             # The units are those of all events.
             covariance = (1.0 - shrinkage) * np.cov(seen, rowvar=False) + shrinkage * np.eye(20)
             normal = scipy.stats.multivariate_normal(seen.mean(axis=0), covariance)
@@ -147,6 +149,29 @@ def test_the_shrinkage_has_the_best_likelihood_of_held_out_events(count, rng):
     assert held_out_nll(chosen) < min(held_out_nll(chosen / 1.8), held_out_nll(chosen * 1.8))
     assert held_out_nll(chosen) < held_out_nll(1e-8)
     assert np.isfinite(whitened_nll(x))
+
+
+def test_a_column_of_rounding_errors_leaves_the_others_whitened(rng):
+    """In float32 a time in seconds of an hour has steps of 128: it alone is called constant."""
+    x = correlated(rng, 6, 2000)
+    times = 1.7e9 + 3600.0 * np.linspace(0.0, 1.0, 2000)
+    flow = sn.dense_flow(7, num_layers=1)
+    with pytest.warns(UserWarning, match="of 7 numbers, 1 combinations of the other numbers do not vary"):
+        sn.whiten(flow, np.column_stack([x, times]), shrinkage=0.0)
+    latents = flow.bijector.inverse(tf.constant(np.column_stack([x, times]), tf.float32)).numpy()
+    covariance = np.cov(latents, rowvar=False)
+    assert np.linalg.norm(covariance[:6, :6] - np.eye(6)) < 0.1
+
+
+def test_one_event_far_out_does_not_choose_the_shrinkage(rng):
+    x = correlated(rng, 6, 2000)
+    x[0] = 1e4
+    flow = sn.dense_flow(6, num_layers=1, dtype=tf.float64)
+    nll = []
+    for shrinkage in (None, 0.0):
+        sn.whiten(flow, x, shrinkage=shrinkage)
+        nll.append(-np.mean(flow.log_prob(x[1:])))
+    assert nll[0] < nll[1] + 1.0
 
 
 def test_whitening_in_float32_of_columns_far_from_zero(rng):

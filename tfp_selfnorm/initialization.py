@@ -137,9 +137,10 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
     epochs ahead. R follows W more closely, because no direction of W has to shrink by a factor of a hundred
     first. Layers of other kinds are not changed.
 
-    Units of the columns do not matter. A number that does not vary gets a deviation of 1, and so does a
-    direction in which the standardised numbers do not vary, for example if a column stands there twice. A
-    warning says how many they are.
+    A number that does not vary gets a deviation of 1, and so does a direction in which the standardised
+    numbers do not vary, for example if a column stands there twice. A warning says how many they are. The
+    density is right for columns of any units. The steps of an optimizer are not: bring columns of large units
+    to a deviation near 1, before the flow or by a `preprocessing`.
 
     Each layer costs one pass of the data, eagerly and in one batch, and some eigendecompositions, O(D^3).
 

@@ -304,3 +304,13 @@ def test_a_model_without_conditions_takes_none():
     for call in (lambda: model.log_prob(Y, X), lambda: model(Y, condition=X)):
         with pytest.raises(TypeError, match="argument"):
             call()
+
+
+def test_labels_that_do_not_fit_into_the_dtype_are_refused():
+    """A cast would make the label 1 of them."""
+    model = of_pairs()
+    condition = {"label": np.full([8], 2**32 + 1), "numbers": X}
+    with pytest.raises(ValueError, match="must fit into int32; got values from 4294967297 to 4294967297"):
+        model.log_prob(Y, condition)
+    with pytest.raises(ValueError, match="must fit into int32"):
+        model.fit(condition, Y)

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tfp_selfnorm as sn
 from tfp_selfnorm.inverse_learning.known_log_dets import known_log_dets
 from tfp_selfnorm.math import dense
+from tfp_selfnorm.model.log_det_cache import are_equal
 
 
 @pytest.fixture
@@ -172,3 +173,12 @@ def test_an_exported_density_has_constant_log_dets(model, x, tmp_path):
         tape.watch(events)
         log_prob = model.log_prob(events)
     np.testing.assert_allclose(gradient, tape.gradient(log_prob, events), rtol=1e-9)
+
+
+def test_weights_that_stay_are_compared_by_their_memory(model):
+    kernel = changed_kernel(model)
+    old = tf.convert_to_tensor(kernel)
+    assert are_equal(old, tf.convert_to_tensor(kernel))
+    assert np.may_share_memory(np.asarray(old), np.asarray(tf.convert_to_tensor(kernel)))
+    kernel.assign_add(np.eye(3))
+    assert not are_equal(old, tf.convert_to_tensor(kernel))

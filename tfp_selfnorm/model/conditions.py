@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.bijectors import LearnedInverse
@@ -62,6 +63,7 @@ class Conditions:
             _check_form(value, spec, name, is_batch=True)
             if len(value) != number:
                 raise ValueError(f"`{name}` must have one condition an event, {number}; got {len(value)}.")
+            _check_range(value, spec, name)
             value = tf.cast(value, spec.dtype) if tf.is_tensor(value) else cast_array(value, spec.dtype)
             return check_finite(value, name) if spec.dtype.is_floating else value
 
@@ -73,6 +75,7 @@ class Conditions:
         def checked(spec, value, name):
             value = as_array(value, name)
             _check_form(value, spec, name)
+            _check_range(value, spec, name)
             return tf.cast(value, spec.dtype)
 
         return self._checked(checked, condition, name)
@@ -246,3 +249,12 @@ def _dtype(value):
     except TypeError:
         # Strings and objects of numpy.
         return None
+
+
+def _check_range(value, spec, name):
+    """Raises ValueError if an integer of an array does not fit into the dtype: a cast would wrap around."""
+    if not spec.dtype.is_integer or not isinstance(value, np.ndarray) or not value.size:
+        return
+    lowest, highest = value.min(), value.max()
+    if lowest < spec.dtype.min or highest > spec.dtype.max:
+        raise ValueError(f"`{name}` must fit into {spec.dtype.name}; got values from {lowest} to {highest}.")

@@ -31,10 +31,12 @@ class LogDetCache:
         """
         log_dets = {}
         for layer in self._layers:
-            weights = [tf.convert_to_tensor(variable) for variable in layer.map_variables[0]]
-            known = self._known.get(layer.identity)
+            weights, known = _weights(layer), self._known.get(layer.identity)
             if known is None or not all(map(are_equal, known[0], weights)):
-                known = self._known[layer.identity] = weights, layer.exact_log_det()
+                known = weights, layer.exact_log_det()
+                # Another thread may have changed the weights in between.
+                if all(map(are_equal, weights, _weights(layer))):
+                    self._known[layer.identity] = known
             log_dets[layer] = known[1]
         return log_dets
 
@@ -43,8 +45,13 @@ class LogDetCache:
         self._known = {}
 
 
+def _weights(layer):
+    return [tf.convert_to_tensor(variable) for variable in layer.map_variables[0]]
+
+
 def are_equal(old: tf.Tensor, new: tf.Tensor) -> bool:
     """Whether two eager tensors have the same entries. The same memory on the host is not compared."""
-    if "CPU" in old.device and np.may_share_memory(old.numpy(), new.numpy()):
+    # `numpy()` would copy.
+    if "CPU" in old.device and np.may_share_memory(np.asarray(old), np.asarray(new)):
         return True
     return bool(tf.reduce_all(old == new))
