@@ -176,30 +176,76 @@ class ConditionalFlowModel(FlowModel):
             return self.inference_distribution.log_prob(tf.identity(events), **arguments)
 
     def sample(  # type: ignore[override]
-        self, n: Shape, condition: Any = None, seed: Seed = None, exact: bool = False
+        self,
+        n: Shape,
+        condition: Any = None,
+        seed: Seed = None,
+        exact: bool = False,
+        temperature: float = 1.0,
     ) -> tf.Tensor:
         """Draws samples for each condition.
 
         Args:
           n: number of samples for each condition, or a shape.
           condition: one condition, or a batch of them.
-          seed, exact: see `FlowModel.sample`.
+          seed, exact, temperature: see `FlowModel.sample`.
 
         Returns:
           Samples of shape `(n, batch, *event_shape)`; for one condition `(n, *event_shape)`.
 
         Raises:
-          ValueError: if `n` is negative or no integer, or if the condition is missing or does not fit.
+          ValueError: if `n` is negative or no integer, if the condition is missing or does not fit, or as
+            `FlowModel.sample` does.
         """
         shape, condition = check_sample_shape(n), self.conditions.tensor(condition)
         with self._naming_singular_layers():
-            return self._draw(shape, stateless_seed(seed), exact, condition)
+            return self._draw(shape, stateless_seed(seed), exact, condition, temperature)
 
-    def _draw(self, n, seed, exact, condition=None):
+    def _draw(self, n, seed, exact, condition=None, temperature=1.0):
+        flow, shape = self._sampler(exact, temperature), self._shape_of_samples(n, condition)
+        return flow.sample(shape, seed=seed, **condition_arguments(condition))
+
+    def sample_and_log_prob(  # type: ignore[override]
+        self,
+        sample_shape: Shape = (),
+        condition: Any = None,
+        seed: Seed = None,
+        exact: bool = False,
+        temperature: float = 1.0,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Draws samples for each condition, with the log density in nats that they were drawn from.
+
+        See `FlowModel.sample_and_log_prob` for the density, and `sample` for the arguments. With `exact=True`
+        the result is `log_prob` of the samples for their conditions.
+
+        Returns:
+          Samples of shape `(*sample_shape, batch, *event_shape)`, and log densities `(*sample_shape, batch)`.
+
+        Raises:
+          ValueError: as `sample` does.
+
+        >>> import tensorflow as tf
+        >>> import tfp_selfnorm as sn
+        >>> flow = sn.coupling_flow(event_shape=2, condition_shape=1, num_layers=1, width=16, seed=1)
+        >>> model = sn.ConditionalFlowModel(flow)
+        >>> x, log_prob = model.sample_and_log_prob(3, condition=tf.zeros([5, 1]), seed=1, exact=True)
+        >>> x.shape, log_prob.shape
+        (TensorShape([3, 5, 2]), TensorShape([3, 5]))
+        """
+        shape, condition = check_sample_shape(sample_shape, "sample_shape"), self.conditions.tensor(condition)
+        with self._naming_singular_layers():
+            return self._draw_and_score(shape, stateless_seed(seed), exact, condition, temperature)
+
+    def _draw_and_score(self, n, seed, exact, condition=None, temperature=1.0):
+        flow, shape = self._sampler(exact, temperature), self._shape_of_samples(n, condition)
+        arguments = condition_arguments(condition)
+        return flow.experimental_sample_and_log_prob(shape, seed=seed, **arguments)
+
+    def _shape_of_samples(self, n, condition):
+        """The numbers of samples, and the leading dimensions of the condition."""
         part, ndims = (tf.nest.flatten(value)[0] for value in (condition, self.conditions.ndims))
         sizes, dynamic = part.shape[: part.shape.rank - ndims].as_list(), tf.shape(part)
-        leading = [dynamic[i] if size is None else size for i, size in enumerate(sizes)]
-        return self._flow(exact).sample([*n, *leading], seed=seed, **condition_arguments(condition))
+        return [*n, *(dynamic[i] if size is None else size for i, size in enumerate(sizes))]
 
     def encode(self, events: Array, condition: Any = None) -> tf.Tensor:
         """Maps events to latents for their conditions; raises as `log_prob` does."""

@@ -12,14 +12,14 @@ from tfp_selfnorm.bijectors.conditional import condition_arguments
 from tfp_selfnorm.inverse_learning.base import InverseLearning
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.inverse_learning.tracking import refresh_inverse
+from tfp_selfnorm.model import held_variables
+from tfp_selfnorm.model.matrix_inverses import MatrixInverses, can_be_set
 from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.utils.types import TfpObject
 
 # The most steps between two corrections of a gradient, and the change of a correction that is allowed, as a
 # part of the gradient. With a larger change the delay lets a fast training oscillate.
 _MOST_STEPS, _ALLOWED_CHANGE = 64, 0.01
-# The number of events for the mean of a log-det that depends on events.
-_NUM_EXAMPLES = 16
 
 
 class Refresh:
@@ -31,7 +31,7 @@ class Refresh:
     variables until these change. They are released while a compiled step runs.
 
     If W changes outside of training steps, two kinds of R are set: a tracked R, and an R that only the
-    likelihood trains.
+    likelihood trains. When a training ends, each R that is a matrix is set.
 
     Args:
       layers: self-normalizing layers.
@@ -55,17 +55,20 @@ class Refresh:
         # Training leaves their R behind. It is set where it is used.
         self._left = [layer for layer in self._untaught if not learning.trains_inverse(layer)]
         self._is_left = False
+        self.inverses = MatrixInverses(layers)
         # The log-dets of the other layers depend on the events, and are computed if their gradient is exact.
         holding = [la for la in layers if la.is_constant_jacobian or la.gradient == "self_norm"]
-        self._held = [(layer, _held_log_det(layer, add_weight)) for layer in holding]
+        self._held = [(layer, held_variables.held_log_det(layer, add_weight)) for layer in holding]
         corrected = [layer for layer in layers if layer.has_gradient_correction]
-        self._corrections = [(layer, _held_correction(layer, add_weight)) for layer in corrected]
+        self._corrections = [
+            (layer, held_variables.held_correction(layer, add_weight)) for layer in corrected
+        ]
         self._correction_intervals: Any = None
         if corrected:
-            self._correction_intervals = _correction_intervals(len(corrected), add_weight)
+            self._correction_intervals = held_variables.correction_intervals(len(corrected), add_weight)
         self._examples: Any = None
         if not all(layer.is_constant_jacobian for layer in holding):
-            self._examples = _examples(distribution, condition, add_weight)
+            self._examples = held_variables.examples(distribution, condition, add_weight)
         self._has_first_examples = False
         self._step: int | None = None
         # The weights and the log-dets after the last step, the weights that R follows, the weights of the
@@ -107,7 +110,7 @@ class Refresh:
         """
         if self._examples is None:
             return
-        for variable, value in zip(self._examples, [x, *_parts(condition)], strict=True):
+        for variable, value in zip(self._examples, [x, *held_variables.parts(condition)], strict=True):
             old = tf.convert_to_tensor(variable.value)
             new = tf.concat([tf.cast(value, old.dtype), old], axis=0)[: old.shape[0]]
             variable.assign(tf.where(is_applied, new, old))
@@ -155,6 +158,7 @@ class Refresh:
         self._followed = self._weights()
         self._stepped = self._followed, self._log_dets()
         self._is_left = bool(self._left)
+        self.inverses.fall_behind()
 
     def before_evaluation(self) -> None:
         """Sets each log-det that belongs to other weights; raises as `before_steps` does."""
@@ -167,7 +171,9 @@ class Refresh:
         if self._is_left:
             self._set_inverses(self._left, {layer.identity for layer in self._left})
             self._is_left = False
+            self.inverses.forget()
         if changed:
+            self.inverses.forget()
             self._set_inverses(self._tracked + self._untaught, changed)
             self._set_log_dets(changed)
             self._followed, self._is_set_between = self._weights(), True
@@ -181,9 +187,9 @@ class Refresh:
             warnings.warn(f"{error} The learned inverse is saved as it is.", stacklevel=3)
 
     def set_inverses(self) -> None:
-        """Sets each tracked R, whether or not W has changed; warns if a kernel has no inverse."""
+        """Sets each R that is a matrix, whether or not W has changed; warns if a kernel has no inverse."""
         try:
-            self._set_inverses(self._tracked, {layer.identity for layer in self._tracked})
+            self.inverses.set()
         except ValueError as error:
             warnings.warn(f"{error} Its learned inverse stays as it is.", stacklevel=3)
         else:
@@ -194,6 +200,7 @@ class Refresh:
         self._followed = self._weights()
         self._stepped = self._followed, self._log_dets()
         self._scored, self._is_set_between = None, False
+        self.inverses.forget()
 
     def _set_inverses(self, layers, identities):
         for layer in layers:
@@ -288,29 +295,7 @@ def _are_equal(old, new):
 
 def _is_untaught(layer, learning):
     """Whether the layer needs an R that can be set, and only the likelihood trains it."""
-    can_be_set = layer.has_matrix_kernels and isinstance(layer.forward_kernel, tf.Variable)
-    return layer.needs_inverse and can_be_set and not learning.teaches_inverse(layer)
-
-
-def _parts(condition):
-    return [] if condition is None else tf.nest.flatten(condition)
-
-
-def _examples(distribution, condition, add_weight):
-    """The variables of the kept events, and of the parts of their conditions."""
-    forms = [("examples_for_log_dets", distribution.event_shape, distribution.dtype)]
-    forms += [("conditions_for_log_dets", part.shape[1:], part.dtype) for part in _parts(condition)]
-    return [
-        add_weight(
-            shape=[_NUM_EXAMPLES, *shape],
-            initializer="zeros",
-            dtype=dtype.name,
-            trainable=False,
-            aggregation="only_first_replica",
-            name=name,
-        )
-        for name, shape, dtype in forms
-    ]
+    return layer.needs_inverse and can_be_set(layer) and not learning.teaches_inverse(layer)
 
 
 def _stays_behind(layer, learning):
@@ -319,32 +304,3 @@ def _stays_behind(layer, learning):
     uses_kernel = layer.inversion == "learned" and layer.is_constant_jacobian and not layer.has_matrix_kernels
     is_left = is_left and not learning.trains_inverse(layer)
     return layer.gradient != "self_norm" and uses_kernel and is_left and moves
-
-
-def _held_log_det(layer, add_weight):
-    """The variable of the held log-det of a layer."""
-    return add_weight(
-        shape=layer.log_det_shape,
-        initializer="zeros",
-        dtype=(layer.dtype or tf.float32).name,
-        trainable=False,
-        name=f"held_log_det_{layer.name}",
-    )
-
-
-def _held_correction(layer, add_weight):
-    """The variable of the held correction of the gradient of a log-det."""
-    return add_weight(
-        shape=layer.inverse_kernel.shape,
-        initializer="zeros",
-        dtype=layer.dtype.name,
-        trainable=False,
-        name=f"held_gradient_correction_{layer.name}",
-    )
-
-
-def _correction_intervals(count, add_weight):
-    """The variable of the steps between two corrections of each layer."""
-    return add_weight(
-        shape=[count], initializer="ones", dtype="int32", trainable=False, name="correction_intervals"
-    )
