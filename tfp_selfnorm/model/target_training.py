@@ -44,6 +44,17 @@ class TargetTraining:
         with model.distribute_strategy.scope():
             self.figures = TargetFigures(model.conditions is not None)
 
+    def batches(self, condition: Any, batch_size: int) -> tf.data.Dataset:
+        """Returns batches of the conditions, at random and without an end; raises as `log_prob` does."""
+        conditions = self._model.conditions
+        parts = tf.nest.flatten(conditions.tensor(condition))
+        number = parts[0].shape[0] if parts[0].shape.rank else 0
+        condition = conditions.array(condition, "condition", number)
+        if number == 0:
+            raise ValueError("`condition` must be a batch of conditions, 1 or more; got none.")
+        data = tf.data.Dataset.from_tensor_slices(condition)
+        return data.shuffle(number, seed=int(self._seed[0])).repeat().batch(batch_size)
+
     def check_target(self, condition: Any = None) -> None:
         """Scores some samples, to raise an error before any training.
 
