@@ -47,7 +47,7 @@ def make_model(layer_options=None, learning=sn.Tracking(), rate=0.02, **options)
 @pytest.mark.parametrize("gradient", ["self_norm", "relative"])
 def test_a_gaussian_target(learning, gradient):
     """The optimum is known: W^-1 W^-T is the covariance, log Z is the constant, and all weights are equal."""
-    model = make_model({"gradient": gradient}, learning, keras.optimizers.schedules.CosineDecay(0.05, 600))
+    model = make_model({"gradient": gradient}, learning, keras.optimizers.schedules.CosineDecay(0.1, 600))
     history = model.fit_to_target(gaussian, 100, epochs=6, batch_size=200, seed=1, verbose=0).history
     assert set(history) == {"loss", "log_z", "ess", "skipped_updates"}
     np.testing.assert_allclose(history["log_z"][-1], LOG_Z, atol=2e-3)

@@ -258,6 +258,7 @@ class ConditionalFlowModel(FlowModel):
         num_samples: int = 8,
         callbacks: Any = None,
         verbose: int | str = "auto",
+        *,
         seed: Seed = None,
     ) -> keras.callbacks.History:
         """Trains the flow to have, for each condition, a density that is known up to a factor.

@@ -262,6 +262,7 @@ class FlowModel(SamplingModel):
         batch_size: int = 256,
         callbacks: Any = None,
         verbose: int | str = "auto",
+        *,
         seed: Seed = None,
     ) -> keras.callbacks.History:
         """Trains the flow to have a density that is known up to a factor, by its own samples.
@@ -286,8 +287,8 @@ class FlowModel(SamplingModel):
         networks need `inversion="exact"`. Compiled steps are without XLA.
 
         Args:
-          target_log_prob_fn: function from events `(batch_size, *event_shape)` to log densities
-            `(batch_size,)`, in nats and up to a constant, by TensorFlow's functions.
+          target_log_prob_fn: function by TensorFlow of events `(batch_size, *event_shape)`, which returns log
+            densities `(batch_size,)` in nats, up to a constant.
           steps_per_epoch: number of steps of an epoch, 1 or more.
           epochs: number of epochs. Callbacks act at their ends.
           batch_size: number of samples of a step.
@@ -322,9 +323,8 @@ class FlowModel(SamplingModel):
         training = TargetTraining(self, target_log_prob_fn, batch_size, seed)
         with self._checks():
             training.check_target()
-            # The steps take no data.
-            data = tf.data.Dataset.from_tensors(0).repeat()
-            return fit_to_target(training, data, steps_per_epoch, epochs, callbacks, verbose)
+            no_data = tf.data.Dataset.from_tensors(0).repeat()
+            return fit_to_target(training, no_data, steps_per_epoch, epochs, callbacks, verbose)
 
     def export(self, filepath: str | os.PathLike) -> None:
         """Writes a SavedModel that loads without this package and without TFP.
