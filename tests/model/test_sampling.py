@@ -25,17 +25,10 @@ def standard_normal(size, dtype=np.float64):
     return tfd.Sample(tfd.Normal(np.zeros([], dtype), np.ones([], dtype)), [size])
 
 
-def by_r(model, *arguments, **options):
-    """The samples of the map of R as it is, although R is no inverse of W."""
-    model._refresh.inverses._are_exact = True
-    return model.sample_and_log_prob(*arguments, **options)
-
-
 def test_by_the_learned_map_the_density_is_that_of_r():
     layer = sn.SelfNormDense.trainable(3, dtype=tf.float64, seed=1)
     model = sn.FlowModel(moved(tfd.TransformedDistribution(standard_normal(3), layer)))
-    model._refresh.take_weights()
-    x, log_prob = by_r(model, [4, 2], seed=2)
+    x, log_prob = model.sample_and_log_prob([4, 2], seed=2)
     kernel, bias = layer.forward_kernel.numpy(), layer.bias.numpy()
     z = x.numpy() @ np.linalg.inv(kernel).T + bias
     expected = -0.5 * np.sum(z**2, axis=-1) - 1.5 * np.log(2 * np.pi) - np.linalg.slogdet(kernel)[1]
@@ -218,6 +211,19 @@ def test_a_file_of_a_callback_gives_a_model_whose_samples_have_the_scored_densit
     loaded.load_weights(path)
     differences.measure(loaded)
     assert np.abs(differences.found).max() < 0.01
+
+
+def test_an_export_in_a_callback_samples_the_scored_density(tmp_path):
+    class Export(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.export(tmp_path / "flow")
+            self.expected = self.model.sample(5, seed=[0, 7], exact=True)
+
+    model, export = sn.FlowModel(sn.dense_flow(16, seed=1), sn.Tracking(refresh_every=1000)), Export()
+    model.compile(keras.optimizers.Adam(1e-2))
+    model.fit(rows(400, 16), batch_size=100, epochs=1, verbose=0, callbacks=[export])
+    found = tf.saved_model.load(tmp_path / "flow").sample(5, [0, 7])
+    np.testing.assert_allclose(found, export.expected, atol=1e-4)
 
 
 LAYERS = {

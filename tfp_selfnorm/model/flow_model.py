@@ -309,9 +309,9 @@ class FlowModel(SamplingModel):
         >>> import tensorflow as tf
         >>> import tfp_selfnorm as sn
         >>> model = sn.FlowModel(sn.dense_flow(event_shape=2, num_layers=1, seed=1))
-        >>> model.compile(keras.optimizers.Adam(0.05))
+        >>> model.compile(keras.optimizers.Adam(0.1))
         >>> def target(x):                                           # log Z = log(2 pi / 4) = 0.4516
-        ...     return -2.0 * tf.reduce_sum((x - 3.0) ** 2, axis=-1)
+        ...     return -2.0 * tf.reduce_sum((x - 1.0) ** 2, axis=-1)
         >>> history = model.fit_to_target(target, steps_per_epoch=100, epochs=4, seed=1, verbose=0)
         >>> round(history.history["log_z"][-1], 2), history.history["ess"][-1] > 0.95
         (0.45, True)

@@ -189,11 +189,12 @@ class Refresh:
     def set_inverses(self) -> None:
         """Sets each R that is a matrix, whether or not W has changed; warns if a kernel has no inverse."""
         try:
-            self.inverses.set()
+            self._set_inverses(self.inverses.layers, {layer.identity for layer in self.inverses.layers})
         except ValueError as error:
             warnings.warn(f"{error} Its learned inverse stays as it is.", stacklevel=3)
         else:
             self._followed = self._weights()
+            self.inverses.were_set()
 
     def take_weights(self) -> None:
         """Takes the present R for the inverse of the present W, for example after a file was read."""

@@ -23,11 +23,11 @@ class SamplingModel(FlowTrainer):
     def sample(self, n: Shape, seed: Seed = None, exact: bool = False, temperature: float = 1.0) -> tf.Tensor:
         """Draws samples.
 
-        Dense layers and 1x1 convolutions map latents by the inverse of W in any case: `fit` ends with
-        R = W^-1, and samples cost O(D^2). Between the steps of `fit`, where R lags behind, for example in a
-        callback, these layers solve with W at O(D^3), and R does not change. In a `tf.function` of your own,
-        all layers use R. Wider convolutions and pairs of networks use their learned inverse, which is
-        approximate.
+        Dense layers and 1x1 convolutions map latents by the inverse of W: `fit` ends with R = W^-1, and
+        samples cost O(D^2). Between the steps of `fit`, where R lags behind, for example in a callback, these
+        layers solve with W at O(D^3), and R does not change. So does an export that is made there. A
+        `tf.function` of your own keeps the way that was right when it was traced. An R that you gave is used
+        as it is. Wider convolutions and pairs of networks use their learned inverse, which is approximate.
 
         Args:
           n: number of samples, or a shape.
@@ -129,7 +129,7 @@ class SamplingModel(FlowTrainer):
     def _sampler(self, exact: bool, temperature: float) -> TfpObject:
         """The distribution that draws samples."""
         flow = self._flow(exact)
-        if not exact and tf.executing_eagerly() and not self._refresh.inverses.are_exact():
+        if not exact and not self._refresh.inverses.are_exact():
             flow = self._solving_distribution
         return at_temperature(flow, temperature)
 
