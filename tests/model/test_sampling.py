@@ -222,8 +222,8 @@ def test_an_export_in_a_callback_samples_the_scored_density(tmp_path):
     model, export = sn.FlowModel(sn.dense_flow(16, seed=1), sn.Tracking(refresh_every=1000)), Export()
     model.compile(keras.optimizers.Adam(1e-2))
     model.fit(rows(400, 16), batch_size=100, epochs=1, verbose=0, callbacks=[export])
-    found = tf.saved_model.load(tmp_path / "flow").sample(5, [0, 7])
-    np.testing.assert_allclose(found, export.expected, atol=1e-4)
+    served = tf.saved_model.load(tmp_path / "flow")
+    np.testing.assert_allclose(served.sample(5, [0, 7]), export.expected, atol=1e-4)
 
 
 LAYERS = {
