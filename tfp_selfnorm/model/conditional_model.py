@@ -14,8 +14,9 @@ from tfp_selfnorm.inverse_learning.tracking import Tracking
 from tfp_selfnorm.model import saving
 from tfp_selfnorm.model.conditions import conditions_of
 from tfp_selfnorm.model.flow_model import FlowModel
-from tfp_selfnorm.model.serialization import check_bounds, decode, encode
+from tfp_selfnorm.model.serialization import check_bounds, decode_network, encode_network
 from tfp_selfnorm.model.streams import first_events, is_stream
+from tfp_selfnorm.model.target_training import TargetTraining, check_steps, fit_to_target
 from tfp_selfnorm.model.trainer import FlowTrainer
 from tfp_selfnorm.utils.checks import check_distribution, check_events, check_latent
 from tfp_selfnorm.utils.integers import check_sample_shape
@@ -128,20 +129,20 @@ class ConditionalFlowModel(FlowModel):
         recipe = saving.recipe_of(builder, arguments, inverse_learning, bits_per_dim)
         own = {"embedding": embedding, "bijector_kwargs": bijector_kwargs}
         for name, value in own.items():
-            _encoded(value, name)
+            encode_network(value, name)
         return saving.model_from_config(cls, recipe | own, None)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
         check_bounds(config, "config")
         with keras.saving.custom_object_scope(custom_objects) if custom_objects else contextlib.nullcontext():
-            own = {name: _decoded(config.get(name), name) for name in ("embedding", "bijector_kwargs")}
+            own = {name: decode_network(config.get(name), name) for name in ("embedding", "bijector_kwargs")}
         return super().from_config({**config, **own}, custom_objects)
 
     def get_config(self) -> dict[str, Any]:
         conditional = self.distribution.bijector
         own = {"embedding": conditional.embedding, "bijector_kwargs": conditional.bijector_kwargs}
-        return super().get_config() | {name: _encoded(value, name) for name, value in own.items()}
+        return super().get_config() | {name: encode_network(value, name) for name, value in own.items()}
 
     def call(  # type: ignore[override]
         self, x: Array, condition: Any = None, training: bool | None = None
@@ -174,30 +175,115 @@ class ConditionalFlowModel(FlowModel):
         return self._density(events, arguments)
 
     def sample(  # type: ignore[override]
-        self, n: Shape, condition: Any = None, seed: Seed = None, exact: bool = False
+        self,
+        n: Shape,
+        condition: Any = None,
+        seed: Seed = None,
+        exact: bool = False,
+        temperature: float = 1.0,
     ) -> tf.Tensor:
         """Draws samples for each condition.
 
         Args:
           n: number of samples for each condition, or a shape.
           condition: one condition, or a batch of them.
-          seed, exact: see `FlowModel.sample`.
+          seed, exact, temperature: see `FlowModel.sample`.
 
         Returns:
           Samples of shape `(n, batch, *event_shape)`; for one condition `(n, *event_shape)`.
 
         Raises:
-          ValueError: if `n` is negative or no integer, or if the condition is missing or does not fit.
+          ValueError: if `n` is negative or no integer, if the condition is missing or does not fit, or as
+            `FlowModel.sample` does.
         """
         shape, condition = check_sample_shape(n), self.conditions.tensor(condition)
         with self._naming_singular_layers():
-            return self._draw(shape, stateless_seed(seed), exact, condition)
+            return self._draw(shape, stateless_seed(seed), exact, condition, temperature)
 
-    def _draw(self, n, seed, exact, condition=None):
+    def _draw(self, n, seed, exact, condition=None, temperature=1.0):
+        flow, shape = self._sampler(exact, temperature), self._shape_of_samples(n, condition)
+        return flow.sample(shape, seed=seed, **condition_arguments(condition))
+
+    def sample_and_log_prob(  # type: ignore[override]
+        self,
+        sample_shape: Shape = (),
+        condition: Any = None,
+        seed: Seed = None,
+        exact: bool = False,
+        temperature: float = 1.0,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Draws samples for each condition, with the log density in nats that they were drawn from.
+
+        See `FlowModel.sample_and_log_prob` for the density, and `sample` for the arguments. With `exact=True`
+        the result is `log_prob` of the samples for their conditions.
+
+        Returns:
+          Samples of shape `(*sample_shape, batch, *event_shape)`, and log densities `(*sample_shape, batch)`.
+
+        Raises:
+          ValueError: as `sample` does.
+
+        >>> import tensorflow as tf
+        >>> import tfp_selfnorm as sn
+        >>> flow = sn.coupling_flow(event_shape=2, condition_shape=1, num_layers=1, width=16, seed=1)
+        >>> model = sn.ConditionalFlowModel(flow)
+        >>> x, log_prob = model.sample_and_log_prob(3, condition=tf.zeros([5, 1]), seed=1, exact=True)
+        >>> x.shape, log_prob.shape
+        (TensorShape([3, 5, 2]), TensorShape([3, 5]))
+        """
+        shape, condition = check_sample_shape(sample_shape, "sample_shape"), self.conditions.tensor(condition)
+        with self._naming_singular_layers():
+            return self._draw_and_score(shape, stateless_seed(seed), exact, condition, temperature)
+
+    def _draw_and_score(self, n, seed, exact, condition=None, temperature=1.0):
+        flow, shape = self._sampler(exact, temperature), self._shape_of_samples(n, condition)
+        arguments = condition_arguments(condition)
+        return flow.experimental_sample_and_log_prob(shape, seed=seed, **arguments)
+
+    def _shape_of_samples(self, n, condition):
+        """The numbers of samples, and the leading dimensions of the condition."""
         part, ndims = (tf.nest.flatten(value)[0] for value in (condition, self.conditions.ndims))
         sizes, dynamic = part.shape[: part.shape.rank - ndims].as_list(), tf.shape(part)
-        leading = [dynamic[i] if size is None else size for i, size in enumerate(sizes)]
-        return self._flow(exact).sample([*n, *leading], seed=seed, **condition_arguments(condition))
+        return [*n, *(dynamic[i] if size is None else size for i, size in enumerate(sizes))]
+
+    def fit_to_target(  # type: ignore[override]
+        self,
+        target_log_prob_fn: Callable[[tf.Tensor, Any], tf.Tensor],
+        condition: Any,
+        steps_per_epoch: int,
+        epochs: int = 1,
+        batch_size: int = 64,
+        num_samples: int = 8,
+        callbacks: Any = None,
+        verbose: int | str = "auto",
+        *,
+        seed: Seed = None,
+    ) -> keras.callbacks.History:
+        """Trains the flow to have, for each condition, a density that is known up to a factor.
+
+        This is amortized inference: one flow for all conditions. See `FlowModel.fit_to_target`. `log_z` and
+        `ess` are means over conditions of the figures of few samples each: `log_z` is too low, the less the
+        more samples, and `ess` is at least `1 / num_samples`.
+
+        Args:
+          target_log_prob_fn: function of events `(num_samples, batch_size, *event_shape)` and conditions
+            `(batch_size, ...)` that returns log densities `(num_samples, batch_size)`.
+          condition: a batch of conditions to train for; each step takes some at random.
+          batch_size: number of conditions of a step.
+          num_samples: number of samples for each condition.
+          steps_per_epoch, epochs, callbacks, verbose, seed: see `FlowModel.fit_to_target`.
+
+        Raises:
+          TypeError, ValueError: as `FlowModel.fit_to_target` does, or if the conditions do not fit.
+        """
+        check_steps(
+            steps_per_epoch=steps_per_epoch, epochs=epochs, batch_size=batch_size, num_samples=num_samples
+        )
+        training = TargetTraining(self, target_log_prob_fn, num_samples, seed)
+        with self._checks():
+            data = training.batches(condition, batch_size)
+            training.check_target(next(iter(data)))
+            return fit_to_target(training, data, steps_per_epoch, epochs, callbacks, verbose)
 
     def encode(self, events: Array, condition: Any = None) -> tf.Tensor:
         """Maps events to latents for their conditions; raises as `log_prob` does."""
@@ -246,19 +332,3 @@ class ConditionalFlowModel(FlowModel):
 
     def _takes_labels(self):
         return True
-
-
-def _encoded(function, name):
-    """A function or a Keras layer in terms of JSON."""
-    if isinstance(function, keras.Layer):
-        return {"layer": keras.saving.serialize_keras_object(function)}
-    return encode(function, name)
-
-
-def _decoded(value, name):
-    if not (isinstance(value, dict) and list(value) == ["layer"]):
-        return decode(value, name)
-    layer = keras.saving.deserialize_keras_object(value["layer"])
-    if not isinstance(layer, keras.Layer):
-        raise ValueError(f"`{name}` of the saved model is no Keras layer: {layer!r:.200}.")
-    return layer

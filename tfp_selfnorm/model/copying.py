@@ -13,7 +13,8 @@ def reduce_model(model: keras.Model) -> tuple:
     """Returns the result of `__reduce__` for a `FlowModel` of a distribution: parts, state, compilation."""
     values: dict[str, np.ndarray] = {}
     model.save_own_variables(values)
-    weights = values, [variable.numpy() for variable in _variables_of_own_layers(model)]
+    of_layers = [variable.numpy() for variable in _variables_of_own_layers(model)]
+    weights = values, of_layers, model._refresh.inverses.state
     trainable = model._named.trainable_names
     state = [] if model.optimizer is None else [variable.numpy() for variable in model.optimizer.variables]
     compiled = model.get_compile_config(), state
@@ -56,10 +57,11 @@ def _model_anew(kind, args, kwargs, name, trainable, weights, compiled):
         model.compile_from_config(config)
         for variable, value in zip(model.optimizer.variables, state, strict=True):
             variable.assign(value)
-    values, values_of_layers = weights
+    values, values_of_layers, state_of_inverses = weights
     for name, variable in own_variables(model).items():
         variable.assign(values[name])
     for variable, value in zip(_variables_of_own_layers(model), values_of_layers, strict=True):
         variable.assign(value)
     model._refresh.take_weights()
+    model._refresh.inverses.state = state_of_inverses
     return model

@@ -24,6 +24,8 @@ def export_flow(model: keras.Model, filepath: str | os.PathLike) -> None:
     check_adapted(model.distribution)
     _check_names(model)
     model._refresh.before_files()
+    # Measures R, if it is not known: in the graphs of the endpoints it cannot be.
+    model._refresh.inverses.are_exact()
     archive = keras.export.ExportArchive()
     archive.track(model)
     for name, (function, signature) in _endpoints(model).items():

@@ -1,7 +1,5 @@
 """`FlowModel`, a Keras model over a TFP distribution."""
 
-import contextlib
-import functools
 import os
 from collections.abc import Callable, MutableMapping
 from typing import Any, Self
@@ -14,19 +12,15 @@ from tfp_selfnorm.inverse_learning.base import InverseLearning
 from tfp_selfnorm.inverse_learning.tracking import Tracking
 from tfp_selfnorm.model import copying, saving
 from tfp_selfnorm.model.export import export_flow
+from tfp_selfnorm.model.sampling import SamplingModel
 from tfp_selfnorm.model.streams import first_events
-from tfp_selfnorm.model.trainer import FlowTrainer
-from tfp_selfnorm.structure.layers import exact
-from tfp_selfnorm.utils.checks import check_events, check_latent
+from tfp_selfnorm.model.target_training import TargetTraining, check_steps, fit_to_target
 from tfp_selfnorm.utils.files import check_suffix, is_local
-from tfp_selfnorm.utils.integers import check_sample_shape
-from tfp_selfnorm.utils.options import check_bool
-from tfp_selfnorm.utils.seeds import stateless_seed
-from tfp_selfnorm.utils.types import Array, Seed, Shape, TfpObject
+from tfp_selfnorm.utils.types import Array, Seed, TfpObject
 
 
 @keras.saving.register_keras_serializable("tfp_selfnorm")
-class FlowModel(FlowTrainer):
+class FlowModel(SamplingModel):
     """Trains a distribution with Keras `fit`, by maximum likelihood; then scores, samples and exports it.
 
     The loss of `fit(x)` is the mean negative log-likelihood in nats, plus the regularizer of
@@ -247,11 +241,10 @@ class FlowModel(FlowTrainer):
         adapt(self.distribution, x, whitens)
 
     def log_prob(self, x: Array) -> tf.Tensor:
-        """Returns the exact log density of each event in nats.
+        """Returns the exact log density of each event in nats; in a `training_scope` its surrogate.
 
-        The log-det of a self-normalizing layer costs O(D^3). It is computed once between two changes of W;
-        under a gradient tape and in a `tf.function` in each call. Inside a `training_scope` the result is
-        the surrogate of the scope.
+        Log-dets, O(D^3) each, are computed once between two changes of W; under a tape or in a `tf.function`
+        in each call.
 
         Args:
           x: events `(..., *event_shape)`, floating; cast to the dtype of the distribution.
@@ -262,50 +255,84 @@ class FlowModel(FlowTrainer):
         """
         return self._density(x, {})
 
-    def sample(self, n: Shape, seed: Seed = None, exact: bool = False) -> tf.Tensor:
-        """Draws samples.
+    def fit_to_target(
+        self,
+        target_log_prob_fn: Callable[[tf.Tensor], tf.Tensor],
+        steps_per_epoch: int,
+        epochs: int = 1,
+        batch_size: int = 256,
+        callbacks: Any = None,
+        verbose: int | str = "auto",
+        *,
+        seed: Seed = None,
+    ) -> keras.callbacks.History:
+        """Trains the flow to have a density that is known up to a factor, by its own samples.
+
+        The loss is the reverse divergence: the mean over samples x of the flow q of
+        `log q(x) - target_log_prob_fn(x)`, in nats, plus the losses of Keras networks in the flow. It is
+        KL(q || target) - log Z, with the integral Z of the exponential of the target.
+
+        The progress bar and the history show, of all samples of an epoch:
+
+        - `loss`.
+        - `log_z`: the importance estimate of log Z, in nats: the log of the mean of exp(target) / q.
+        - `ess`: the effective sample size, as a fraction of the samples, in (0, 1]. Near 1 the flow has the
+          density of the target. A flow that misses a part of the target, such as a mode, may show 1 too.
+        - `skipped_updates`: the number of skipped steps. A step is skipped as in `fit`. A target that is
+          infinite or NaN at one sample skips the step.
+
+        The samples come from the exact inverse of W, and so have exact gradients, whatever the `gradient` of
+        the layers is. A step costs two LU decompositions of each kernel, O(D^3). The gradient of O(D^2) of a
+        `training_scope` is not used: R follows W, and the samples and the density of R would be those of
+        another flow than the scored one. The training ends with R = W^-1. Wider convolutions and pairs of
+        networks need `inversion="exact"`. Compiled steps are without XLA.
 
         Args:
-          n: number of samples, or a shape.
-          seed: int or stateless TFP seed. The same seed gives the same latents for both values of `exact`.
-          exact: whether to map latent to data by the exact inverse of W, at O(D^3), instead of R. The samples
-            then have the density that `log_prob` gives.
+          target_log_prob_fn: function by TensorFlow of events `(batch_size, *event_shape)`, which returns log
+            densities `(batch_size,)` in nats, up to a constant.
+          steps_per_epoch: number of steps of an epoch, 1 or more.
+          epochs: number of epochs. Callbacks act at their ends.
+          batch_size: number of samples of a step.
+          callbacks, verbose: as in Keras.
+          seed: int or stateless TFP seed of the samples.
+
+        Returns:
+          Keras's `History`.
 
         Raises:
-          ValueError: if `n` is negative or no integer; with `exact`, if a kernel is singular, with the name
-            of the layer.
+          TypeError: if `target_log_prob_fn` is not callable, or returns no tensor of floats.
+          ValueError: if a number is no positive int; if the target returns another shape, or is finite at
+            no sample or without a gradient; if the distribution has a batch shape or samples without a
+            gradient, or a layer needs data to learn its inverse; if a kernel is singular, with the name of
+            the layer; if too many steps in a row were skipped.
+
+        >>> import keras
+        >>> import tensorflow as tf
+        >>> import tfp_selfnorm as sn
+        >>> model = sn.FlowModel(sn.dense_flow(event_shape=2, num_layers=1, seed=1))
+        >>> model.compile(keras.optimizers.Adam(0.1))
+        >>> def target(x):                                           # log Z = log(2 pi / 4) = 0.4516
+        ...     return -2.0 * tf.reduce_sum((x - 1.0) ** 2, axis=-1)
+        >>> history = model.fit_to_target(target, steps_per_epoch=100, epochs=4, seed=1, verbose=0)
+        >>> round(history.history["log_z"][-1], 2), history.history["ess"][-1] > 0.95
+        (0.45, True)
+
+        References: Rezende and Mohamed, "Variational inference with normalizing flows", ICML 2015; Kong, "A
+        note on importance sampling using standardized weights", 1992.
         """
-        check_sample_shape(n)
-        with self._naming_singular_layers():
-            return self._draw(n, stateless_seed(seed), exact)
-
-    def _draw(self, n, seed, exact, condition=None):
-        return self._flow(exact).sample(n, seed=seed)
-
-    def encode(self, x: Array) -> tf.Tensor:
-        """Maps data to latent; raises as `log_prob` does, and TypeError if the distribution has no latent."""
-        check_latent(self.distribution)
-        x = check_events(x, self.distribution)
-        return self.inference_distribution.bijector.inverse(tf.identity(x))
-
-    def decode(self, z: Array, exact: bool = False) -> tf.Tensor:
-        """Maps latent to data, by R or by the exact inverse of W; raises as `encode` does."""
-        check_latent(self.distribution)
-        z = check_events(z, self.distribution.distribution, name="z")
-        with self._naming_singular_layers():
-            return self._flow(exact).bijector.forward(tf.identity(z))
-
-    def reconstruct(self, x: Array, exact: bool = False) -> tf.Tensor:
-        """Maps data to latent and back. By default the difference from `x` is the error of R."""
-        return self.decode(self.encode(x), exact)
+        check_steps(steps_per_epoch=steps_per_epoch, epochs=epochs, batch_size=batch_size)
+        training = TargetTraining(self, target_log_prob_fn, batch_size, seed)
+        with self._checks():
+            training.check_target()
+            no_data = tf.data.Dataset.from_tensors(0).repeat()
+            return fit_to_target(training, no_data, steps_per_epoch, epochs, callbacks, verbose)
 
     def export(self, filepath: str | os.PathLike) -> None:
         """Writes a SavedModel that loads without this package and without TFP.
 
         Its endpoints take batches of any size:
 
-        - `log_prob(x)`, in which the log-dets of self-normalizing layers are constants. Export again after a
-          change of the weights.
+        - `log_prob(x)`. The log-dets are constants: export again after a change of the weights.
         - `sample(n, seed)`, with a scalar int32 `n` and an int32 `seed` of shape [2].
         - `encode(x)` and `decode(z)`, for a transformed distribution.
         - `sample_exact` and `decode_exact`, if a layer has a learned inverse; `sample` and `decode` use R.
@@ -322,26 +349,3 @@ class FlowModel(FlowTrainer):
           ValueError: if the folder is not empty, or an `ActNorm` has no initial values.
         """
         export_flow(self, filepath)
-
-    @contextlib.contextmanager
-    def _naming_singular_layers(self):
-        try:
-            yield
-        except tf.errors.InvalidArgumentError:
-            # For a singular kernel this raises an error with its name.
-            self.refresh_log_dets()
-            raise
-
-    def _flow(self, exact):
-        if check_bool(exact, "exact"):
-            return self._exact_distribution
-        if tf.executing_eagerly():
-            # Another optimizer or a callback may have changed the kernels.
-            self._refresh.before_use()
-        return self.inference_distribution
-
-    @functools.cached_property
-    def _exact_distribution(self):
-        # The first call may be inside a graph, which must not own the constants of the parts.
-        with tf.init_scope():
-            return exact(self.inference_distribution)

@@ -12,13 +12,12 @@ from tfp_selfnorm.bijectors.conditional import condition_arguments
 from tfp_selfnorm.inverse_learning.base import InverseLearning
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.inverse_learning.tracking import refresh_inverse
+from tfp_selfnorm.model import held_variables
 from tfp_selfnorm.model.gradient_corrections import GradientCorrections
 from tfp_selfnorm.model.log_det_cache import are_equal
+from tfp_selfnorm.model.matrix_inverses import MatrixInverses, can_be_set
 from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.utils.types import TfpObject
-
-# The number of events for the mean of a log-det that depends on events.
-_NUM_EXAMPLES = 16
 
 
 class Refresh:
@@ -30,7 +29,7 @@ class Refresh:
     variables until these change. They are released while a compiled step runs.
 
     If W changes outside of training steps, two kinds of R are set: a tracked R, and an R that only the
-    likelihood trains.
+    likelihood trains. When a training ends, each R that is a matrix is set.
 
     Args:
       layers: self-normalizing layers.
@@ -54,13 +53,14 @@ class Refresh:
         # Training leaves their R behind. It is set where it is used.
         self._left = [layer for layer in self._untaught if not learning.trains_inverse(layer)]
         self._is_left = False
+        self.inverses = MatrixInverses(layers)
         # The log-dets of the other layers depend on the events, and are computed if their gradient is exact.
         holding = [la for la in layers if la.is_constant_jacobian or la.gradient == "self_norm"]
-        self._held = [(layer, _held_log_det(layer, add_weight)) for layer in holding]
+        self._held = [(layer, held_variables.held_log_det(layer, add_weight)) for layer in holding]
         self._corrections = GradientCorrections(layers, add_weight)
         self._examples: Any = None
         if not all(layer.is_constant_jacobian for layer in holding):
-            self._examples = _examples(distribution, condition, add_weight)
+            self._examples = held_variables.examples(distribution, condition, add_weight)
         self._has_first_examples = False
         self._step: int | None = None
         # The weights after the last step, the numbers of steps that there can be then, the weights that R
@@ -101,7 +101,7 @@ class Refresh:
         """
         if self._examples is None:
             return
-        for variable, value in zip(self._examples, [x, *_parts(condition)], strict=True):
+        for variable, value in zip(self._examples, [x, *held_variables.parts(condition)], strict=True):
             old = tf.convert_to_tensor(variable.value)
             new = tf.concat([tf.cast(value, old.dtype), old], axis=0)[: old.shape[0]]
             variable.assign(tf.where(is_applied, new, old))
@@ -150,6 +150,7 @@ class Refresh:
         """Remembers the weights that R now follows."""
         self._stepped = self._followed = self._weights()
         self._is_left = bool(self._left)
+        self.inverses.fall_behind()
 
     def before_evaluation(self) -> None:
         """Sets each log-det that belongs to other weights; raises as `before_steps` does."""
@@ -162,7 +163,9 @@ class Refresh:
         if self._is_left:
             self._set_inverses(self._left, {layer.identity for layer in self._left})
             self._is_left = False
+            self.inverses.forget()
         if changed:
+            self.inverses.forget()
             self._set_inverses(self._tracked + self._untaught, changed)
             self._set_log_dets(changed)
             self._followed, self._is_set_between = self._weights(), True
@@ -176,18 +179,20 @@ class Refresh:
             warnings.warn(f"{error} The learned inverse is saved as it is.", stacklevel=3)
 
     def set_inverses(self) -> None:
-        """Sets each tracked R, whether or not W has changed; warns if a kernel has no inverse."""
+        """Sets each R that is a matrix, whether or not W has changed; warns if a kernel has no inverse."""
         try:
-            self._set_inverses(self._tracked, {layer.identity for layer in self._tracked})
+            self._set_inverses(self.inverses.layers, {layer.identity for layer in self.inverses.layers})
         except ValueError as error:
             warnings.warn(f"{error} Its learned inverse stays as it is.", stacklevel=3)
         else:
             self._followed = self._weights()
+            self.inverses.were_set()
 
     def take_weights(self) -> None:
         """Takes the present R for the inverse of the present W, for example after a file was read."""
         self._stepped = self._followed = self._weights()
         self._scored, self._numbers, self._is_set_between = None, None, False
+        self.inverses.forget()
 
     def _set_inverses(self, layers, identities):
         for layer in layers:
@@ -244,29 +249,7 @@ class Refresh:
 
 def _is_untaught(layer, learning):
     """Whether the layer needs an R that can be set, and only the likelihood trains it."""
-    can_be_set = layer.has_matrix_kernels and isinstance(layer.forward_kernel, tf.Variable)
-    return layer.needs_inverse and can_be_set and not learning.teaches_inverse(layer)
-
-
-def _parts(condition):
-    return [] if condition is None else tf.nest.flatten(condition)
-
-
-def _examples(distribution, condition, add_weight):
-    """The variables of the kept events, and of the parts of their conditions."""
-    forms = [("examples_for_log_dets", distribution.event_shape, distribution.dtype)]
-    forms += [("conditions_for_log_dets", part.shape[1:], part.dtype) for part in _parts(condition)]
-    return [
-        add_weight(
-            shape=[_NUM_EXAMPLES, *shape],
-            initializer="zeros",
-            dtype=dtype.name,
-            trainable=False,
-            aggregation="only_first_replica",
-            name=name,
-        )
-        for name, shape, dtype in forms
-    ]
+    return layer.needs_inverse and can_be_set(layer) and not learning.teaches_inverse(layer)
 
 
 def _stays_behind(layer, learning):
@@ -275,14 +258,3 @@ def _stays_behind(layer, learning):
     uses_kernel = layer.inversion == "learned" and layer.is_constant_jacobian and not layer.has_matrix_kernels
     is_left = is_left and not learning.trains_inverse(layer)
     return layer.gradient != "self_norm" and uses_kernel and is_left and moves
-
-
-def _held_log_det(layer, add_weight):
-    """The variable of the held log-det of a layer."""
-    return add_weight(
-        shape=layer.log_det_shape,
-        initializer="zeros",
-        dtype=(layer.dtype or tf.float32).name,
-        trainable=False,
-        name=f"held_log_det_{layer.name}",
-    )

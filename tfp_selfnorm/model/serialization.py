@@ -208,3 +208,20 @@ _DECODERS: dict[str, Callable] = {
     "function": _decode_function,
     **{kind: functools.partial(_decode_object, kind) for kind in _OBJECTS},
 }
+
+
+def encode_network(function: Callable | None, name: str) -> Any:
+    """Returns a function or a Keras layer in terms of JSON; raises as `encode` does."""
+    if isinstance(function, keras.Layer):
+        return {"layer": keras.saving.serialize_keras_object(function)}
+    return encode(function, name)
+
+
+def decode_network(value: Any, name: str) -> Any:
+    """Returns the function or the Keras layer of an `encode_network`; raises ValueError if it is none."""
+    if not (isinstance(value, dict) and list(value) == ["layer"]):
+        return decode(value, name)
+    layer = keras.saving.deserialize_keras_object(value["layer"])
+    if not isinstance(layer, keras.Layer):
+        raise ValueError(f"`{name}` of the saved model is no Keras layer: {layer!r:.200}.")
+    return layer

@@ -66,6 +66,8 @@ class FlowTrainer(ScoringModel):
             reconstruction_weight=self._regularizer_weights.changes,
             inverse_error=any(map(learning.tracks, layers)),
         )
+        # `fit_to_target` puts its own in their place.
+        self._training_figures: Any = self._figures
         self.built = True
 
     def compile(
@@ -307,4 +309,5 @@ class FlowTrainer(ScoringModel):
     @property
     def metrics(self) -> list[keras.Metric]:
         """The figures of the progress bar. There are none before `compile`: a bigger model shows none."""
-        return [*self._figures.metrics, *super().metrics] if self.compiled else []
+        figures = self._figures if self._is_evaluating else self._training_figures
+        return [*figures.metrics, *super().metrics] if self.compiled else []

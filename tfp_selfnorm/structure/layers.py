@@ -31,6 +31,19 @@ def exact(distribution_or_bijector: TfpObject) -> TfpObject:
     )
 
 
+def solving_matrices(distribution: TfpObject) -> TfpObject:
+    """A copy of a distribution whose layers of matrix kernels map latent to data by a solve with W.
+
+    The copy shares the variables, and the other layers.
+    """
+
+    def replace(layer):
+        solves = layer.has_matrix_kernels and layer.inversion == "learned"
+        return layer.copy(inversion="exact") if solves else layer
+
+    return _rebuild(distribution, replace, {})
+
+
 def at_inference(distribution: TfpObject) -> TfpObject:
     """A copy of the distribution whose `tfb.BatchNormalization`s use their moving statistics.
 

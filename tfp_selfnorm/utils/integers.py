@@ -101,7 +101,7 @@ def check_counts(**counts: int | None) -> None:
             check_positive_int(count, name)
 
 
-def check_sample_shape(n: Any) -> list[int]:
+def check_sample_shape(n: Any, name: str = "n") -> list[int]:
     """Converts a number of samples, or a shape of them, to sizes.
 
     Raises:
@@ -109,5 +109,5 @@ def check_sample_shape(n: Any) -> list[int]:
     """
     shape = np.atleast_1d(np.asarray(n, dtype=int if np.size(n) == 0 else None))
     if shape.dtype.kind not in "iu" or (shape < 0).any():
-        raise ValueError(f"`n` must be an integer or a shape, 0 or more; got {n!r}.")
+        raise ValueError(f"`{name}` must be an integer or a shape, 0 or more; got {n!r}.")
     return shape.tolist()
