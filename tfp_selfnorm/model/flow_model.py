@@ -39,8 +39,7 @@ class FlowModel(SamplingModel):
     inverse for each dense layer, or a block elimination for each convolution. The log-det of each layer is
     held in a variable. It is refreshed between the compiled steps: at every `refresh_interval` steps of the
     layer or `refresh_every` of `Tracking`, and when `evaluate` and `predict` begin. So `nll` in training may
-    be this many steps old, and `val_nll` is exact. The error of the gradient
-    "circulant" is measured every 8 to 64 steps, and corrects the gradient where it changes slowly.
+    be this many steps old, and `val_nll` is exact. The gradient "circulant" is corrected now and then.
 
     The model can be a layer of a bigger model. `model(x)` is the log density of each event, with exact values
     and gradients, at O(D^3) for each self-normalizing layer. It adds its regularizer by `add_loss`. For steps
