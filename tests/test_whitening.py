@@ -94,7 +94,7 @@ def test_a_column_that_does_not_vary_has_a_deviation_of_one_and_is_named(rng):
     expected = gaussian_nll(x, x.mean(axis=0), np.cov(x, rowvar=False)) + 0.5 * np.log(2.0 * np.pi)
     for constant in (0.0, 2.0, 1e9 / 3.0):
         with pytest.warns(
-            UserWarning, match="of `dense_0` from `x`, of 4 numbers, the numbers at 1 do not vary"
+            UserWarning, match="of `dense_0` from `x`, of 4 columns, the columns 1 do not vary"
         ):
             found = whitened_nll(np.insert(x, 1, constant, axis=1), shrinkage=0.0)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -102,7 +102,7 @@ def test_a_column_that_does_not_vary_has_a_deviation_of_one_and_is_named(rng):
 
 def test_a_column_that_stands_there_twice_is_a_direction_of_deviation_one(rng):
     x = correlated(rng, 3)
-    with pytest.warns(UserWarning, match="of 4 numbers, 1 combinations of the other numbers do not vary"):
+    with pytest.warns(UserWarning, match="of 4 columns, 1 combinations of the other columns do not vary"):
         found = whitened_nll(np.concatenate([x, 10.0 * x[:, :1]], axis=1), shrinkage=0.0)
     # The standardised twins have the sum sqrt(2) a and the difference 0, of deviations sqrt(2) and 1.
     deviation = np.std(x[:, 0], ddof=1)
@@ -117,7 +117,7 @@ def test_constant_pixels_do_not_spoil_the_training():
     """Three pixels of the digits of scikit-learn. Without them the first epochs end near 120 nats."""
     x = sklearn.datasets.load_digits().data
     flow = sn.dense_flow(64, num_layers=2, seed=1)
-    with pytest.warns(UserWarning, match="the numbers at 0, 32, 39 do not vary"):
+    with pytest.warns(UserWarning, match="the columns 0, 32, 39 do not vary"):
         sn.whiten(flow, x)
     model = sn.FlowModel(flow)
     model.compile(keras.optimizers.Adam(1e-3))
@@ -156,7 +156,7 @@ def test_a_column_of_rounding_errors_leaves_the_others_whitened(rng):
     x = correlated(rng, 6, 2000)
     times = 1.7e9 + 3600.0 * np.linspace(0.0, 1.0, 2000)
     flow = sn.dense_flow(7, num_layers=1)
-    with pytest.warns(UserWarning, match="of 7 numbers, 1 combinations of the other numbers do not vary"):
+    with pytest.warns(UserWarning, match="of 7 columns, 1 combinations of the other columns do not vary"):
         sn.whiten(flow, np.column_stack([x, times]), shrinkage=0.0)
     latents = flow.bijector.inverse(tf.constant(np.column_stack([x, times]), tf.float32)).numpy()
     covariance = np.cov(latents, rowvar=False)

@@ -219,12 +219,14 @@ def _warn_of_constants(layer, result):
     found = []
     if numbers := result.constant_columns:
         more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
-        found.append(f"the numbers at {', '.join(map(str, numbers[:10]))}{more}")
+        found.append(f"the columns {', '.join(map(str, numbers[:10]))}{more}")
     if result.num_dependent:
-        found.append(f"{result.num_dependent} combinations of the other numbers")
+        found.append(f"{result.num_dependent} combinations of the other columns")
     if found:
         warnings.warn(
-            f"In the input of `{layer.name}` from `x`, of {layer.event_size} numbers, {' and '.join(found)} "
-            "do not vary. They get a deviation of 1. A density of them is no use: leave such columns out.",
+            f"In the input of `{layer.name}` from `x`, of {layer.event_size} columns, "
+            f"{' and '.join(found)} do not vary in {layer.dtype.name}. They get a deviation of 1, and their "
+            "density has no meaning. Leave out columns that are constant or repeated. If a large mean hides "
+            "that a column varies, subtract it.",
             stacklevel=4,
         )

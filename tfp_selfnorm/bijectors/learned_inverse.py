@@ -36,9 +36,11 @@ class LearnedInverse(SelfNormalizing):
         inverse(y) = f(y)        forward(x) = g(x), or the solution y of f(y) = x with `inversion="exact"`
 
     The networks may be of any kind that keeps the event shape. Nothing makes f invertible. The regularizer
-    does it, `||y - g(f(y))||^2` (see `Reconstruction`), as far as it is small on the data. Where
-    `inverse_error` is far from 0, the density need not integrate to one; up to 0.3 it did in the plane. Look
-    at the figure `reconstruction` and at `InverseQuality` beside each likelihood.
+    does it, `||y - g(f(y))||^2` (see `Reconstruction`), as far as it is small on the data. `log_prob` is the
+    exact change of variables, and a density only where f is invertible. Up to an `inverse_error` of 0.3 it
+    integrated to one in the plane; above, it may have too much mass, and then its likelihood is too good.
+    Look at the figure `reconstruction` and at `InverseQuality` beside each likelihood. If they are large,
+    take a larger weight, 3 to 10, a lower rate, or a chain of smaller pairs.
 
     Inside a `training_scope` the log-det has the surrogate gradient of Draxler et al.: the Jacobian of g in
     place of the inverse Jacobian of f, by one product in reverse mode and one in forward mode. Its value is

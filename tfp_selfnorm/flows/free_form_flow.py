@@ -42,9 +42,10 @@ def free_form_flow(
 
     Train it with `Tracking(reconstruction=Reconstruction(weight=3.0))`, Adam with a rate from 3e-3 to 6e-3
     that falls to 0, and a bound of 50 for the norms of gradients (`clipnorm=50.0`). Weights from 3 to 10 are
-    good. Stop by the validation NLL, which is exact. A density is only as good as the inverse; see
-    `LearnedInverse`. On scikit-learn's digits `num_layers=3, depth=1` was better than the one pair of the
-    default for as many seconds, with better inverses; a width of 256 and batches of 200 were not.
+    good. Stop by the validation NLL, and look at the inverse error beside it: with a weight near 0 the NLL
+    falls while the density gets too much mass; see `LearnedInverse`. On scikit-learn's digits `num_layers=3,
+    depth=1` was better than the one pair of the default for as many seconds, with better inverses; a width of
+    256 and batches of 200 were not.
 
     Args:
       event_shape: shape of an event: int, tuple or `tf.TensorShape`.

@@ -90,6 +90,9 @@ class DistributionModel(keras.Model):
     ) -> keras.callbacks.History:
         """Trains the model on events, without targets. Other arguments are as in Keras.
 
+        In a `ConditionalFlowModel`, `x` are the conditions and `y` the events, here, in data sets, in
+        `validation_data` and in `evaluate`.
+
         Args:
           x: events: a dense array that numpy can convert, a `tf.data.Dataset` of batches, or another form of
             Keras.
@@ -183,7 +186,8 @@ class DistributionModel(keras.Model):
     ) -> np.ndarray:
         """Returns the exact log density of each event, batch by batch; the log-dets are computed once.
 
-        The arguments are as in Keras. Takes events, and raises, as `fit` does.
+        The arguments are as in Keras. Takes events, and raises, as `fit` does. A `ConditionalFlowModel` takes
+        `(conditions, events)`.
         """
         check_counts(batch_size=batch_size, steps=steps)
         with self._checks(evaluates=True):
