@@ -12,7 +12,6 @@ SLOW = (
     r"test_keras_life.py::test_life\[free_form_flow(, exact-|-[^s])",
     r"test_saving.py::test_a_file_keeps_how_a_model_was_made_compiled_and_trained",
     r"test_export.py::test_(a_process_without_the_package_gets_the_same|gradients_are_kept)\[(dense|conv|glow)",
-    r"test_conditional_saving.py::test_a_process_without_the_package_gets_the_same\[embedding",
     r"test_conditional_saving.py::test_a_file_goes_on_to_the_bit\[(plain|kwargs)",
     r"test_(examples|train|study|benchmark).py::",
     r"test_toy_examples.py::test_toy_gallery",
@@ -54,6 +53,9 @@ SLOW = (
     r"test_flow_model_images.py::test_centred_images_train_further",
     r"test_free_form_density.py::test_the_density_of_a_trained_flow_integrates_to_one",
     r"test_baselines.py::test_a_flow_of_both_trains_is_saved_and_exported",
+    # A new process and a compiled export of one conditional flow are in keras_life.
+    r"test_conditional_saving.py::test_a_process_without_the_package_gets_the_same",
+    r"test_fit_to_target.py::test_a_step_goes_along_the_gradient_of_the_divergence\[spline",
     r"test_composite_tensors.py::test_they_go_into_and_out_of_functions\[glow",
     # Composed flows and small kernels, for which the parts and the other kernels stand.
     r"test_exact_outside.py::test_no_option_of_a_layer_changes_its_gradient\[(1x1|conv1d)",
