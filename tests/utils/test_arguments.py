@@ -7,25 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from public_functions import EYE, KERNEL, SCHEDULE, a_layer, identity_network
 
 import tfp_selfnorm as sn
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
 
-EYE = np.eye(2, dtype=np.float32)
-KERNEL = np.zeros([3, 3, 1, 1], np.float32)
-KERNEL[1, 1] = 1.0
 EVENTS = np.random.default_rng(1).normal(size=[20, 2]).astype(np.float32)
-SCHEDULE = keras.optimizers.schedules.PolynomialDecay(0.0, 10, 1.0)
-
-
-def identity_network(a):
-    return tf.concat([a, a], axis=-1)
-
-
-def a_layer():
-    return sn.SelfNormDense.trainable(2, seed=1)
 
 
 def a_flow():
