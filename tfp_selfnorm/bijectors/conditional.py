@@ -100,7 +100,7 @@ class Conditional(CheckedBijector):
             )
         self._bijector, self._bijector_kwargs = bijector, bijector_kwargs
         self._condition_ndims = _checked_ndims(condition_ndims, embedding)
-        self._route = _route_to(bijector)
+        self._route = route_to(bijector)
         if self._route is None and bijector_kwargs is None:
             raise ValueError(
                 "`bijector` must have a part that takes a `condition`, such as an `AffineCoupling`, or "
@@ -280,7 +280,7 @@ def _checked_ndims(condition_ndims, embedding):
     return tf.nest.map_structure(lambda ndims: check_int(ndims, "condition_ndims", 0), condition_ndims)
 
 
-def _route_to(bijector):
+def route_to(bijector: tfp.bijectors.Bijector) -> Any:
     """The places of the condition in the arguments: True, a dict by the names of parts, or `None`."""
     if "condition" in inspect.signature(bijector._forward).parameters:
         return True
@@ -288,10 +288,10 @@ def _route_to(bijector):
     parts = (bijector.parameters or {}).get("bijectors", getattr(bijector, "bijectors", None))
     if parts is None:
         inner = getattr(bijector, "bijector", None)
-        return _route_to(inner) if isinstance(inner, tfb.Bijector) else None
+        return route_to(inner) if isinstance(inner, tfb.Bijector) else None
     routes: dict[str, Any] = {}
     for part in tf.nest.flatten(parts):
-        route = _route_to(part)
+        route = route_to(part)
         if routes.setdefault(part.name, route) != route:
             raise ValueError(
                 f"`bijector` has two parts with the name {part.name!r} in {bijector.name!r}, which do not "

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import Centering, LeakyReLU, SmoothLeakyReLU, trainable_spline
+from tfp_selfnorm.flows.support import preprocessed_flow
 from tfp_selfnorm.utils.integers import check_sizes
 from tfp_selfnorm.utils.options import check_bool, check_choice
 from tfp_selfnorm.utils.types import Shape
@@ -24,13 +25,18 @@ def standard_normal_flow(
     bijectors: list,
     dtype: tf.DType,
     name: str,
+    preprocessing: tfp.bijectors.Bijector | None,
     base: tfp.distributions.Distribution | None = None,
 ) -> tfp.distributions.TransformedDistribution:
-    """A flow of bijectors, from data to latent, with a standard normal base, or the given one."""
-    if base is not None:
-        return tfd.TransformedDistribution(base, tfb.Chain(bijectors), name=name)
-    normal = tfd.Normal(tf.zeros([], dtype), tf.ones([], dtype))
-    return tfd.TransformedDistribution(tfd.Sample(normal, latent_shape), tfb.Chain(bijectors), name=name)
+    """A flow of bijectors, from data to latent, with a standard normal base, or the given one.
+
+    With a preprocessing, then the first of the bijectors, the density outside its range is 0.
+    """
+    if base is None:
+        base = tfd.Sample(tfd.Normal(tf.zeros([], dtype), tf.ones([], dtype)), latent_shape)
+    if preprocessing is not None:
+        return preprocessed_flow(base, tfb.Chain(bijectors), name)
+    return tfd.TransformedDistribution(base, tfb.Chain(bijectors), name=name)
 
 
 def check_base(

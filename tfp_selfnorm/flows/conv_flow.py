@@ -69,6 +69,7 @@ def conv_flow(
       layer: "self_norm", a `SelfNormConv2D`; or "emerging" or "exponential", a `baselines.EmergingConv2D` or
         `baselines.ConvolutionExponential2D`. These two are exact in both directions and in their gradient.
       preprocessing: bijector from latent to data that is applied last, for example `images.pixel_sigmoid()`.
+        Outside its range the density is 0: `log_prob` is -inf, with gradients of 0.
       dtype: float32 or float64.
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
@@ -113,4 +114,4 @@ def conv_flow(
             is_last = block == num_blocks - 1 and i == layers_per_block - 1
             if make_activation is not None and not is_last:
                 bijectors.append(tfb.Invert(make_activation(shape, f"block_{block}_activation_{i}")))
-    return standard_normal_flow(shape, bijectors, dtype, name)
+    return standard_normal_flow(shape, bijectors, dtype, name, preprocessing)

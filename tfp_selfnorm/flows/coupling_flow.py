@@ -64,7 +64,8 @@ def coupling_flow(
         `depth`.
       width: number of units of the hidden layers.
       depth: number of hidden layers.
-      preprocessing: bijector from latent to data that is applied last.
+      preprocessing: bijector from latent to data that is applied last. Outside its range the density is 0:
+        `log_prob` is -inf, with gradients of 0.
       base: distribution of the latents, with events of one dimension of the size of an event; `None` is the
         standard normal one.
       dtype: float32 or float64.
@@ -107,7 +108,7 @@ def coupling_flow(
             bijectors.append(make_layer(size, dtype=dtype, seed=seeds[2 * i], name=f"mixing_{i}"))
         options = {"condition_size": condition_size, "seed": int(seeds[2 * i + 1][0]), "dtype": dtype.name}
         bijectors.append(make_coupling(size, make_network, options, f"coupling_{i}"))
-    return standard_normal_flow([size], bijectors, dtype, name, base)
+    return standard_normal_flow([size], bijectors, dtype, name, preprocessing, base)
 
 
 def _condition_size(shape):

@@ -53,6 +53,7 @@ def dense_flow(
         Both layers have the same initial map. "lu" is exact in both directions and in its gradient, at O(D^2)
         an event. Its gradient holds one D x D matrix per event.
       preprocessing: bijector from latent to data that is applied last, for example `images.pixel_sigmoid()`.
+        Outside its range the density is 0: `log_prob` is -inf, with gradients of 0.
       dtype: float32 or float64.
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
@@ -90,7 +91,7 @@ def dense_flow(
         if i > 0 and make_activation is not None:
             bijectors.append(tfb.Invert(make_activation(event_size, f"activation_{i - 1}")))
         bijectors.append(make_layer(event_size, dtype=dtype, seed=seeds[i], name=f"dense_{i}"))
-    return standard_normal_flow([event_size], bijectors, dtype, name)
+    return standard_normal_flow([event_size], bijectors, dtype, name, preprocessing)
 
 
 def lu_layer(event_size: int, dtype: tf.DType, seed: Seed, name: str) -> tfp.bijectors.Chain:

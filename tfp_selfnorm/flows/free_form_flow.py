@@ -56,6 +56,7 @@ def free_form_flow(
       width: number of hidden units of each block.
       depth: number of blocks of each network.
       preprocessing: bijector from latent to data that is applied last, for example `images.pixel_sigmoid()`.
+        Outside its range the density is 0: `log_prob` is -inf, with gradients of 0.
       dtype: float32 or float64.
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
@@ -101,7 +102,7 @@ def free_form_flow(
         )
         layer_name = f"learned_inverse_{i}"
         bijectors.append(LearnedInverse(encoder, decoder, event_size, name=layer_name, **layer_options))
-    return standard_normal_flow([event_size], bijectors, dtype, name)
+    return standard_normal_flow([event_size], bijectors, dtype, name, preprocessing)
 
 
 def _is_vector(sizes):

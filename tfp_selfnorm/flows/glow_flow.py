@@ -76,6 +76,7 @@ def glow_flow(
         factors (`tfb.ScaleMatvecLU`); or "emerging" or "exponential". These two are the convolution of "lu"
         and then a `baselines.EmergingConv2D` or `baselines.ConvolutionExponential2D` near the identity.
       preprocessing: bijector from latent to data that is applied last, for example `images.pixel_sigmoid()`.
+        Outside its range the density is 0: `log_prob` is -inf, with gradients of 0.
       dtype: float32 or float64, of events, kernels and results. Coupling networks have their own dtype. Exact
         log-dets and solves of convolutions compute in float64.
       seed: int or stateless TFP seed of the initial values.
@@ -122,7 +123,7 @@ def glow_flow(
         if split_prior and i < num_blocks - 1:
             block.append(make_coupling(sides, channels, next(seeds), f"block_{i}_prior"))
         shape = (*sides, channels // 2)
-    return standard_normal_flow(latent_shape, bijectors + _nested(blocks), dtype, name)
+    return standard_normal_flow(latent_shape, bijectors + _nested(blocks), dtype, name, preprocessing)
 
 
 def _nested(blocks):

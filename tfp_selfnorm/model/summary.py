@@ -98,7 +98,7 @@ def _flow_rows(distribution, expand_nested, hidden, condition):
         value = distribution.sample(1, seed=0, **condition_arguments(condition)) if hidden else None
         rows, shape = [], distribution.event_shape
         # Subclasses, such as tfd.MultivariateNormalDiag, are bases.
-        while _class_name(distribution) == "TransformedDistribution":
+        while _class_name(distribution) in ("TransformedDistribution", "PreprocessedFlow"):
             walk = _Walk(shape, value, hidden, expand_nested)
             walk.condition = condition
             walk.pass_through(distribution.bijector)

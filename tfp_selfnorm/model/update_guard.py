@@ -10,6 +10,8 @@ import tensorflow as tf
 from tfp_selfnorm.inverse_learning.scope import TrainingScope
 from tfp_selfnorm.model import fused_update
 
+_LOG_LIKELIHOOD = "the log-likelihood"
+
 
 class UpdateGuard:
     """Applies the gradients of a step if they, the loss and the learning rate are finite; else skips it.
@@ -88,7 +90,7 @@ class UpdateGuard:
         is_finite = is_applied = is_computable & _on_all_replicas(tf.math.is_finite(total))
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             # It has its own guard against overflow of the scaled gradients, and must get them.
-            overflows = ~_on_all_replicas(_all_finite([g for _, g in named])) & (scale > 1.0)
+            overflows = ~_on_all_replicas(tf.reduce_all(_each_finite([g for _, g in named]))) & (scale > 1.0)
             is_applied = is_finite | (is_computable & overflows)
         values, is_applied = [value for _, value in candidates], is_applied & may_continue
         arguments = optimizer, gradients, list(variables.values()), is_applied, values, restored
@@ -116,9 +118,10 @@ class UpdateGuard:
                 "although the loss, the gradients and the learning rate were finite: the update overflowed. "
                 "Load earlier weights, and use a smaller learning rate."
             )
+        cause = self._names[first]
         raise ValueError(
             f"{self.max_skipped} updates in a row were not finite and so skipped, from step {step} on; "
-            f"first to be not finite was {self._names[first]}. The weights are as before step {step}. See "
+            f"first to be not finite was {cause}.{_hint(cause)} The weights are as before step {step}. See "
             "`max_skipped_updates` of `compile`; a smaller learning rate or `clipnorm` may help."
         )
 
@@ -153,7 +156,13 @@ def step_tensors(x: tf.Tensor, log_prob: tf.Tensor, scope: TrainingScope) -> lis
     # A kernel that is not finite is named itself. A decoder may compute NaN from finite variables.
     decoded = [p for p in passes if p.error is not None and not p.layer.is_constant_jacobian]
     errors = [(f"the reconstruction by `{p.layer.name}`", p.error) for p in decoded]
-    return [("the data", x), *outputs, *errors, ("the log-likelihood", log_prob)]
+    return [("the data", x), *outputs, *errors, (_LOG_LIKELIHOOD, log_prob)]
+
+
+def _hint(name):
+    if name != _LOG_LIKELIHOOD:
+        return ""
+    return " It is -inf for an event outside the support, such as a pixel outside the range of the levels."
 
 
 def _loss_scale(optimizer):
@@ -161,13 +170,13 @@ def _loss_scale(optimizer):
     return tf.convert_to_tensor(optimizer.dynamic_scale) if is_scaled else tf.ones([])
 
 
-def _all_finite(tensors):
-    return tf.reduce_all(tf.stack([tf.reduce_all(tf.math.is_finite(_dense(t))) for t in tensors]))
+def _each_finite(tensors):
+    return tf.stack([tf.reduce_all(tf.math.is_finite(_dense(t))) for t in tensors])
 
 
 def _first_not_finite(values):
     """The index of the first value that is not finite on some replica."""
-    bad = tf.stack([tf.cast(~_all_finite([value]), tf.float32) for value in values])
+    bad = tf.cast(~_each_finite(values), tf.float32)
     return tf.argmax(tf.cast(_sum_over_replicas(bad) > 0.0, tf.int32), output_type=tf.int32)
 
 

@@ -1,0 +1,136 @@
+"""The density of a preprocessed flow is 0 outside the range of the preprocessing."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tfp_selfnorm as sn
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+INSIDE = np.array([[1.0, 2.0], [7.5, 0.25]], np.float32)
+OUTSIDE = np.array([[-1.0, 2.0], [1.0, 9.0], [np.inf, 1.0], [-np.inf, 1.0]], np.float32)
+
+
+def small_flow(**options):
+    return sn.dense_flow(2, num_layers=2, preprocessing=sn.images.pixel_sigmoid(8), seed=1, **options)
+
+
+def expected_density(flow, x):
+    """The same layers without preprocessing, at the logits, and the logit's Jacobian by hand."""
+    scale = 8.0 / (1.0 - 2e-6)
+    share = (x.astype(float) + 1e-6 * scale) / scale
+    logits = np.log(share) - np.log1p(-share)
+    inner = tfd.TransformedDistribution(flow.distribution, tfb.Chain(flow.bijector.bijectors[1:]))
+    jacobian = -np.sum(np.log(scale * share * (1.0 - share)), axis=-1)
+    return inner.log_prob(tf.constant(logits, tf.float32)) + jacobian.astype(np.float32)
+
+
+def test_density_inside_and_outside():
+    flow = small_flow()
+    np.testing.assert_allclose(flow.log_prob(INSIDE), expected_density(flow, INSIDE), rtol=1e-4)
+    x = tf.constant(np.concatenate([OUTSIDE, INSIDE]))
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        log_prob = flow.log_prob(x)
+    np.testing.assert_array_equal(log_prob[:4], np.full(4, -np.inf))
+    np.testing.assert_array_equal(flow.prob(x)[:4], np.zeros(4))
+    np.testing.assert_allclose(log_prob[4:], flow.log_prob(INSIDE), rtol=1e-6)
+    gradient = tape.gradient(log_prob, x).numpy()
+    np.testing.assert_array_equal(gradient[:4], np.zeros([4, 2]))
+    assert np.all(np.isfinite(gradient[4:]))
+    assert np.all(gradient[4:] != 0.0)
+    kernel = flow.trainable_variables[0]
+    with tf.GradientTape() as tape:
+        log_prob = flow.log_prob(INSIDE)
+    np.testing.assert_allclose(
+        tape.gradient(log_prob, kernel), gradient_of_kernel(flow, kernel, x), rtol=1e-5, atol=1e-6
+    )
+
+
+def gradient_of_kernel(flow, kernel, x):
+    with tf.GradientTape() as tape:
+        log_prob = flow.log_prob(x)
+    return tape.gradient(log_prob, kernel)
+
+
+def test_a_nan_is_not_hidden():
+    flow = small_flow()
+    assert np.isnan(flow.log_prob([np.nan, 1.0]))
+    assert np.isnan(flow.log_prob([np.nan, -1.0]))
+    flow.trainable_variables[0].assign(tf.fill(flow.trainable_variables[0].shape, np.nan))
+    assert np.all(np.isnan(flow.log_prob(INSIDE)))
+    broken = sn.dense_flow(2, preprocessing=tfb.Scale(tf.Variable([np.nan, 1.0], dtype=tf.float32)))
+    assert np.all(np.isnan(broken.log_prob(INSIDE)))
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda flow: tf.function(flow.log_prob),
+        lambda flow: tf.function(flow.log_prob, jit_compile=True),
+        lambda flow: lambda x: tf.function(lambda argument, x: argument.log_prob(x))(flow, x),
+        lambda flow: sn.exact(flow).log_prob,
+        lambda flow: flow.copy(name="copy").log_prob,
+        lambda flow: lambda x: sn.estimate_log_prob(flow, x, seed=1).value,
+        lambda flow: sn.FlowModel(flow).log_prob,
+        lambda flow: tfd.TransformedDistribution(flow, tfb.Shift([0.0, 0.0])).log_prob,
+    ],
+    ids=("graph", "xla", "argument", "exact", "copy", "estimate", "model", "as a base"),
+)
+def test_every_route_to_the_density(of):
+    flow = small_flow()
+    log_prob = of(flow)(np.concatenate([INSIDE, OUTSIDE]))
+    np.testing.assert_allclose(log_prob[:2], expected_density(flow, INSIDE), rtol=1e-4)
+    np.testing.assert_array_equal(log_prob[2:], np.full(4, -np.inf))
+
+
+def test_model_that_trains_saves_and_exports(tmp_path):
+    model = sn.FlowModel.from_builder(
+        sn.dense_flow, event_shape=2, num_layers=1, preprocessing=tfb.Exp(), seed=1
+    )
+    model.compile(keras.optimizers.Adam(1e-2))
+    events = np.exp(np.random.default_rng(0).normal(size=[200, 2])).astype(np.float32)
+    model.fit(events, epochs=1, verbose=0)
+    x = np.concatenate([events[:3], -events[:1], np.zeros([1, 2], np.float32)])
+    expected = model.log_prob(x)
+    assert np.all(np.isfinite(expected[:3]))
+    assert np.all(np.isneginf(expected[3:]))
+    assert np.isinf(model.evaluate(x, verbose=0, return_dict=True)["nll"])
+    model.save(tmp_path / "flow.keras")
+    model.export(tmp_path / "flow")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "flow.keras").log_prob(x), expected)
+    served = tf.saved_model.load(tmp_path / "flow")
+    np.testing.assert_allclose(served.log_prob(tf.constant(x)), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="the log-likelihood. It is -inf for an event outside the support"):
+        model.fit(-events, epochs=10, batch_size=10, verbose=0)
+
+
+def test_conditional_model():
+    flow = sn.coupling_flow(2, 1, num_layers=1, width=4, preprocessing=sn.images.pixel_sigmoid(8), seed=1)
+    model, condition = sn.ConditionalFlowModel(flow, condition_shape=1), np.ones([6, 1], np.float32)
+    log_prob = model.log_prob(np.concatenate([INSIDE, OUTSIDE]), condition)
+    kwargs = {"coupling_0": {"condition": condition[:2]}}
+    np.testing.assert_allclose(log_prob[:2], flow.log_prob(INSIDE, bijector_kwargs=kwargs), rtol=1e-5)
+    assert np.all(np.isfinite(log_prob[:2]))
+    assert np.all(np.isneginf(log_prob[2:]))
+
+
+def test_images_and_a_preprocessing_that_changes_the_shape():
+    preprocessing = tfb.Chain([tfb.Reshape([2, 2, 1], [4]), tfb.Softplus()])
+    flow = sn.dense_flow(4, num_layers=1, preprocessing=preprocessing, seed=1)
+    images = np.ones([3, 2, 2, 1], np.float32)
+    images[1, 0, 1, 0] = -1.0
+    log_prob = flow.log_prob(images)
+    assert log_prob.shape == [3]
+    assert np.isneginf(log_prob[1])
+    assert log_prob[0] == log_prob[2]
+    assert np.isfinite(log_prob[0])
+
+
+def test_preprocessing_with_layers_is_a_part_of_the_flow():
+    flow = sn.dense_flow(2, num_layers=1, preprocessing=sn.SelfNormDense.trainable(2, seed=2), seed=1)
+    with sn.training_scope() as scope:
+        flow.log_prob(tf.ones([5, 2]))
+    assert len(scope.passes) == 2

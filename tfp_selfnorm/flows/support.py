@@ -1,0 +1,81 @@
+"""Flows of preprocessed data: their density is 0 outside the range of the preprocessing."""
+
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_selfnorm.bijectors import Conditional
+from tfp_selfnorm.bijectors.conditional import route_to
+from tfp_selfnorm.structure.layers import self_norm_layers
+from tfp_selfnorm.utils.compat import CompositeTensor, TransformedDistribution
+
+tfd = tfp.distributions
+
+
+class _DensityOnSupport(TransformedDistribution):
+    """A transformed distribution by a chain whose last part, from latent to data, is a preprocessing.
+
+    The support is the range of the preprocessing. An event outside of it has no finite value before the
+    preprocessing. Its `log_prob` is -inf, with gradients of 0. A NaN in an event, or in a parameter of the
+    preprocessing, gives NaN.
+    """
+
+    def experimental_local_measure(self, y: Any, backward_compat: bool = False, **kwargs: Any) -> Any:
+        """The log density of events, -inf outside the support, and the tangent space; see TFP."""
+        y = tf.convert_to_tensor(y, dtype_hint=self.dtype)
+        is_inside, inner = self._nearest(y, self._kwargs_split_fn(kwargs)[1])
+        log_prob, space = super().experimental_local_measure(inner, backward_compat, **kwargs)
+        return tf.where(is_inside, log_prob, tf.constant(-float("inf"), log_prob.dtype)), space
+
+    def _nearest(self, y, bijector_kwargs):
+        """Whether each event is in the support, and the events with those outside replaced by one inside."""
+        chain = self.bijector
+        preprocessing = (chain.bijector if isinstance(chain, Conditional) else chain).bijectors[0]
+        arguments = bijector_kwargs.get(preprocessing.name, {})
+        rank = len(self.event_shape)
+        inverse = tf.stop_gradient(preprocessing.inverse(tf.identity(y), **arguments))
+        anchor = tf.stop_gradient(preprocessing.forward(tf.zeros_like(inverse), **arguments))
+        is_outside = _any(~tf.math.is_finite(inverse), preprocessing.inverse_event_ndims(rank))
+        is_broken = _any(tf.math.is_nan(y) | ~tf.math.is_finite(anchor), rank)
+        is_inside = ~is_outside | is_broken
+        return is_inside, tf.where(
+            tf.reshape(is_inside, tf.concat([tf.shape(is_inside), [1] * rank], 0)), y, anchor
+        )
+
+    def copy(self, **override_parameters_kwargs: Any) -> TransformedDistribution:
+        """A copy with other parameters."""
+        return _made(**{**self.parameters, **override_parameters_kwargs})
+
+
+def _any(is_true, rank):
+    return tf.reduce_any(is_true, axis=list(range(-rank, 0)))
+
+
+class _PreprocessedFlow(_DensityOnSupport):
+    """A flow of preprocessed data that is no CompositeTensor."""
+
+
+class _CompositePreprocessedFlow(_DensityOnSupport, tfd.TransformedDistribution):
+    """A flow of preprocessed data that is a CompositeTensor."""
+
+
+def _made(distribution, bijector, **parameters):
+    is_composite = isinstance(distribution, CompositeTensor) and isinstance(bijector, CompositeTensor)
+    return (_CompositePreprocessedFlow if is_composite else _PreprocessedFlow)(
+        distribution, bijector, **parameters
+    )
+
+
+def preprocessed_flow(
+    base: tfp.distributions.Distribution, bijector: tfp.bijectors.Chain, name: str
+) -> tfp.distributions.TransformedDistribution:
+    """A transformed distribution whose density is 0 outside the range of the first part of the chain.
+
+    A preprocessing with self-normalizing layers, whose passes count in a training scope, or with a condition
+    is a part of the flow like any other.
+    """
+    preprocessing = bijector.bijectors[0]
+    if self_norm_layers(preprocessing) or route_to(preprocessing):
+        return tfd.TransformedDistribution(base, bijector, name=name)
+    return _made(base, bijector, name=name)
