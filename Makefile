@@ -1,4 +1,5 @@
-# `make demo` trains the example, `make test` lints and tests, `make test-slow` runs the slow tests, `make test-all` both.
+# `make demo` trains the example, `make test` lints and tests, `make test-slow` runs the slow tests, `make test-all` both,
+# `make docs` builds the documentation in docs/site.
 # All make their own environment first.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow test-all lint benchmark clean
+.PHONY: demo test test-slow test-all lint docs benchmark clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -25,6 +26,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
+
 benchmark: $(INSTALLED)
 	$(BIN)/python examples/benchmark.py $(ARGS)
 
@@ -35,4 +39,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_output toy_gallery_output train_output study_output benchmark_output compared build dist *.egg-info
+	rm -rf $(VENV) demo_output toy_gallery_output train_output study_output benchmark_output compared docs/site build dist *.egg-info
