@@ -60,6 +60,10 @@ class _CompositePreprocessedFlow(_DensityOnSupport, tfd.TransformedDistribution)
     """A flow of preprocessed data that is a CompositeTensor."""
 
 
+# TFP prints the name of the class.
+_PreprocessedFlow.__name__ = _CompositePreprocessedFlow.__name__ = "PreprocessedFlow"
+
+
 def _made(distribution, bijector, **parameters):
     is_composite = isinstance(distribution, CompositeTensor) and isinstance(bijector, CompositeTensor)
     return (_CompositePreprocessedFlow if is_composite else _PreprocessedFlow)(

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from tfp_selfnorm.model.data import (
     with_values,
 )
 from tfp_selfnorm.model.named_variables import NamedVariables
+from tfp_selfnorm.model.progress import with_short_progress
 from tfp_selfnorm.model.streams import raising_named_batches
 from tfp_selfnorm.model.summary import print_summary
 from tfp_selfnorm.structure.layers import at_inference
@@ -69,6 +71,16 @@ class DistributionModel(keras.Model):
         self.distribution = distribution
         self._is_evaluating = self._evaluation_begins = False
 
+    def __repr__(self) -> str:
+        number = sum(math.prod(variable.shape) for variable in self.trainable_variables)
+        return (
+            f"<{type(self).__name__} {self.name!r} of {self.distribution.name!r}: events "
+            f"{self.distribution.event_shape}, {number:,} trainable parameters>"
+        )
+
+    def __str__(self) -> str:
+        return repr(self)
+
     def fit(
         self,
         x: Any = None,
@@ -98,6 +110,8 @@ class DistributionModel(keras.Model):
             Keras.
           y: labels, for `class_weight`. A subclass with a `compute_loss`, `train_step` or `test_step` of its
             own gets them too. Labels of strings and labels that are not dense are `None` there.
+          verbose: 1 shows the likelihood and the figures that are out of the ordinary, 2 shows all figures, in
+            a line an epoch. The history has all.
           validation_data: events in a form that `x` may have, or a tuple or list that begins with them:
             `(x,)`, `(x, y)` or `(x, y, sample_weight)`; `y` may be `None`.
           class_weight: weights of the labels, instead of `sample_weight`.
@@ -122,6 +136,7 @@ class DistributionModel(keras.Model):
             if validation_data is not None:
                 prepared = prepare_validation(validation_data, self.distribution, **self._data_options())
                 arguments["validation_data"] = prepared
+            arguments["callbacks"] = with_short_progress(callbacks, verbose)
             history = super().fit(**{**arguments, **data._asdict()})
         self._end_training()
         return history
@@ -144,6 +159,7 @@ class DistributionModel(keras.Model):
         """
         check_counts(batch_size=batch_size, steps=steps)
         data = FitData(x, y, sample_weight)
+        callbacks = with_short_progress(callbacks, verbose)
         options = {"verbose": verbose, "steps": steps, "callbacks": callbacks, "return_dict": return_dict}
         with self._checks(evaluates=True):
             # Inside `fit` Keras has an iterator of the validation data, which are checked already.

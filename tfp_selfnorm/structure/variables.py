@@ -122,7 +122,7 @@ def _explaining_failures():
         raise ValueError(
             "`distribution` must sample and score without further arguments in a FlowModel; got "
             f"{type(error).__name__}: {error}\nIf it needs a condition (`bijector_kwargs`), use a "
-            "ConditionalFlowModel, or a loop of your own; see the guide 'Without Keras's fit' of the documentation."
+            "ConditionalFlowModel, or a loop of your own; see the guide 'Without Keras's fit'."
         ) from error
 
 
