@@ -110,8 +110,8 @@ class DistributionModel(keras.Model):
             Keras.
           y: labels, for `class_weight`. A subclass with a `compute_loss`, `train_step` or `test_step` of its
             own gets them too. Labels of strings and labels that are not dense are `None` there.
-          verbose: 1 shows the likelihood and the figures that are out of the ordinary, 2 shows all figures, in
-            a line an epoch. The history has all.
+          verbose: 1 shows the likelihood and the figures that are out of the ordinary, 2 shows all figures,
+            in a line an epoch. The history has all.
           validation_data: events in a form that `x` may have, or a tuple or list that begins with them:
             `(x,)`, `(x, y)` or `(x, y, sample_weight)`; `y` may be `None`.
           class_weight: weights of the labels, instead of `sample_weight`.

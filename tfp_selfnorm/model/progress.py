@@ -14,8 +14,8 @@ class ShortProgress(keras.callbacks.ProgbarLogger):
     """Keras's progress bar without the figures that say that all is well.
 
     It leaves out the loss and the reconstruction error if the loss is the `nll`, a number of skipped updates
-    of 0, a small error of the inverses, and the weight of the regularizer. A figure that was shown once stays.
-    With `verbose=2` all figures are shown.
+    of 0, a small error of the inverses, and the weight of the regularizer. A figure that was shown once
+    stays. With `verbose=2` all figures are shown.
     """
 
     # It does not change the training, so that Keras may call it from another thread.
