@@ -56,7 +56,7 @@ class _PreprocessedFlow(_DensityOnSupport):
     """A flow of preprocessed data that is no CompositeTensor."""
 
 
-class _CompositePreprocessedFlow(_DensityOnSupport, tfd.TransformedDistribution):
+class _CompositePreprocessedFlow(_DensityOnSupport, tfd.TransformedDistribution):  # type: ignore[name-defined]
     """A flow of preprocessed data that is a CompositeTensor."""
 
 
