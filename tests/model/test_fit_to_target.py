@@ -41,6 +41,18 @@ def make_model(layer_options=None, learning=sn.Tracking(), rate=0.02, **options)
     return model
 
 
+@pytest.mark.parametrize("shift", [-50.0, 50.0])
+def test_a_factor_of_the_target_changes_log_z_alone(shift):
+    """Each epoch has the figures of its own samples, whatever the constant is."""
+
+    def train(target):
+        return make_model().fit_to_target(target, 5, epochs=3, batch_size=50, seed=1, verbose=0).history
+
+    plain, shifted = train(gaussian), train(lambda x: gaussian(x) + shift)
+    np.testing.assert_allclose(np.subtract(shifted["log_z"], shift), plain["log_z"], atol=1e-9)
+    np.testing.assert_allclose(shifted["ess"], plain["ess"], rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     "learning", [sn.Tracking(), sn.Reconstruction(), None], ids=["tracked", "data", "none"]
 )

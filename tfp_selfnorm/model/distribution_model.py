@@ -136,6 +136,8 @@ class DistributionModel(keras.Model):
             if validation_data is not None:
                 prepared = prepare_validation(validation_data, self.distribution, **self._data_options())
                 arguments["validation_data"] = prepared
+            # A data set has an order of its own. Keras warns of `shuffle=True`, which is the default.
+            arguments["shuffle"] = shuffle and not isinstance(data.x, tf.data.Dataset)
             arguments["callbacks"] = with_short_progress(callbacks, verbose)
             history = super().fit(**{**arguments, **data._asdict()})
         self._end_training()

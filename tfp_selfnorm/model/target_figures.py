@@ -23,6 +23,11 @@ class ImportanceFigures(keras.metrics.Metric):
         self._sum_of_squares = self.add_variable([], initializer, name="log_sum_of_squares", dtype="float64")
         self._count = self.add_variable([], "zeros", name="count", dtype="float64")
 
+    def reset_state(self) -> None:
+        """Forgets all samples. Keras's own would set the logarithms to 0, the weight of one sample more."""
+        for variable, value in ((self._sum, -np.inf), (self._sum_of_squares, -np.inf), (self._count, 0.0)):
+            variable.assign(value)
+
     def update_state(self, log_weights: tf.Tensor, is_applied: tf.Tensor) -> None:
         """Adds the samples of a step, unless it was skipped."""
         log_weights = tf.reshape(tf.cast(log_weights, tf.float64), [-1])
