@@ -132,7 +132,8 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
     Let m be the mean of the input of a layer, S the deviations of its numbers, C their correlation, and
     `P = (1 - shrinkage) C + shrinkage I`. W becomes `(S P S)^-1/2`. It is symmetric, and of all such matrices
     the nearest to the identity. If the covariance is ill-conditioned (1e10), as with different units, W is
-    `P^-1/2 S^-1`, the nearest for the standardised numbers. R becomes the inverse of W, and the bias `-W m`.
+    `P^-1/2 S^-1`, the nearest for the standardised numbers. A W that was orthogonal, such as a permutation,
+    is kept as a factor on the left: the output is rotated. R becomes the inverse of W, and the bias `-W m`.
     Without a bias the mean stays. Then the first layer alone is a Gaussian that fits the data. Training is
     epochs ahead. R follows W more closely, because no direction of W has to shrink by a factor of a hundred
     first. Layers of other kinds are not changed.
@@ -209,10 +210,18 @@ def _whiten_layer(layer, x, shrinkage):
     if len(result.constant_columns) == layer.event_size:
         raise ValueError(f"The input of `{layer.name}` from `x` must vary; it is the same for all events.")
     _warn_of_constants(layer, result)
-    layer.inverse_kernel.assign(tf.constant(result.kernel, layer.dtype))
-    layer.forward_kernel.assign(tf.constant(result.inverse_kernel, layer.dtype))
+    rotation = _rotation_of(layer)
+    kernel = rotation @ result.kernel
+    layer.inverse_kernel.assign(tf.constant(kernel, layer.dtype))
+    layer.forward_kernel.assign(tf.constant(result.inverse_kernel @ np.linalg.inv(rotation), layer.dtype))
     if layer.bias is not None:
-        layer.bias.assign(tf.constant(-result.kernel @ result.mean, layer.dtype))
+        layer.bias.assign(tf.constant(-kernel @ result.mean, layer.dtype))
+
+
+def _rotation_of(layer):
+    """W if it is orthogonal, such as the permutations of `coupling_flow`, else I."""
+    kernel, identity = np.asarray(layer.inverse_kernel, np.float64), np.eye(layer.event_size)
+    return kernel if np.allclose(kernel @ kernel.T, identity, atol=1e-4) else identity
 
 
 def _warn_of_constants(layer, result):

@@ -149,3 +149,28 @@ def test_options_of_the_self_normalizing_layer_are_refused_for_others(build, lay
 def test_unknown_layers(build, layer):
     with pytest.raises(ValueError, match=f"`layer` must be one of .*'self_norm'.*; got '{layer}'"):
         build(SHAPES[build], layer=layer)
+
+
+@pytest.mark.parametrize("layer", ["self_norm", "lu", "permute"])
+def test_mixing_layers_of_couplings_reverse_the_order_at_first(layer):
+    """So that each half is changed by every second coupling, whatever the mixing layers learn."""
+    flow = sn.coupling_flow(3, num_layers=3, layer=layer, width=4, seed=1)
+    x = np.array([[0.5, -1.0, 2.0]], np.float32)
+    np.testing.assert_allclose(flow.bijector.inverse(tf.constant(x)), x[:, ::-1], atol=0.02)
+    np.testing.assert_allclose(flow.bijector.forward(tf.constant(x)), x[:, ::-1], atol=0.02)
+
+
+def test_whitening_keeps_the_order_of_mixing_layers(rng):
+    """W W^T is I in whitened coordinates, and the reversal stays a factor of W on the left."""
+    flow = sn.coupling_flow(2, num_layers=1, width=4, dtype=tf.float64, seed=1)
+    (layer,) = sn.self_norm_layers(flow)
+    covariance = np.array([[4.0, 1.0], [1.0, 2.0]])
+    x = rng.multivariate_normal([3.0, -1.0], covariance, size=500)
+    sn.whiten(flow, x, shrinkage=0.0)
+    values, vectors = np.linalg.eigh(np.cov(x, rowvar=False))
+    root = vectors @ np.diag(values**-0.5) @ vectors.T
+    np.testing.assert_allclose(layer.inverse_kernel, root[::-1], rtol=1e-8)
+    np.testing.assert_allclose(layer.forward_kernel @ layer.inverse_kernel, np.eye(2), atol=1e-12)
+    z = layer.inverse(tf.constant(x)).numpy()
+    np.testing.assert_allclose(z.mean(axis=0), [0.0, 0.0], atol=1e-10)
+    np.testing.assert_allclose(np.cov(z, rowvar=False), np.eye(2), atol=1e-10)

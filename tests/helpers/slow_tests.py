@@ -53,6 +53,7 @@ SLOW = (
     r"test_faults.py::test_a_run_goes_on_from_fit_to_fit_and_ends_with_compile",
     r"test_fused_update.py::test_with_the_options_of_compile",
     # Of the pages of the documentation the README and the short ones are fast.
+    r"test_notebooks.py::test_notebook",
     r"test_pages.py::test_page\[docs/pages/(getting|guides/(?!plain)|migrating)",
     r"test_bigger_models.py::test_a_layer_of_a_functional_model_ends_at_the_optimum\[(adaptive|none)\]",
     r"test_bigger_models.py::test_two_flows_of_a_subclassed_model_end_at_the_sum_of_the_optima\[[TN]",

@@ -46,8 +46,9 @@ def coupling_flow(
     """A flow of vectors: mixing layers and couplings, in turns, and a standard normal base.
 
     From data to latent: preprocessing, flattening, then `num_layers` times a mixing layer and a coupling. The
-    coupling changes the second half of the dimensions by a network of the first half. An event with one
-    dimension has no mixing layers, and needs a condition.
+    coupling changes the second half of the dimensions by a network of the first half. Each mixing layer
+    reverses the order of the dimensions at first, so that couplings in turns change each half, and learns
+    from there. An event with one dimension has no mixing layers, and needs a condition.
 
     Args:
       event_shape: shape of an event: int, tuple or `tf.TensorShape`.
@@ -138,6 +139,17 @@ def _permute(size, dtype, seed, name):
     return tfb.Permute(list(reversed(range(size))), name=name)
 
 
+def _self_norm(size, name, **options):
+    layer = SelfNormDense.trainable(size, name=name, **options)
+    for kernel in layer.inverse_kernel, layer.forward_kernel:
+        kernel.assign(tf.reverse(tf.eye(size, dtype=kernel.dtype), axis=[0]))
+    return layer
+
+
+def _lu(size, dtype, seed, name):
+    return lu_layer(size, dtype, seed, name, reverses=True)
+
+
 def _affine(size, make_network, options, name, num_bins, bound):
     network = make_network(size // 2, 2 * (size - size // 2), name=f"{name}_network", **options)
     return AffineCoupling(network, size // 2, event_ndims=1, bound=bound, name=name)
@@ -149,5 +161,5 @@ def _spline(size, make_network, options, name, num_bins, bound):
     return SplineCoupling(network, size // 2, num_bins=num_bins, bound=bound, name=name)
 
 
-_LAYERS = {"self_norm": SelfNormDense.trainable, "lu": lu_layer, "permute": _permute}
+_LAYERS = {"self_norm": _self_norm, "lu": _lu, "permute": _permute}
 _COUPLINGS = {"spline": _spline, "affine": _affine}
