@@ -97,7 +97,7 @@ def dense_flow(
 def lu_layer(
     event_size: int, dtype: tf.DType, seed: Seed, name: str, reverses: bool = False
 ) -> tfp.bijectors.Chain:
-    """A layer of LU factors and a bias. Its initial map is that of a `SelfNormDense`, or reverses the order."""
+    """LU factors and a bias. The initial map is that of a `SelfNormDense`, or reverses the order."""
     noise = tf.random.stateless_normal([event_size], stateless_seed(seed, "self_norm_dense"), dtype=dtype)
     bias = tf.Variable(1e-3 * noise, name=f"{name}_bias")
     matrix = tf.eye(event_size, dtype=dtype)
