@@ -97,7 +97,8 @@ def label_lines(ax: "Axes", fontsize: float = 9.0) -> "Axes":
                 "color": line.get_color(),
                 "linewidth": 0.6,
                 "alpha": 0.6,
-                "shrinkA": 0.0,
+                "relpos": (0.0, 0.5),
+                "shrinkA": 1.0,
                 "shrinkB": 2.0,
             },
         )

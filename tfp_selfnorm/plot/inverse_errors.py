@@ -30,7 +30,8 @@ def inverse_errors(
     Open circles are the errors on random probes, `||I - R W|| / ||I||` (Frobenius norm), which the callback
     `InverseQuality` gives too. With `x` there are filled circles for the error of the round trip of the data:
     the root of the mean of `||h - R W h||^2` over that of `||h||^2`, with the inputs `h` of the layer. 0 is
-    exact; an R of zeros has the error 1. Errors below the rounding of the dtype are drawn as the rounding.
+    exact; an R of zeros has the error 1. Errors below the rounding of the dtype are drawn as the rounding. A
+    layer whose error is not finite says so beside its name.
 
     Args:
       model: a `FlowModel` or a TFP distribution, with layers that need a learned inverse.
@@ -65,14 +66,18 @@ def inverse_errors(
     smallest = float(np.finfo(distribution.dtype.as_numpy_dtype).eps)
     places = np.arange(len(layers))
     labels = ("random probes", "round trip of the data")
+    ax.set(xscale="log", xlabel="relative error of the learned inverse")
     for found, label, fill in zip(errors, labels, ("none", "full"), strict=False):
         values = np.maximum([found[name] for name in layers], smallest)
         ax.plot(values, places, "o", color=COLORS[0], fillstyle=fill, label=label)
-    # Whole decades have few and short labels.
-    drawn = np.log10(np.concatenate([line.get_xdata() for line in ax.lines[-len(errors) :]]))
-    decades = np.floor(np.nanmin(drawn)), np.floor(np.nanmax(drawn)) + 1.0
-    ax.set(xscale="log", xlim=10.0 ** np.array(decades), xlabel="relative error of the learned inverse")
-    ax.set_yticks(places, list(layers))
+    drawn = np.concatenate([line.get_xdata() for line in ax.lines[-len(errors) :]])
+    exponents = np.floor(np.log10(drawn[np.isfinite(drawn)]))
+    if exponents.size:
+        # Whole decades have few and short labels.
+        ax.set_xlim(10.0 ** min(exponents), 10.0 ** (max(exponents) + 1.0))
+    is_finite = [all(np.isfinite(found[name]) for found in errors) for name in layers]
+    names = [name if good else f"{name} (not finite)" for name, good in zip(layers, is_finite, strict=True)]
+    ax.set_yticks(places, names)
     ax.set_ylim(len(layers) - 0.5, -0.5)
     ax.grid(axis="y", color=GREY, alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)

@@ -102,12 +102,12 @@ def samples(x: Array, limits: Any = None, ax: "Axes | None" = None, num_bins: in
     >>> import tfp_selfnorm as sn
     >>> ax = sn.plot.samples(tf.random.normal([1000, 2], seed=1), limits=(-5, 5))
     >>> ax.images[0].get_array().shape
-    (20, 20)
+    (22, 22)
     """
     check_axes(ax)
     points = table(x, "x", num_columns=2)
     view: Any = [range_of(column) for column in points.T] if limits is None else _check_limits(limits)
-    number = int(np.clip(len(points) ** 0.5 / 2.0, 20, 100))
+    number = int(np.clip(0.7 * len(points) ** 0.5, 20, 100))
     if num_bins is not None:
         number = check_int(num_bins, "num_bins", 2, 5000)
     finite = points[np.isfinite(points).all(axis=1)]
