@@ -9,6 +9,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.model.flow_model import FlowModel
 from tfp_selfnorm.utils.checks import as_array, check_distribution
+from tfp_selfnorm.utils.options import check_positive
 from tfp_selfnorm.utils.types import Array, TfpObject
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def label_lines(ax: "Axes", fontsize: float = 9.0) -> "Axes":
       The axes.
 
     Raises:
-      TypeError: if `ax` is no Axes.
+      TypeError: if `ax` is no Axes, or `fontsize` no number.
+      ValueError: if `fontsize` is not positive and finite.
 
     >>> import matplotlib.figure
     >>> import tfp_selfnorm as sn
@@ -81,12 +83,14 @@ def label_lines(ax: "Axes", fontsize: float = 9.0) -> "Axes":
     if ax is None:
         raise TypeError("`ax` must be matplotlib Axes; got None.")
     check_axes(ax)
+    fontsize = check_positive(fontsize, "fontsize")
     ends = [(line, end) for line in ax.get_lines() if (end := _end_of(line)) is not None]
     for index, (line, end) in enumerate(ends):
         ax.annotate(
             str(line.get_label()),
-            xy=end,
+            xy=(0.0, 0.0),
             xytext=(0.0, 0.0),
+            xycoords=functools.partial(_place_of_end, ax, end),
             textcoords=functools.partial(_place_of_label, ax, ends, fontsize, index),
             color=line.get_color(),
             fontsize=fontsize,
@@ -129,16 +133,24 @@ def _end_of(line):
     return tuple(points[finite[-1]]) if has_label and finite.size else None
 
 
-def _place_of_label(ax, ends, fontsize, index, unused_renderer):
+def _place_of_end(ax, end, unused_renderer=None):
+    """The shift to the end of a line, in pixels of the figure as it is drawn."""
+    from matplotlib.transforms import Affine2D
+
+    # An end may be out of view, or 0 on a logarithmic scale.
+    place = np.nan_to_num(ax.transData.transform(end), nan=-np.inf)
+    return Affine2D().translate(*np.clip(place, ax.bbox.min, ax.bbox.max))
+
+
+def _place_of_label(ax, ends, fontsize, index, unused_renderer=None):
     """The shift to the left edge of a label, in pixels of the figure as it is drawn."""
     from matplotlib.transforms import Affine2D
 
-    box, pixels = ax.bbox, ax.figure.dpi / 72.0
-    wanted = np.array([ax.transData.transform(end)[1] for _, end in ends])
-    # An end may be out of view, or 0 on a logarithmic scale.
-    wanted = np.clip(np.nan_to_num(wanted, nan=box.y0), box.y0, box.y1)
-    heights = np.array([str(line.get_label()).count("\n") + 1 for line, _ in ends]) * 1.25 * fontsize * pixels
-    return Affine2D().translate(box.x1 + 6.0 * pixels, spread(wanted, heights)[index])
+    pixels = ax.figure.dpi / 72.0
+    wanted = np.array([_place_of_end(ax, end).transform((0.0, 0.0))[1] for _, end in ends])
+    lines = np.array([str(line.get_label()).count("\n") + 1.0 for line, _ in ends])
+    heights = spread(wanted, 1.25 * fontsize * pixels * lines)
+    return Affine2D().translate(ax.bbox.x1 + 6.0 * pixels, heights[index])
 
 
 def distribution_of(flow: TfpObject, name: str = "flow") -> TfpObject:

@@ -102,15 +102,16 @@ def calibration(
     (101,)
     """
     check_axes(ax)
+    names = column_names(names, y, int(np.prod(_numbers(y, "y").shape[1:])))
+    check_number_of_lines(len(names), "y")
     if isinstance(samples, ConditionalFlowModel):
         num_samples = check_positive_int(num_samples, "num_samples")
         samples = samples.sample(num_samples, x, seed=seed)
     elif x is not None:
-        raise ValueError("`x` is for a ConditionalFlowModel; got samples, which have their conditions.")
+        kind = type(samples).__name__
+        raise ValueError(f"`samples` must be a ConditionalFlowModel if `x` is given; got {kind}.")
     found = ranks(samples, y)
     columns = found.reshape(len(found), -1).T
-    names = column_names(names, y, len(columns))
-    check_number_of_lines(len(columns), "y")
     number, levels = len(samples), np.linspace(0.0, 1.0, 101)
     band = binomial_interval(len(found), levels, _CONFIDENCE) / len(found)
     expected = np.arange(number + 2) / (number + 1)
