@@ -172,6 +172,7 @@ def test_labels_stand_at_the_ends_of_their_lines_and_do_not_overlap(is_log):
     ends = [1.0, 1.01, 1.02, 5.0, 5.0, 0.0]
     for i, end in enumerate(ends):
         ax.plot([0, 1, 2 + i, 9], [3.0, 2.0, end, np.nan], label=f"line {i}" + "\nand more" * (i == 1))
+    sn.plot.label_lines(ax)
     ax.plot([0, 1], [1, 1])
     sn.plot.label_lines(ax)
     # After the labels: they follow.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Colours that colour-blind people can tell apart (Okabe and Ito, 2008), those that read best on white first.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00")
 GREY = "#777777"
+# The group of the labels at the ends of lines.
+_LABEL = "tfp_selfnorm_line_label"
 
 
 def make_figure(**options: Any) -> Any:
@@ -60,7 +62,8 @@ def label_lines(ax: "Axes", fontsize: float = 9.0) -> "Axes":
 
     Labels that would overlap are moved apart, each time that the figure is drawn, and a thin rule leads from
     the end of the line to its label. Lines without a label, or without a finite point, get none. The room on
-    the right comes from the layout of the figure: make yours with `layout="constrained"`.
+    the right comes from the layout of the figure: make yours with `layout="constrained"`. A second call
+    writes all labels anew, also those of lines that came later.
 
     Args:
       ax: axes with lines.
@@ -84,6 +87,9 @@ def label_lines(ax: "Axes", fontsize: float = 9.0) -> "Axes":
         raise TypeError("`ax` must be matplotlib Axes; got None.")
     check_axes(ax)
     fontsize = check_positive(fontsize, "fontsize")
+    for text in list(ax.texts):
+        if text.get_gid() == _LABEL:
+            text.remove()
     ends = [(line, end) for line in ax.get_lines() if (end := _end_of(line)) is not None]
     for index, (line, end) in enumerate(ends):
         ax.annotate(
@@ -96,6 +102,7 @@ def label_lines(ax: "Axes", fontsize: float = 9.0) -> "Axes":
             fontsize=fontsize,
             verticalalignment="center",
             annotation_clip=False,
+            gid=_LABEL,
             arrowprops={
                 "arrowstyle": "-",
                 "color": line.get_color(),
@@ -114,14 +121,16 @@ def spread(centres: np.ndarray, heights: np.ndarray) -> np.ndarray:
     order = np.argsort(centres, kind="stable")
     boxes = heights[order]
     offsets = np.concatenate([[0.0], np.cumsum(0.5 * (boxes[1:] + boxes[:-1]))])
-    free, number = centres[order] - offsets, len(order)
-    # Isotonic regression of the centres without the heights.
-    fitted = [
-        max(min(free[first:last].mean() for last in range(i + 1, number + 1)) for first in range(i + 1))
-        for i in range(number)
-    ]
-    result = np.empty(number)
-    result[order] = np.array(fitted) + offsets
+    # Isotonic regression of the centres without the heights: neighbours in the wrong order share their mean.
+    blocks: list[tuple[float, int]] = []
+    for total in centres[order] - offsets:
+        count = 1
+        while blocks and blocks[-1][0] / blocks[-1][1] > total / count:
+            last = blocks.pop()
+            total, count = total + last[0], count + last[1]
+        blocks.append((total, count))
+    result = np.empty(len(order))
+    result[order] = np.concatenate([np.full(count, total / count) for total, count in blocks]) + offsets
     return result
 
 

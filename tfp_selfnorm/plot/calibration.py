@@ -222,5 +222,5 @@ def _explain(ax, band, num_lines):
     """A legend above the axes, where no line is: the names, if there are several, and the band."""
     handles = [*(ax.lines[1:] if num_lines > 1 else []), band]
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
-    ax.legend(handles=handles, ncols=min(len(handles), 3), frameon=False, fontsize=9, **place)
+    ax.legend(handles=handles, ncols=2 if len(handles) == 4 else 3, frameon=False, fontsize=9, **place)
     ax.spines[["top", "right"]].set_visible(False)
