@@ -5,9 +5,9 @@
 
 Parts: one dense layer, one 3x3 convolution, whole models (a step in Keras's `fit` against the compiled step
 alone), sampling and evaluation, and what a fresh process pays: import, first call, peak memory. Each part
-writes its table, `benchmark_dense.csv` and so on; `benchmark.png` draws the first two. Ratios are of medians
-and within a run: to a limit, which is the least that such a step can do, and from the exact gradient. What
-the names mean is in `benchmark_cases.py`.
+writes its table, `benchmark_dense.csv` and so on; `benchmark.png` draws some steps of the first two. Ratios
+are of medians and within a run: to a limit, which is the least that such a step can do, and from the exact
+gradient. What the names mean is in `benchmark_cases.py`.
 """
 
 import argparse
@@ -19,9 +19,9 @@ import time
 
 import benchmark_cases as cases
 import keras
-import matplotlib as mpl
 import numpy as np
 import tensorflow as tf
+from matplotlib.figure import Figure
 from tables import machine, write_csv
 from timing import measure, memory_in_use, quartiles
 
@@ -46,6 +46,25 @@ PROCESS_CASES = {
     (4096,): (cases.DENSE + cases.ADAM, cases.TRACKED + cases.ADAM),
     (32, 32, 3): (cases.SIX_CONVOLUTIONS, cases.PAPER, cases.BLOCKS, cases.MATRIX),
 }
+# Of the picture: titles, parts and steps. A step has one colour in all panels.
+PANELS = (
+    ("one dense layer", "dense", (cases.THREE, cases.SIX, cases.TRACKED, cases.PAPER, cases.EXACT)),
+    (
+        "one dense layer with Adam",
+        "dense",
+        tuple(n + cases.ADAM for n in (cases.DENSE, cases.TRACKED, cases.PAPER, cases.EXACT, cases.LU)),
+    ),
+    ("one convolution", "conv", (cases.SIX_CONVOLUTIONS, cases.PAPER, cases.BLOCKS, cases.MATRIX)),
+)
+OF_ONE_COLOR = (
+    (cases.THREE, cases.DENSE),
+    (cases.TRACKED,),
+    (cases.PAPER,),
+    (cases.EXACT, cases.BLOCKS),
+    (cases.LU, cases.MATRIX),
+    (cases.SIX, cases.SIX_CONVOLUTIONS),
+)
+COLORS = {n: color for names, color in zip(OF_ONE_COLOR, sn.plot.COLORS, strict=True) for n in names}
 QUICK_PROCESS_CASES = {(2048,): (cases.TRACKED + cases.ADAM,), (32, 32, 3): (cases.PAPER,)}
 SAMPLED = ("FC-2, tracked", "conv-9, smooth leaky ReLU")
 
@@ -247,23 +266,19 @@ def print_row(columns):
 
 
 def draw(rows, path):
-    """Milliseconds of the dense and of the convolutional steps over the size."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
-    for axis, part in zip(axes, ("dense", "conv"), strict=True):
-        chosen = [r for r in rows if r["part"] == part]
-        for name in dict.fromkeys(r["step"] for r in chosen):
-            points = [(str(r["size"]), r["median_ms"]) for r in chosen if r["step"] == name]
-            style = "--" if name.endswith(cases.ADAM) else ":" if name.endswith(XLA) else "-"
-            axis.plot(*zip(*points, strict=True), style, marker="o", label=name)
-        axis.set(yscale="log", title=f"one {part} layer, B = {BATCH}", ylabel="ms a step")
+    """Milliseconds over the size: dense and convolutional steps, and training steps of a dense layer."""
+    figure = Figure(figsize=(17, 4.6), layout="constrained")
+    for axis, (title, part, names) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        for name in names:
+            chosen = [r for r in rows if (r["part"], r["step"]) == (part, name)]
+            sizes = [str(r["size"]) for r in chosen]
+            method = name.removesuffix(cases.ADAM)
+            options = {"color": COLORS[method], "label": method.replace(", ", ",\n")}
+            axis.plot(sizes, [r["median_ms"] for r in chosen], marker="o", markersize=4, **options)
+        axis.set(yscale="log", title=f"{title}, B = {BATCH}", ylabel="ms a step")
         axis.grid(alpha=0.3)
-        if chosen:
-            axis.legend(fontsize=7)
+        sn.plot.label_lines(axis)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main():

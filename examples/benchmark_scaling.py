@@ -22,10 +22,12 @@ import argparse
 import time
 
 import benchmark_cases as cases
-import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 from tables import machine, write_csv
 from timing import measure, quartiles
+
+import tfp_selfnorm as sn
 
 _ABOVE_OVERHEAD = 4.0
 _DENSE = (cases.PAPER, cases.TRACKED, cases.EXACT, cases.REFRESH)
@@ -121,28 +123,28 @@ def add_exponents(rows):
 
 def draw(rows, path):
     """Writes a picture with a panel for each layer: times over sizes, both on logarithmic scales."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     layers = list(dict.fromkeys(row["layer"] for row in rows))
-    figure, axes = plt.subplots(
-        1, len(layers), figsize=(5.2 * len(layers), 4.4), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(6.4 * len(layers), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(layers), sharey=True, squeeze=False)
+    for axis in axes.flat:
+        axis.set_prop_cycle(color=sn.plot.COLORS)
     for (layer, method), points in series_of(rows).items():
         exponent = points[0]["exponent"]
-        label = method if exponent is None else f"{method}: $D^{{{exponent:.1f}}}$"
+        label = method.replace(", ", ",\n")
+        if exponent is not None:
+            label += f": $D^{{{exponent:.1f}}}$"
         low, median, high = (
             np.array([row[key] for row in points]) for key in ("quartile_1_ms", "median_ms", "quartile_3_ms")
         )
-        axes[0, layers.index(layer)].errorbar(
+        line, *_ = axes[0, layers.index(layer)].errorbar(
             [row["D"] for row in points],
             median,
             np.maximum([median - low, high - median], 0.0),
             marker="o",
             markersize=4,
             capsize=2,
-            label=label,
         )
+        line.set_label(label)
     titles = {"dense": "dense layer", "conv": "3x3 convolution, one channel"}
     for axis, layer in zip(axes[0], layers, strict=True):
         axis.set_xscale("log", base=2)
@@ -150,10 +152,9 @@ def draw(rows, path):
         axis.set_title(titles[layer])
         axis.set_xlabel("D, dimensions of an event")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        sn.plot.label_lines(axis)
     axes[0, 0].set_ylabel(f"ms a training step, B = {rows[0]['B']}")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main():

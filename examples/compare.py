@@ -13,9 +13,12 @@ import glob
 import json
 import pathlib
 
-import matplotlib as mpl
 import numpy as np
+from cycler import cycler
+from matplotlib.figure import Figure
 from tables import write_csv
+
+import tfp_selfnorm as sn
 
 COLUMNS = ("label", "seed", "epochs", "best_epoch", "test_nll", "val_nll", "seconds", "cpu_seconds", "date")
 # Of learned inverses.
@@ -93,10 +96,10 @@ def write_figures(groups, output):
 
 def draw(groups, path):
     """Validation curves, the mean over the seeds, over epochs and over the seconds of computing."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis in axes:
+        axis.set_prop_cycle(cycler(linestyle=["-", "--"]) * cycler(color=sn.plot.COLORS))
     best = min(row["val_nll"] for runs in groups.values() for run in runs for row in run["curve"])
     worst = max(run["val_nll"] for runs in groups.values() for run in runs)
     for label, runs in groups.items():
@@ -111,11 +114,10 @@ def draw(groups, path):
         xlabel="epochs", ylabel="validation, nats", ylim=(best - 5, worst + 0.5 * (worst - best) + 20)
     )
     axes[1].set(xlabel="seconds of CPU time")
-    axes[0].legend()
     for axis in axes:
         axis.grid(alpha=0.3)
+        sn.plot.label_lines(axis)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def report(patterns, output):

@@ -18,10 +18,10 @@ import sys
 import time
 
 import keras
-import matplotlib as mpl
 import numpy as np
 import tensorflow as tf
 from data_sets import load
+from matplotlib.figure import Figure
 from tables import write_csv
 
 import tfp_selfnorm as sn
@@ -99,22 +99,10 @@ def train(method, splits, num_levels, arguments):
 
 def draw(panels, num_levels, path):
     """Writes grids of images side by side, each panel under its title."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    side = int(np.sqrt(SHOWN))
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 5.4), layout="constrained")
-    for axis, (title, images) in zip(axes, panels.items(), strict=True):
-        height, width, channels = images.shape[1:]
-        shades = np.clip(np.asarray(images, np.float32) / num_levels, 0.0, 1.0)
-        framed = np.pad(shades, [(0, 0), (1, 0), (1, 0), (0, 0)], constant_values=0.5)
-        grid = framed.reshape(side, side, height + 1, width + 1, channels).transpose(0, 2, 1, 3, 4)
-        grid = grid.reshape(side * (height + 1), side * (width + 1), channels)
-        axis.imshow(grid.squeeze(), cmap="gray")
-        axis.set_title(title)
-        axis.axis("off")
+    figure = Figure(figsize=(5 * len(panels), 5.4), layout="constrained")
+    for axis, (title, images) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        sn.plot.images(images, num_levels, axis).set_title(title)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def export_and_reload(model, images, output):

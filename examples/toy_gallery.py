@@ -19,10 +19,10 @@ import pathlib
 import time
 
 import keras
-import matplotlib as mpl
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from matplotlib.figure import Figure
 from tables import write_csv
 from toy_data import TOYS, log_prob
 
@@ -34,7 +34,7 @@ tfd = tfp.distributions
 # The splines bend [-BOUND, BOUND], and leave what is outside.
 BOUND = 5.0
 MIN_BIN_FRACTION = MIN_SLOPE = 1e-3
-VIEW = 4.4
+VIEW = (-4.4, 4.4)
 # Flows, and what the picture calls them.
 FLOWS = {"splines": "spline couplings", "free_form": "free-form flow"}
 _WHITENED = 5000
@@ -137,64 +137,39 @@ class Trainer:
         self.model.fit(points, batch_size=self._batch_size, shuffle=False, verbose=0)
 
 
-def grid_of(num_cells):
-    """The centres `[num_cells^2, 2]` of the cells of a grid over the picture."""
-    centres = (np.arange(num_cells) + 0.5) * (2.0 * VIEW / num_cells) - VIEW
-    return np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2).astype(np.float32)
-
-
-def histogram(points, num_cells):
-    """How many points fall into each cell, a row of cells for each step of the second coordinate."""
-    return np.histogram2d(points[:, 1], points[:, 0], num_cells, [[-VIEW, VIEW]] * 2)[0]
-
-
-def draw(columns, path):
-    """Writes a picture with a column for each toy: title and, by its label, each image."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    labels = list(columns[0][1])
-    figure, axes = plt.subplots(
-        len(labels),
-        len(columns),
-        figsize=(2.4 * len(columns) + 0.3, 2.4 * len(labels) + 0.3),
-        squeeze=False,
-        layout="constrained",
-    )
-    for column, (title, images) in enumerate(columns):
-        axes[0, column].set_title(title, fontsize=10)
-        for axis, image in zip(axes[:, column], images.values(), strict=True):
-            # A few bright cells would darken all others.
-            brightest = np.percentile(image[image > 0.01 * image.max()], 99.0)
-            axis.imshow(image, origin="lower", vmin=0.0, vmax=brightest, interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
+def make_panels(kinds, toys):
+    """A figure with a column for each toy, and its axes by row: the data, then two rows for each flow."""
+    labels = ["held-out data"]
+    for kind in kinds:
+        labels += [f"{FLOWS[kind]},\ndensity", f"{FLOWS[kind]},\nlearned samples"]
+    size = 2.4 * len(toys) + 0.3, 2.4 * len(labels) + 0.3
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(labels), len(toys), squeeze=False)
     for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label, fontsize=10)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    return figure, axes
 
 
-def results_of(trainer, toy, arguments):
-    """Trains a flow on a toy; returns its figures, its density on the grid and its samples."""
+def results_of(trainer, toy, arguments, axes):
+    """Trains a flow on a toy; draws its density and its samples, and returns its figures."""
     began, cpu_began = time.perf_counter(), time.process_time()
     trainer.fit(toy)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     model, held_out = trainer.model, TOYS[toy](arguments.points, arguments.seed + 1)
-    density = np.exp(model.log_prob(grid_of(arguments.cells)), dtype=np.float64)
+    sn.plot.density(model, VIEW, axes[0], arguments.cells)
+    sn.plot.samples(model.sample(arguments.points, seed=arguments.seed), VIEW, axes[1], num_bins=100)
+    density = axes[0].images[0].get_array()
     layers = sn.self_norm_layers(model.distribution)
-    samples = model.sample(arguments.points, seed=arguments.seed).numpy()
-    figures = {
+    return {
         "steps": trainer.num_steps,
         "held_out_points": arguments.points,
         "test_nll": round(-float(np.mean(model.log_prob(held_out), dtype=np.float64)), 4),
         "entropy": round(-float(np.mean(log_prob(toy, held_out))), 4),
-        "mass": round(float(np.sum(density)) * (2.0 * VIEW / arguments.cells) ** 2, 4),
+        "mass": round(float(np.sum(density)) * ((VIEW[1] - VIEW[0]) / arguments.cells) ** 2, 4),
         "inverse_error": float(f"{max(float(sn.inverse_error(layer, seed=0)) for layer in layers):.2g}"),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
     }
-    return figures, density.reshape([arguments.cells] * 2), histogram(samples, 100)
 
 
 def parse_arguments():
@@ -232,21 +207,23 @@ def main():
         f"{time.process_time():.0f} of CPU since the imports began\n",
         flush=True,
     )
-    columns, rows = [], []
-    for toy in arguments.toys:
-        images = {"held-out data": histogram(TOYS[toy](arguments.points, arguments.seed + 1), 100)}
-        for kind, trainer in trainers.items():
-            figures, density, samples = results_of(trainer, toy, arguments)
+    figure, axes = make_panels(arguments.flows, arguments.toys)
+    rows = []
+    for toy, column in zip(arguments.toys, axes.T, strict=True):
+        held_out = TOYS[toy](arguments.points, arguments.seed + 1)
+        sn.plot.samples(held_out, VIEW, column[0], num_bins=100)
+        for i, (kind, trainer) in enumerate(trainers.items()):
+            figures = results_of(trainer, toy, arguments, column[1 + 2 * i :])
             if not rows:
                 print("".join(f"{name:>16}" for name in ("toy", "flow", *figures)))
             rows.append({"toy": toy, "flow": kind, **figures})
             print("".join(f"{value:>16}" for value in rows[-1].values()), flush=True)
-            images[f"{FLOWS[kind]},\ndensity"] = density
-            images[f"{FLOWS[kind]},\nlearned samples"] = samples
         nlls = [f"{row['test_nll']:.2f}" for row in rows if row["toy"] == toy]
-        columns.append((f"{toy.replace('_', ' ')}, {' and '.join(nlls)} nats", images))
+        column[0].set_title(f"{toy.replace('_', ' ')}, {' and '.join(nlls)} nats", fontsize=10)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
     write_csv(arguments.output / "toy_gallery.csv", rows)
-    draw(columns, arguments.output / "toy_gallery.png")
+    figure.savefig(arguments.output / "toy_gallery.png", dpi=100)
     print(
         f"\n{time.perf_counter() - start:.0f} seconds in all, {time.process_time():.0f} of CPU; "
         f"picture in {arguments.output / 'toy_gallery.png'}"

@@ -24,9 +24,9 @@ import sys
 import time
 
 import keras
-import matplotlib as mpl
 import numpy as np
 from data_sets import batches, load
+from matplotlib.figure import Figure
 from presets import PRESETS, overridden
 from tables import write_csv
 
@@ -214,31 +214,22 @@ def write_config(preset, seed, output):
 
 def draw_curves(rows, path):
     """Training and validation over the epochs."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    epochs = [row["epoch"] for row in rows]
-    for name, label in (("nll", "training"), ("val_nll", "validation")):
-        axis.plot(epochs, [row[name] for row in rows], label=label)
-    last = [row["val_nll"] for row in rows[len(rows) // 10 :]]
-    axis.set(xlabel="epoch", ylabel="negative log-likelihood, nats", ylim=(min(last) - 5, max(last) + 5))
-    axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    axis = Figure(figsize=(6, 4), layout="constrained").subplots()
+    curves = {name: [row[name] for row in rows] for name in ("epoch", "nll", "val_nll")}
+    sn.plot.learning_curves(curves, axis)
+    last = curves["val_nll"][len(rows) // 10 :]
+    axis.set(ylabel="negative log-likelihood, nats", ylim=(min(last) - 5, max(last) + 5))
+    axis.figure.savefig(path, dpi=120)
 
 
 def draw_points(samples, points, path):
     """Samples beside real points, in the plane of the first two coordinates."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(8, 4), sharex=True, sharey=True, layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    limits = np.stack([np.min(points, axis=0), np.max(points, axis=0)], axis=1)[:2]
     for axis, title, shown in zip(axes, ("data", "samples"), (points, samples), strict=True):
-        axis.plot(*np.asarray(shown)[:, :2].T, ",")
-        axis.set_title(title)
+        sn.plot.samples(shown[:, :2], limits, axis).set_title(title)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def parse_changes(settings):

@@ -22,6 +22,7 @@ ORDER = (
     "flows",
     "model",
     "callbacks",
+    "plot",
 )
 WITHOUT_KERAS = ("math", "bijectors", "inverse_learning")
 # Their parameters are Keras's.

@@ -1,6 +1,11 @@
-"""The same random numbers in every docstring example; a pytest plugin."""
+"""The same random numbers in every docstring example, and figures without a window; a pytest plugin."""
+
+import os
+import sys
 
 import pytest
+
+os.environ.setdefault("MPLBACKEND", "agg")
 
 
 @pytest.fixture(autouse=True)
@@ -9,3 +14,6 @@ def _doctest_seed():
     import keras
 
     keras.utils.set_random_seed(1)
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")

@@ -1,9 +1,12 @@
 """Each public function with arguments that it takes, for `test_arguments_sweep.py`."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from matplotlib.figure import Figure
 
 import tfp_selfnorm as sn
 
@@ -39,6 +42,15 @@ def pair_of_networks():
 
 def flow_of_networks():
     return tfd.TransformedDistribution(tfd.MultivariateNormalDiag(tf.zeros(2)), pair_of_networks())
+
+
+@functools.cache
+def a_conditional_model():
+    return sn.ConditionalFlowModel(a_conditional_flow(), condition_shape=2)
+
+
+def some_axes():
+    return Figure().subplots()
 
 
 def in_scope(inverse_learning=None, log_dets=None, seed=None, gradient_corrections=None):
@@ -140,6 +152,10 @@ PUBLIC = {
     "TrainingScope.reconstruction_loss": (loss_in_scope, dict),
     "adapt": (sn.adapt, lambda: {"distribution": sn.dense_flow(2), "x": EVENTS}),
     "bits_per_dim": (sn.images.bits_per_dim, lambda: {"log_prob": 1.0, "event_shape": 2}),
+    "calibration": (
+        sn.plot.calibration,
+        lambda: {"samples": a_conditional_model(), "y": EVENTS, "x": EVENTS, "ax": some_axes()},
+    ),
     "conv_flow": (sn.conv_flow, lambda: IMAGES | {"layers_per_block": 1}),
     "coupling_flow": (sn.coupling_flow, lambda: {"event_shape": 2, "num_layers": 1, "width": 4}),
     "coupling_network": (
@@ -148,6 +164,10 @@ PUBLIC = {
     ),
     "dense_flow": (sn.dense_flow, lambda: {"event_shape": 2}),
     "dense_network": (sn.dense_network, lambda: {"num_inputs": 1, "num_outputs": 2, "width": 4}),
+    "density": (
+        sn.plot.density,
+        lambda: {"flow": tfd.Sample(tfd.Normal(0.0, 1.0), [2]), "limits": (0, 1), "ax": some_axes()},
+    ),
     "dequantize": (sn.images.dequantize, lambda: {"images": [1, 2]}),
     "dequantize_dataset": (
         sn.images.dequantize_dataset,
@@ -164,9 +184,17 @@ PUBLIC = {
     "exact": (sn.exact, dict),
     "free_form_flow": (sn.free_form_flow, lambda: {"event_shape": 2, "width": 4}),
     "glow_flow": (sn.glow_flow, lambda: IMAGES | {"steps_per_block": 1, "width": 4}),
+    "images": (sn.plot.images, lambda: {"x": np.zeros([2, 3, 3]), "ax": some_axes()}),
+    "inverse_errors": (sn.plot.inverse_errors, lambda: {"model": sn.dense_flow(2), "ax": some_axes()}),
+    "label_lines": (sn.plot.label_lines, lambda: {"ax": some_axes()}),
+    "learning_curves": (sn.plot.learning_curves, lambda: {"history": {"nll": [1.0]}, "ax": some_axes()}),
+    "marginals": (sn.plot.marginals, lambda: {"data": EVENTS, "figure": Figure()}),
     "inverse_error": (sn.inverse_error, lambda: {"layer": a_layer()}),
     "is_adapted": (sn.is_adapted, dict),
     "pixel_sigmoid": (sn.images.pixel_sigmoid, dict),
+    "ranks": (sn.plot.ranks, lambda: {"samples": np.zeros([3, 20, 2]), "y": EVENTS}),
+    "samples": (sn.plot.samples, lambda: {"x": EVENTS, "ax": some_axes()}),
+    "sbc_ranks": (sn.plot.sbc_ranks, lambda: {"ranks": [1, 2], "num_samples": 9, "ax": some_axes()}),
     "refresh_inverse": (sn.refresh_inverse, dict),
     "residual_network": (sn.residual_network, lambda: {"event_size": 2, "width": 4}),
     "self_norm_layers": (sn.self_norm_layers, dict),

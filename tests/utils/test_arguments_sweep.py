@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from matplotlib.figure import Figure
 from public_functions import EYE, PUBLIC
 
 import tfp_selfnorm as sn
@@ -58,6 +59,7 @@ WRONG = {
     "add_state": NO_OBJECT,
     "alpha": [*NO_NUMBER, 0.0, -1, 0.5, np.inf],
     "batch_size": NO_COUNT,
+    "ax": [*STRANGE, "a", [], 2.5, True, Figure()],
     "base": [*STRANGE, "a", 1, tfb.Exp(), tfd.Normal(0.0, 1.0), tfd.Sample(tfd.Normal(0.0, 1.0), [3])],
     "bias": NO_ARRAY,
     "bias_stddev": [*NO_NUMBER, -1, np.inf],
@@ -71,6 +73,7 @@ WRONG = {
     "condition_ndims": [*STRANGE[:4], *STRANGE[5:], "a", 2.5, True, -1, (1, 1), tf.Variable(3)],
     "condition_shape": [*NO_SHAPE, (2, None), (2, 3), ()],
     "condition_size": [*NO_INT, -1],
+    "data": [*STRANGE, "a", [], 2.5, True, np.array([1.0]), np.array([["a"]])],
     "dataset": NO_OBJECT,
     "decoder": NO_OBJECT,
     "depth": NO_COUNT,
@@ -97,8 +100,12 @@ WRONG = {
     "event_shape": [*NO_SHAPE, (2, None), tf.TensorShape(None)],
     "event_size": NO_COUNT,
     "exact": NO_BOOL,
+    "figure": [*STRANGE, "a", [], 2.5, True],
     "filepath": NO_PATH,
+    "flow": NO_OBJECT,
+    "fontsize": [*NO_NUMBER, 0.0, -1, np.inf],
     "gradient": NO_NAME,
+    "history": [*STRANGE, [], 2.5, True, {"loss": []}, {"loss": ["a"]}, {"loss": [np.nan]}],
     "image_shape": [*NO_SHAPE, (4, 4), (4, None, 1), (4, 4, 1, 1)],
     "images": [*STRANGE, "a", [], 2.5, True, np.array([1.0])],
     "initial": [*NO_NUMBER, 0.0, -1, np.inf],
@@ -113,20 +120,27 @@ WRONG = {
     "layers": [object(), None, 2.5, "a", [None], [tfb.Exp()], tf.Variable(3)],
     "shrinkage": [value for value in NO_NUMBER if value is not None] + [-0.1, 1.1],
     "gradient_corrections": [object(), "a", [], 2.5, {"dense": 1.0}, tf.Variable(3)],
+    "limits": [*STRANGE, "a", [], 2.5, True, (1, 0), (0, np.inf), ((0, 1), (1, 1)), (0, 1, 2)],
     "log_dets": [object(), "a", [], 2.5, {"dense": 1.0}, tf.Variable(3)],
     "log_dir": NO_PATH,
     "log_prob": [*STRANGE, "a", True, np.array([1]), tf.constant([1j])],
     "max_norm": [*NO_NUMBER, 0.0, -1, 5.5, np.inf],
     "mixture": [*NO_NUMBER, -0.1, 1.1, np.inf, tf.Variable(3)],
+    "model": NO_OBJECT,
     "momentum": [*NO_NUMBER, -0.1, 1.0, np.inf],
+    "names": [*STRANGE, "a", 2.5, True, ["a"], [1, 2]],
     "negative_slope": [*NO_NUMBER, 0.0, -1.0, 2.5, np.inf, tf.Variable(3)],
     "network": NO_OBJECT,
     "network_dtype": [*STRANGE, "a", [], 3, True, np.array([]), tf.Variable(3), "int32"],
     "num_bins": [*NO_COUNT, 1, 1000],
     "num_levels": [*NO_COUNT, 1],
+    "num_points": [*NO_COUNT, 1, 10**6],
+    "points": [*STRANGE, "a", [], 2.5, True, np.array([1.0]), np.zeros([4, 3])],
     "preprocessing": NO_OBJECT,
+    "ranks": [*STRANGE, "a", [], 2.5, True, [[[1]]], [-1, 1], [1, 10], [0.5]],
     "rate": [*NO_NUMBER, 0.0, -1, np.inf],
     "reconstruction": [*NO_OBJECT, sn.Tracking()],
+    "samples": [*STRANGE, "a", [], 2.5, True, np.zeros([4, 3]), np.full([3, 20, 2], np.nan)],
     "seed": NO_SEED,
     "spatial_shape": [*NO_SHAPE, (4, None), (4, 4, 4)],
     "step": [*NO_NUMBER[:-1], 2.5, tf.constant([1, 2]), tf.constant(True)],
@@ -188,7 +202,12 @@ WRONG |= {
     "residual_network.seed": NO_INT,
     "dequantize_dataset.seed": NO_INT,
     "InverseQuality.seed": [*NO_INT, None],
+    "inverse_errors.seed": [*NO_INT, None],
     "is_adapted.distribution": NO_OBJECT,
+    "marginals.num_bins": [*NO_COUNT, 1],
+    "samples.num_bins": [*NO_COUNT, 1],
+    "sbc_ranks.names": [*STRANGE, "a", 2.5, True, ["a", "b"], [1]],
+    "sbc_ranks.num_bins": NO_COUNT,
     "SampleGrid.seed": [value for value in NO_SEED if value is not None],
     "Tracking.follow.seed": NO_INT,
 }
@@ -257,7 +276,7 @@ def test_every_argument_of_every_public_function_is_checked(name):
 
 def test_the_sweep_holds_every_public_function():
     found = {}
-    for module in (sn, sn.bijectors, sn.baselines, sn.flows, sn.callbacks):
+    for module in (sn, sn.bijectors, sn.baselines, sn.flows, sn.callbacks, sn.plot):
         found |= {name: getattr(module, name) for name in module.__all__ if callable(getattr(module, name))}
     functions = dict(inspect.getmembers(sn.images, inspect.isfunction))
     found |= {name: value for name, value in functions.items() if value.__module__ == sn.images.__name__}

@@ -9,6 +9,30 @@ from tfp_selfnorm.inverse_learning.tracking import inverse_error
 from tfp_selfnorm.structure.layers import self_norm_layers
 from tfp_selfnorm.structure.names import unused_name
 from tfp_selfnorm.utils.integers import check_int, check_positive_int
+from tfp_selfnorm.utils.types import TfpObject
+
+
+def learned_layers(distribution: TfpObject, user: str) -> dict[str, Any]:
+    """The layers that need a learned inverse, by unique names.
+
+    Raises:
+      ValueError: if there is none, with the name of the user.
+    """
+    layers: dict[str, Any] = {}
+    for layer in self_norm_layers(distribution):
+        if layer.needs_inverse:
+            layers[unused_name(layer.name, layers)] = layer
+    if not layers:
+        raise ValueError(f"{user} needs a layer with a learned inverse; the distribution has none.")
+    return layers
+
+
+def probed_errors(layers: dict[str, Any], num_probes: int, seed: int) -> dict[str, float]:
+    """The `inverse_error` of each layer, from probes of its own."""
+    return {
+        name: float(inverse_error(layer, num_probes, seed=[seed, i]))
+        for i, (name, layer) in enumerate(layers.items())
+    }
 
 
 class InverseQuality(FlowCallback):
@@ -63,21 +87,12 @@ class InverseQuality(FlowCallback):
         self._layers: dict[str, Any] = {}
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        self.errors, self.worst_layer, self._layers = {}, None, {}
-        for layer in self_norm_layers(self.scored_distribution):
-            if layer.needs_inverse:
-                self._layers[unused_name(layer.name, self._layers)] = layer
-        if not self._layers:
-            raise ValueError(
-                "InverseQuality needs a layer with a learned inverse; the distribution has none."
-            )
+        self.errors, self.worst_layer = {}, None
+        self._layers = learned_layers(self.scored_distribution, type(self).__name__)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if (epoch + 1) % self.every_epochs == 0 or not self.errors:
-            self.errors = {
-                name: float(inverse_error(layer, self.num_probes, seed=[self.seed, i]))
-                for i, (name, layer) in enumerate(self._layers.items())
-            }
+            self.errors = probed_errors(self._layers, self.num_probes, self.seed)
             # For argmax, NaN is the largest.
             self.worst_layer = list(self.errors)[np.argmax(list(self.errors.values()))]
             if self.verbose:

@@ -106,7 +106,7 @@ class SampleGrid(FlowCallback):
                 "finite; SampleGrid draws these pixels in red.",
                 stacklevel=2,
             )
-        grid = _grid(samples, self.num_levels, columns)
+        grid = image_grid(samples, self.num_levels, columns)
         if self.filepath is not None:
             tf.io.write_file(self.filepath.format(epoch=epoch), tf.io.encode_png(grid))
         self.summarize(tf.summary.image, "samples", grid[np.newaxis], epoch)
@@ -122,7 +122,7 @@ class SampleGrid(FlowCallback):
         return samples.swapaxes(0, 1).reshape(-1, *samples.shape[2:]), self.num_samples
 
 
-def _grid(samples, num_levels, columns=None):
+def image_grid(samples: np.ndarray, num_levels: int, columns: int | None = None) -> np.ndarray:
     """One RGB picture, uint8, of the samples `(number, height, width)`, with 1, 3 or no channels."""
     images = samples if samples.ndim == 4 else samples[..., np.newaxis]
     finite = np.isfinite(images).all(axis=-1, keepdims=True)
