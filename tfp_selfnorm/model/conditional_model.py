@@ -12,7 +12,7 @@ from tfp_selfnorm.initialization import adapt
 from tfp_selfnorm.inverse_learning.base import InverseLearning
 from tfp_selfnorm.inverse_learning.tracking import Tracking
 from tfp_selfnorm.model import saving
-from tfp_selfnorm.model.conditions import conditions_of
+from tfp_selfnorm.model.conditions import check_embedded, conditions_of
 from tfp_selfnorm.model.flow_model import FlowModel
 from tfp_selfnorm.model.serialization import check_bounds, decode_network, encode_network
 from tfp_selfnorm.model.streams import first_events, is_stream
@@ -99,6 +99,7 @@ class ConditionalFlowModel(FlowModel):
         conditions = conditions_of(condition_shape, source, bijector, distribution.dtype)
         if not is_wrapped:
             conditional = Conditional(bijector, embedding, bijector_kwargs, conditions.ndims)
+            check_embedded(conditional, conditions, distribution.dtype)
             distribution = distribution.copy(bijector=conditional)
         FlowTrainer.__init__(self, distribution, inverse_learning, bits_per_dim, name, conditions.example())
         self.conditions = conditions

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.bijectors import LearnedInverse
+from tfp_selfnorm.bijectors import Conditional, LearnedInverse
 from tfp_selfnorm.bijectors.coupling import Coupling
+from tfp_selfnorm.bijectors.network_call import takes_condition
 from tfp_selfnorm.structure.layers import bijectors_of
 from tfp_selfnorm.utils.checks import as_array, cast_array, check_finite
 from tfp_selfnorm.utils.integers import as_sizes
@@ -142,6 +143,20 @@ def conditions_of(shape: Any, embedding: Callable | None, bijector: TfpObject, d
     if embedding is None and not isinstance(given, tf.TensorSpec):
         raise ValueError(f"`condition_shape` must be one shape without an embedding; got {shape!r}.")
     return Conditions(known if known is not None else given)
+
+
+def check_embedded(conditional: Conditional, conditions: Conditions, dtype: tf.DType) -> None:
+    """Raises ValueError if an embedding returns another shape than the networks of the bijectors take."""
+    known = None if conditional.embedding is None else _of_layers(conditional.bijector, dtype)
+    if known is None:
+        return
+    found = conditional.embedded(conditions.example()).shape[1:]
+    if not takes_condition(found, known.shape):
+        raise ValueError(
+            f"`embedding` must return conditions of shape {tuple(known.shape)}, for which the networks of "
+            "the flow were made, for example by the argument `condition_shape` of the builder; got "
+            f"{tuple(found)}."
+        )
 
 
 def describe(specs: Any) -> str:
