@@ -150,7 +150,7 @@ def load_variables(model: keras.Model, store: MutableMapping[str, Any], skips_mi
         )
     for name, value in values.items():
         own[name].assign(value)
-    model._refresh.take_weights()
+    model._refresh.take_weights(are_all=not problems)
 
 
 def own_variables(model: keras.Model) -> dict[str, keras.Variable]:
