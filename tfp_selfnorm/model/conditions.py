@@ -1,5 +1,6 @@
 """The form of the conditions of a model: their shapes and dtypes, and the checks of conditions in data."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,10 +40,14 @@ class Conditions:
         return _mapped(zeros, self.specs, self.specs, "")
 
     def signature(self) -> Any:
-        """Specifications of batches of any size, for `tf.function`."""
+        """Specifications of batches of any size, for `tf.function`.
+
+        Their names are `condition`, or `condition_key` and `condition_0` for the parts of a dict or tuple.
+        """
 
         def batch(spec, _, name):
-            return tf.TensorSpec([None, *spec.shape], spec.dtype, name)
+            # TensorFlow loses the inputs of a signature whose names it would have to change.
+            return tf.TensorSpec([None, *spec.shape], spec.dtype, re.sub("[^A-Za-z0-9]", "_", name))
 
         return _mapped(batch, self.specs, self.specs, "condition", "{}_{}")
 

@@ -33,6 +33,12 @@ class ImportanceFigures(keras.metrics.Metric):
         count = tf.cast(tf.size(log_weights), tf.float64)
         self._count.assign_add(tf.where(is_applied, count, tf.zeros_like(count)))
 
+    def reset_state(self) -> None:
+        """Begins again. Keras would set the logs of the sums to 0, which are then those of a weight of 1."""
+        super().reset_state()
+        for variable in (self._sum, self._sum_of_squares):
+            variable.assign(-np.inf)
+
     def result(self) -> dict[str, tf.Tensor]:
         """Returns the two figures; NaN if nothing was measured."""
         log_sum, log_count = tf.convert_to_tensor(self._sum), tf.math.log(tf.convert_to_tensor(self._count))
