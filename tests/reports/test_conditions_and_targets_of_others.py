@@ -78,12 +78,12 @@ def test_evidence_of_a_model_with_constraints():
     flow = sn.dense_flow(1, num_layers=2, activation="spline", preprocessing=tfb.Exp(), seed=1)
     model, log_z, ess = fitted_to(joint, flow)
     posterior = tfd.Gamma(shape + counts.sum(), rate + len(counts))
-    x = np.float32([[1.0], [2.5], [4.0]])
+    x = np.float32([[2.0], [2.5], [3.0]])
     # log p(x, counts) - log p(x | counts), which is the same at each x.
     expected = joint(x).numpy() - posterior.log_prob(x[:, 0]).numpy()
     np.testing.assert_allclose(log_z, expected, atol=0.01)
     assert ess > 0.95
-    np.testing.assert_allclose(model.log_prob(x), posterior.log_prob(x[:, 0]), atol=0.15)
+    np.testing.assert_allclose(model.log_prob(x), posterior.log_prob(x[:, 0]), atol=0.1)
     assert np.isneginf(model.log_prob([[-0.5]]))
 
 
