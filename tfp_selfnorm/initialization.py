@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import SelfNormDense
 from tfp_selfnorm.bijectors.adaptable import Adaptable, adaptation_mode
@@ -16,7 +15,7 @@ from tfp_selfnorm.bijectors.conditional import condition_arguments
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.math.whitening import whitening
 from tfp_selfnorm.structure.layers import at_inference, bijectors_of
-from tfp_selfnorm.utils.checks import check_events
+from tfp_selfnorm.utils.checks import check_events, check_is_distribution
 from tfp_selfnorm.utils.options import check_bool, check_number
 from tfp_selfnorm.utils.types import Array, TfpObject
 
@@ -55,8 +54,7 @@ def adapt(distribution: TfpObject, x: Array, whitens: bool = False, condition: A
 
     References: Kingma & Dhariwal, "Glow", NeurIPS 2018, section 3.1.
     """
-    if not isinstance(distribution, tfp.distributions.Distribution):
-        raise TypeError(f"`distribution` must be a TFP distribution; got {type(distribution).__name__}.")
+    check_is_distribution(distribution)
     check_bool(whitens, "whitens")
     adaptables = bijectors_of(Adaptable, distribution)
     if adaptables and is_adapted(distribution):
@@ -170,8 +168,7 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
 
     References: Kessy, Lewin & Strimmer, "Optimal whitening and decorrelation", American Statistician, 2018.
     """
-    if not isinstance(distribution, tfp.distributions.Distribution):
-        raise TypeError(f"`distribution` must be a TFP distribution; got {type(distribution).__name__}.")
+    check_is_distribution(distribution)
     if shrinkage is not None:
         check_number(shrinkage, "shrinkage", "in [0, 1], or None", lambda value: 0.0 <= value <= 1.0)
     x = check_events(x, distribution)
@@ -184,7 +181,7 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
 
 def _next_pass(distribution, x, condition, done):
     """The first pass, from data to latent, of a dense layer that is not done, or `None`."""
-    with training_scope(inverse_learning=None) as scope:
+    with training_scope(inverse_learning=None) as scope, adaptation_mode("whiten"):
         at_inference(distribution).log_prob(tf.identity(x), **condition_arguments(condition))
     for layer_pass in scope.passes:
         layer = layer_pass.layer

@@ -134,3 +134,15 @@ def test_preprocessing_with_layers_is_a_part_of_the_flow():
     with sn.training_scope() as scope:
         flow.log_prob(tf.ones([5, 2]))
     assert len(scope.passes) == 2
+
+
+def test_initial_values_do_not_come_from_events_outside():
+    x = np.random.default_rng(0).uniform(0.5, 7.5, size=[50, 2]).astype(np.float32)
+    sn.whiten(small_flow(), x)
+    x[3, 0] = -1.0
+    with pytest.raises(ValueError, match="input of `dense_0` from `x` must be finite"):
+        sn.whiten(small_flow(), x)
+    images = np.concatenate([np.ones([5, 2, 2, 1]), -np.ones([5, 2, 2, 1])]).astype(np.float32)
+    flow = sn.conv_flow((2, 2, 1), num_blocks=1, layers_per_block=1, preprocessing=tfb.Exp(), seed=1)
+    with pytest.raises(ValueError, match="finite"):
+        sn.adapt(flow, images)

@@ -1,5 +1,7 @@
 """The held error of the circulant gradient: in a scope, and between the steps of a `FlowModel`."""
 
+import warnings
+
 import dense_convolution as dense
 import keras
 import numpy as np
@@ -124,18 +126,53 @@ def test_fit_adds_the_last_error_if_it_is_steady(
     np.testing.assert_allclose(layer.inverse_kernel, expected, atol=3e-3 * moved)
 
 
-def test_the_correction_follows_weights_that_are_set_between_two_fits(kernel, rng):
-    layer = make_layer(kernel.astype(np.float32))
+def between_fits(model, change, x):
+    model.train_on_batch(x)
+    change(model)
+    model.log_prob(x)
+    model.train_on_batch(x)
+
+
+def in_a_callback(model, change, x):
+    class Changes(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 1:
+                change(model)
+
+    model.fit(x, batch_size=2, callbacks=[Changes()], verbose=0)
+
+
+def model_of(kernel, gradient="circulant"):
+    layer = make_layer(kernel.astype(np.float32), gradient)
     flow = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), [*SHAPE, CHANNELS]), layer)
     model = sn.FlowModel(flow, sn.Tracking(refresh_every=1000))
     model.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
+    return model
+
+
+@pytest.mark.parametrize("route", ["assign", "set_weights", "whole file", "file without corrections"])
+@pytest.mark.parametrize("when", [between_fits, in_a_callback])
+def test_the_correction_is_that_of_weights_that_other_code_sets(when, route, kernel, rng, tmp_path):
     x = rng.normal(size=[10, *SHAPE, CHANNELS]).astype(np.float32)
-    model.train_on_batch(x)
-    layer.inverse_kernel.assign_add(0.05 * rng.normal(size=kernel.shape).astype(np.float32))
-    model.log_prob(x)
-    model.train_on_batch(x)
+    moved = 1.5 * kernel
+    model, other = (
+        model_of(kernel),
+        model_of(moved, "circulant" if route != "file without corrections" else "exact"),
+    )
+    other.train_on_batch(x)
+    other.save_weights(tmp_path / "other.weights.h5")
+    changes = {
+        "assign": lambda m: m.distribution.bijector.inverse_kernel.assign(moved),
+        "set_weights": lambda m: m.set_weights(other.get_weights()),
+        "whole file": lambda m: m.load_weights(tmp_path / "other.weights.h5"),
+        "file without corrections": lambda m: m.load_weights(
+            tmp_path / "other.weights.h5", skip_mismatch=True
+        ),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        when(model, changes[route], x)
     held = next(v for name, v in model.named_variables.items() if "gradient_error" in name)
-    moved = np.float64(layer.inverse_kernel)
     np.testing.assert_allclose(held, exact_gradient(moved) - circulant_gradient(moved), atol=1e-4)
 
 

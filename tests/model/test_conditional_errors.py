@@ -142,6 +142,17 @@ def test_data_of_one_batch(model, method, name):
         getattr(model, method)(*parts)
 
 
+@pytest.mark.parametrize(
+    "network", [keras.Sequential([keras.Input([3]), keras.layers.Dense(5)]), lambda c: c[:, :1]]
+)
+def test_an_embedding_of_another_shape_than_the_couplings_take(network):
+    couplings = sn.coupling_flow(2, condition_shape=8, num_layers=1, width=4)
+    size = 1 if callable(network) and not isinstance(network, keras.Model) else 5
+    message = rf"`embedding` must return conditions of shape \(8,\), .*`condition_shape`.*; got \({size},\)"
+    with pytest.raises(ValueError, match=message):
+        sn.ConditionalFlowModel(couplings, condition_shape=3, embedding=network)
+
+
 def test_other_arguments_of_fit(model):
     with pytest.raises(ValueError, match="`class_weight` must be None: the data have no labels"):
         model.fit(X, Y, class_weight={0: 1.0})

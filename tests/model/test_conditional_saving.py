@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_selfnorm as sn
@@ -136,3 +138,25 @@ def test_errors(tmp_path):
     for value in (3, {"layer": 3}, {"function": "unknown"}):
         with pytest.raises((TypeError, ValueError), match="embedding"):
             sn.ConditionalFlowModel.from_config(config | {"embedding": value})
+
+
+def test_the_inputs_of_exported_signatures_have_fixed_names(tmp_path):
+    inputs = {key: keras.Input([1]) for key in ("my label", "größe", "n")}
+    merged = keras.layers.Concatenate()([*inputs.values()])
+    flow = sn.coupling_flow(2, 3, num_layers=1, transform="affine", layer="permute", width=4, seed=1)
+    with warnings.catch_warnings():
+        # Keras wants the names of the tensors as keys.
+        warnings.simplefilter("ignore", UserWarning)
+        model = sn.ConditionalFlowModel(flow, embedding=keras.Model(inputs, merged))
+    model.export(tmp_path / "served")
+    served, y = tf.saved_model.load(tmp_path / "served"), tf.ones([2, 2])
+    condition = {key: tf.fill([2, 1], float(i)) for i, key in enumerate(inputs)}
+    found = served.signatures["log_prob"](
+        x=y,
+        condition_my_label=condition["my label"],
+        condition_gr__e=condition["größe"],
+        condition_n=condition["n"],
+    )
+    expected = model.log_prob(y, condition)
+    np.testing.assert_allclose(found["output_0"], expected, rtol=1e-6)
+    np.testing.assert_allclose(served.log_prob(y, condition), expected, rtol=1e-6)

@@ -11,6 +11,7 @@ import tensorflow_probability as tfp
 from test_fit_data_errors import refuses
 
 import tfp_selfnorm as sn
+from tfp_selfnorm.model.target_figures import ImportanceFigures
 from tfp_selfnorm.utils.seeds import stateless_seed
 
 tfb, tfd = tfp.bijectors, tfp.distributions
@@ -256,6 +257,17 @@ def test_training_on_data_before_and_after(small):
     assert set(histories[0]) == set(histories[2]) != set(histories[1])
     found = model.evaluate(x, verbose=0, return_dict=True)["nll"]
     np.testing.assert_allclose(found, -np.mean(model.log_prob(x)), rtol=1e-6)
+
+
+def test_the_estimate_of_a_small_integral():
+    """Keras resets metrics to 0 before each epoch, and the sums of weights are kept as logs."""
+    figures = ImportanceFigures()
+    for _ in range(2):
+        figures.reset_state()
+        figures.update_state(tf.constant([-20.0, -20.0 + np.log(3.0)]), tf.constant(True))
+        result = figures.result()
+        np.testing.assert_allclose(result["log_z"], -20.0 + np.log(2.0), rtol=1e-6)
+        np.testing.assert_allclose(result["ess"], 0.8, rtol=1e-6)
 
 
 def test_amortized_over_conditions():

@@ -180,3 +180,11 @@ def test_tracking_needs_a_variable():
 def test_saving_a_bare_distribution_whole_says_what_to_do_instead(model, tmp_path):
     with pytest.raises(ValueError, match="save its weights with `save_weights`.*or `export` it"):
         model.save(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize("kind", [sn.FlowModel, sn.ConditionalFlowModel])
+@pytest.mark.parametrize("argument", [2, (8, 8), None])
+def test_an_argument_of_the_builder_by_position(kind, argument):
+    expected = "by name|`inverse_learning` must be a Tracking.*got .*by name"
+    with pytest.raises(TypeError, match="missing" if argument is None else expected):
+        kind.from_builder(sn.dense_flow, argument)

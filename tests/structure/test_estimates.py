@@ -147,3 +147,10 @@ def test_what_has_no_estimate_is_refused(rng):
         sn.estimate_log_det(layer, np.ones([2, D + 1]))
     with sn.training_scope(), pytest.raises(RuntimeError, match="scopes do not nest"):
         sn.estimate_log_det(layer, x)
+
+
+@pytest.mark.parametrize("function", [sn.estimate_log_prob, sn.whiten, sn.adapt, lambda m, x: sn.exact(m)])
+def test_a_model_instead_of_its_distribution(function):
+    model = sn.FlowModel(sn.free_form_flow(4, width=4, depth=1, seed=1))
+    with pytest.raises(TypeError, match="must be a TFP distribution.*got FlowModel.*`model.distribution`"):
+        function(model, np.zeros([3, 4], np.float32))

@@ -84,12 +84,17 @@ def adaptation_flag(name: str) -> tf.Variable:
     return tf.Variable(False, trainable=False, name=f"{name}_is_adapted")
 
 
+def takes_initial_values() -> bool:
+    """Whether a pass gives a flow its initial values: it must then see the data as they are."""
+    return _MODE.get() in ("adapt", "whiten")
+
+
 @contextlib.contextmanager
 def adaptation_mode(mode: str) -> Iterator[None]:
     """Sets the mode of `Adaptable`s without initial values, in this thread.
 
     In the mode "adapt" they take initial values from the data of a pass. In the mode "ignore" they compute
-    with the values that they have.
+    with the values that they have. The mode "whiten" says that other layers take theirs.
     """
     token = _MODE.set(mode)
     try:

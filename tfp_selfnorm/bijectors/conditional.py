@@ -222,6 +222,10 @@ class Conditional(CheckedBijector):
         self._structure = tf.nest.map_structure(lambda part: None, kwargs)
         return kwargs
 
+    def embedded(self, condition: Any) -> tf.Tensor:
+        """The condition, or its embedding."""
+        return self._embedded(condition)[0]
+
     def _embedded(self, condition):
         """The condition, or its embedding, and the number of its leading dimensions."""
         if self._embedding is None:

@@ -116,10 +116,15 @@ def call_network(call: Callable, network: Any, inputs: Any, owner: str, argument
         ) from error
 
 
-def _check_condition(given, expected):
-    """Raises ValueError if Keras would not take the condition of an event. It adds or drops a last 1."""
+def takes_condition(given: tf.TensorShape, expected: tf.TensorShape) -> bool:
+    """Whether a Keras model takes the condition of an event for an input. Keras adds or drops a last 1."""
     as_taken = [given, given + [1], given[:-1] if given[-1:] == [1] else given]
-    if not any(shape.is_compatible_with(expected) for shape in as_taken):
+    return any(shape.is_compatible_with(expected) for shape in as_taken)
+
+
+def _check_condition(given, expected):
+    """Raises ValueError if Keras would not take the condition of an event."""
+    if not takes_condition(given, expected):
         raise ValueError(
             f"it takes a condition of shape {tuple(expected)} for each event, and got {tuple(given)}. A "
             "condition has the sample and batch dimensions of the events before its own, and does not "

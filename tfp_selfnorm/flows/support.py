@@ -6,6 +6,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import Conditional
+from tfp_selfnorm.bijectors.adaptable import takes_initial_values
 from tfp_selfnorm.bijectors.conditional import route_to
 from tfp_selfnorm.structure.layers import self_norm_layers
 from tfp_selfnorm.utils.compat import CompositeTensor, TransformedDistribution
@@ -18,12 +19,15 @@ class _DensityOnSupport(TransformedDistribution):
 
     The support is the range of the preprocessing. An event outside of it has no finite value before the
     preprocessing. Its `log_prob` is -inf, with gradients of 0. A NaN in an event, or in a parameter of the
-    preprocessing, gives NaN.
+    preprocessing, gives NaN. A bijector whose inverse is finite there too, such as `tfb.Softsign`, shows no
+    border. `adapt` and `whiten` refuse events outside.
     """
 
     def experimental_local_measure(self, y: Any, backward_compat: bool = False, **kwargs: Any) -> Any:
         """The log density of events, -inf outside the support, and the tangent space; see TFP."""
         y = tf.convert_to_tensor(y, dtype_hint=self.dtype)
+        if takes_initial_values():
+            return super().experimental_local_measure(y, backward_compat, **kwargs)
         is_inside, inner = self._nearest(y, self._kwargs_split_fn(kwargs)[1])
         log_prob, space = super().experimental_local_measure(inner, backward_compat, **kwargs)
         return tf.where(is_inside, log_prob, tf.constant(-float("inf"), log_prob.dtype)), space

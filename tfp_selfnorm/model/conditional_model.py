@@ -1,6 +1,7 @@
 """`ConditionalFlowModel`, a Keras model of a conditional density p(y | x)."""
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from tfp_selfnorm.initialization import adapt
 from tfp_selfnorm.inverse_learning.base import InverseLearning
 from tfp_selfnorm.inverse_learning.tracking import Tracking
 from tfp_selfnorm.model import saving
-from tfp_selfnorm.model.conditions import conditions_of
+from tfp_selfnorm.model.conditions import check_embedded, conditions_of
 from tfp_selfnorm.model.flow_model import FlowModel
 from tfp_selfnorm.model.serialization import check_bounds, decode_network, encode_network
 from tfp_selfnorm.model.streams import first_events, is_stream
@@ -41,8 +42,7 @@ class ConditionalFlowModel(FlowModel):
     image, a sequence or a label, or a tuple or dict of several arrays. The layers then get the output.
     Integers are cast to floats, unless the embedding has an integer input.
 
-    Loss, figures, steps and files are those of a `FlowModel`, and so is the export: its endpoints take the
-    condition last, `log_prob(x, condition)` and `sample(n, seed, condition)`. There is no `class_weight`.
+    Loss, figures, steps and files are those of a `FlowModel`. There is no `class_weight`.
 
     >>> import keras, numpy as np, tfp_selfnorm as sn
     >>> flow = sn.coupling_flow(event_shape=1, condition_shape=1, num_layers=1, width=16, seed=1)
@@ -99,6 +99,7 @@ class ConditionalFlowModel(FlowModel):
         conditions = conditions_of(condition_shape, source, bijector, distribution.dtype)
         if not is_wrapped:
             conditional = Conditional(bijector, embedding, bijector_kwargs, conditions.ndims)
+            check_embedded(conditional, conditions, distribution.dtype)
             distribution = distribution.copy(bijector=conditional)
         FlowTrainer.__init__(self, distribution, inverse_learning, bits_per_dim, name, conditions.example())
         self.conditions = conditions
@@ -323,6 +324,17 @@ class ConditionalFlowModel(FlowModel):
         data = x if is_stream(x) else (x, y)
         events, condition = first_events(data, num_examples, self.distribution, self.conditions)
         adapt(self.distribution, events, whitens, condition)
+
+    def export(self, filepath: str | os.PathLike) -> None:
+        """Writes a SavedModel; see `FlowModel.export`.
+
+        Each endpoint takes a batch of conditions last: `log_prob(x, condition)`, `sample(n, seed,
+        condition)`, `encode(x, condition)`, `decode(z, condition)`. Signatures name this input `condition`.
+        For an embedding of several inputs they have one input for each: `condition_label` for the key
+        "label" of a dict, `condition_0` for the first of a tuple. Characters other than letters and digits
+        are `_` there. The endpoints take the dict or tuple itself.
+        """
+        super().export(filepath)
 
     def _arguments_of(self, condition):
         return condition_arguments(self.conditions.tensor(condition))

@@ -1,13 +1,15 @@
 """The form of the conditions of a model: their shapes and dtypes, and the checks of conditions in data."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.bijectors import LearnedInverse
+from tfp_selfnorm.bijectors import Conditional, LearnedInverse
 from tfp_selfnorm.bijectors.coupling import Coupling
+from tfp_selfnorm.bijectors.network_call import takes_condition
 from tfp_selfnorm.structure.layers import bijectors_of
 from tfp_selfnorm.utils.checks import as_array, cast_array, check_finite
 from tfp_selfnorm.utils.integers import as_sizes
@@ -38,10 +40,14 @@ class Conditions:
         return _mapped(zeros, self.specs, self.specs, "")
 
     def signature(self) -> Any:
-        """Specifications of batches of any size, for `tf.function`."""
+        """Specifications of batches of any size, for `tf.function`.
+
+        Their names are `condition`, or `condition_key` and `condition_0` for the parts of a dict or tuple.
+        """
 
         def batch(spec, _, name):
-            return tf.TensorSpec([None, *spec.shape], spec.dtype, name)
+            # TensorFlow loses the inputs of a signature whose names it would have to change.
+            return tf.TensorSpec([None, *spec.shape], spec.dtype, re.sub("[^A-Za-z0-9]", "_", name))
 
         return _mapped(batch, self.specs, self.specs, "condition", "{}_{}")
 
@@ -142,6 +148,20 @@ def conditions_of(shape: Any, embedding: Callable | None, bijector: TfpObject, d
     if embedding is None and not isinstance(given, tf.TensorSpec):
         raise ValueError(f"`condition_shape` must be one shape without an embedding; got {shape!r}.")
     return Conditions(known if known is not None else given)
+
+
+def check_embedded(conditional: Conditional, conditions: Conditions, dtype: tf.DType) -> None:
+    """Raises ValueError if an embedding returns another shape than the networks of the bijectors take."""
+    known = None if conditional.embedding is None else _of_layers(conditional.bijector, dtype)
+    if known is None:
+        return
+    found = conditional.embedded(conditions.example()).shape[1:]
+    if not takes_condition(found, known.shape):
+        raise ValueError(
+            f"`embedding` must return conditions of shape {tuple(known.shape)}, for which the networks of "
+            "the flow were made, for example by the argument `condition_shape` of the builder; got "
+            f"{tuple(found)}."
+        )
 
 
 def describe(specs: Any) -> str:

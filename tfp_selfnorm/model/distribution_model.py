@@ -157,7 +157,8 @@ class DistributionModel(keras.Model):
     ) -> Any:
         """Returns the figures of events, with exact likelihoods; the log-dets are computed once.
 
-        The arguments are as in Keras. Takes events and weights, and raises, as `fit` does.
+        The arguments are as in Keras. Takes events and weights, and raises, as `fit` does: a
+        `ConditionalFlowModel` takes the conditions as `x` and the events as `y`.
         """
         check_counts(batch_size=batch_size, steps=steps)
         data = FitData(x, y, sample_weight)
@@ -177,7 +178,7 @@ class DistributionModel(keras.Model):
         class_weight: Mapping[Any, float] | None = None,
         return_dict: bool = False,
     ) -> Any:
-        """Does one training step; takes events and weights as `fit` does."""
+        """Does one training step; takes events, or conditions and events, and weights as `fit` does."""
         data = prepare_batch(x, self.distribution, y, sample_weight, class_weight, **self._data_options())
         with self._checks():
             return super().train_on_batch(*data, class_weight, return_dict)
@@ -189,7 +190,7 @@ class DistributionModel(keras.Model):
         sample_weight: Array | None = None,
         return_dict: bool = False,
     ) -> Any:
-        """Returns the figures of a batch, with exact likelihoods; takes events and weights as `fit` does."""
+        """Returns the figures of a batch, with exact likelihoods; takes the arguments of `evaluate`."""
         data = prepare_batch(x, self.distribution, y, sample_weight, **self._data_options())
         with self._checks(evaluates=True):
             return super().test_on_batch(*data, return_dict)

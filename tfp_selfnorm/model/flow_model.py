@@ -284,7 +284,7 @@ class FlowModel(SamplingModel):
         the layers is. A step costs two LU decompositions of each kernel, O(D^3). The gradient of O(D^2) of a
         `training_scope` is not used: R follows W, and the samples and the density of R would be those of
         another flow than the scored one. The training ends with R = W^-1. Wider convolutions and pairs of
-        networks need `inversion="exact"`. Compiled steps are without XLA.
+        networks need `inversion="exact"`. Compiled steps are without XLA. Networks are in inference mode.
 
         Args:
           target_log_prob_fn: function by TensorFlow of events `(batch_size, *event_shape)`, which returns log

@@ -28,11 +28,15 @@ class GradientCorrections:
     Args:
       layers: self-normalizing layers.
       add_weight: function that makes a Keras variable, such as the method of a `keras.Model`.
+
+    Attributes:
+      identities: the identities of the layers with a correction.
     """
 
     def __init__(self, layers: Sequence[TfpObject], add_weight: Callable[..., keras.Variable]) -> None:
         corrected = [layer for layer in layers if layer.has_gradient_correction]
         self._errors = [(layer, _error_of(layer, add_weight)) for layer in corrected]
+        self.identities = {layer.identity for layer in corrected}
         if corrected:
             options = {"shape": [len(corrected)], "trainable": False}
             self._intervals = add_weight(

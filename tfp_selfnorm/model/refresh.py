@@ -137,7 +137,10 @@ class Refresh:
             due |= {layer.identity for layer, _ in self._held if not layer.is_constant_jacobian}
         inverses = self._changed(self._followed) if self._is_set_between else set()
         log_dets = self._changed(self._scored) if self._scored is not None else set()
-        moved = self._changed(self._stepped) if may_move else set()
+        moved = set()
+        if may_move or not is_first:
+            # Between two steps a callback may set weights. A comparison costs some time for each layer.
+            moved = self._changed(self._stepped, None if is_first else self._corrections.identities)
         self._stepped, self._followed, self._scored, self._is_set_between = None, None, None, False
         self._set_inverses(self._tracked, due | inverses)
         self._set_inverses(self._untaught, inverses)
@@ -188,9 +191,13 @@ class Refresh:
             self._followed = self._weights()
             self.inverses.were_set()
 
-    def take_weights(self) -> None:
-        """Takes the present R for the inverse of the present W, for example after a file was read."""
-        self._stepped = self._followed = self._weights()
+    def take_weights(self, are_all: bool = True) -> None:
+        """Takes the present R for the inverse of the present W, for example after a file was read.
+
+        If not all variables were set, the held values of the training may be those of other weights.
+        """
+        self._followed = self._weights()
+        self._stepped = self._followed if are_all else None
         self._scored, self._numbers, self._is_set_between = None, None, False
         self.inverses.forget()
 
@@ -236,14 +243,19 @@ class Refresh:
         """The values of the variables of each W, without a copy."""
         return [[tf.convert_to_tensor(v) for v in layer.map_variables[0]] for layer, _ in self._held]
 
-    def _changed(self, weights):
-        """The identities of the layers with changed weights; of all layers if no weights are known."""
-        if weights is None:
-            return {layer.identity for layer, _ in self._held}
+    def _changed(self, weights, among=None):
+        """The identities of the layers with changed weights; of all layers if no weights are known.
+
+        `among` are the identities of the layers to compare, by default all.
+        """
+        if among is None:
+            among = {layer.identity for layer, _ in self._held}
+        if weights is None or not among:
+            return among
         return {
             layer.identity
             for (layer, _), old, new in zip(self._held, weights, self._weights(), strict=True)
-            if not all(are_equal(*pair) for pair in zip(old, new, strict=True))
+            if layer.identity in among and not all(map(are_equal, old, new))
         }
 
 

@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 
 from tfp_selfnorm.flows.building import SELF_NORM_OPTIONS
-from tfp_selfnorm.inverse_learning.base import InverseLearning
+from tfp_selfnorm.inverse_learning.base import InverseLearning, as_inverse_learning
 from tfp_selfnorm.model import weights_file
 from tfp_selfnorm.model.serialization import check_bounds, decode, encode
 from tfp_selfnorm.utils.files import atomic_path
@@ -39,6 +39,12 @@ def recipe_of(
     bits_per_dim: bool,
 ) -> dict[str, Any]:
     """Returns the config of a model of the flow `builder(**arguments)`."""
+    try:
+        as_inverse_learning(inverse_learning)
+    except TypeError as error:
+        raise TypeError(
+            f"{error} The arguments of the builder are given by name, such as `event_shape=2`."
+        ) from None
     if "name" in arguments and _is_own(builder):
         check_optional_name(arguments["name"])
     return {
@@ -144,7 +150,7 @@ def load_variables(model: keras.Model, store: MutableMapping[str, Any], skips_mi
         )
     for name, value in values.items():
         own[name].assign(value)
-    model._refresh.take_weights()
+    model._refresh.take_weights(are_all=not problems)
 
 
 def own_variables(model: keras.Model) -> dict[str, keras.Variable]:

@@ -7,6 +7,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.learned_inverse import LearnedInverse
 from tfp_selfnorm.bijectors.self_normalizing import SelfNormalizing
+from tfp_selfnorm.utils.checks import kind_of
 from tfp_selfnorm.utils.types import TfpObject
 
 
@@ -116,7 +117,7 @@ def self_norm_layers(distribution_or_bijector: TfpObject) -> list[SelfNormalizin
 
 def _check_object(value, name="distribution_or_bijector"):
     if not _is_tfp_object(value):
-        raise TypeError(f"`{name}` must be a TFP distribution or bijector; got {type(value).__name__}.")
+        raise TypeError(f"`{name}` must be a TFP distribution or bijector; got {kind_of(value)}.")
 
 
 def _is_tfp_object(value):

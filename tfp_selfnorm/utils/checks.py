@@ -12,6 +12,20 @@ from tfp_selfnorm.utils.types import Array, TfpObject
 BAD_WEIGHTS = "weights that are NaN, infinite or negative"
 
 
+def kind_of(value: Any) -> str:
+    """The class of a value in errors, with the way to the distribution of a model."""
+    is_model = isinstance(getattr(value, "distribution", None), tfp.distributions.Distribution)
+    return type(value).__name__ + (
+        ", a model. Give its distribution, `model.distribution`" if is_model else ""
+    )
+
+
+def check_is_distribution(distribution: Any) -> None:
+    """Raises TypeError if it is no TFP distribution."""
+    if not isinstance(distribution, tfp.distributions.Distribution):
+        raise TypeError(f"`distribution` must be a TFP distribution; got {kind_of(distribution)}.")
+
+
 def check_distribution(distribution: TfpObject) -> None:
     """Checks that it is a TFP distribution of floats with a known event shape.
 
@@ -19,8 +33,7 @@ def check_distribution(distribution: TfpObject) -> None:
       TypeError: if it is no distribution, or its dtype is not floating.
       ValueError: if its event shape is not fully defined.
     """
-    if not isinstance(distribution, tfp.distributions.Distribution):
-        raise TypeError(f"`distribution` must be a TFP distribution; got {type(distribution).__name__}.")
+    check_is_distribution(distribution)
     dtype, shape = distribution.dtype, distribution.event_shape
     if not (isinstance(dtype, tf.DType) and dtype.is_floating):
         raise TypeError(f"`distribution` must have one floating dtype; got {dtype}.")
