@@ -47,7 +47,8 @@ def coupling_flow(
 
     From data to latent: preprocessing, flattening, then `num_layers` times a mixing layer and a coupling. The
     coupling changes the second half of the dimensions by a network of the first half. An event with one
-    dimension has no mixing layers, and needs a condition.
+    dimension has no mixing layers, and needs a condition. The initial map of a mixing layer reverses the
+    order of the dimensions, so that both halves change from the first step on.
 
     Args:
       event_shape: shape of an event: int, tuple or `tf.TensorShape`.
@@ -58,7 +59,7 @@ def coupling_flow(
       num_bins: number of bins of each spline.
       bound: half the width of the interval of the splines; the limit of |s| of the affine couplings.
       layer: "self_norm", a `SelfNormDense`; "lu", a matrix of LU factors; or "permute", which reverses the
-        order of the dimensions.
+        order of the dimensions and has no variables.
       network: function that makes the network of a coupling: `network(num_inputs, num_outputs,
         condition_size=..., seed=..., dtype=..., name=...)`. `None` is `dense_network` with `width` and
         `depth`.
@@ -133,6 +134,18 @@ def _network_maker(network, width, depth):
     return network or make
 
 
+def _self_norm(size, **options):
+    layer = SelfNormDense.trainable(size, **options)
+    # The reversal is its own inverse.
+    for kernel in (layer.forward_kernel, layer.inverse_kernel):
+        kernel.assign(tf.reverse(kernel, axis=[0]))
+    return layer
+
+
+def _lu(size, **options):
+    return lu_layer(size, **options, reverses=True)
+
+
 def _permute(size, dtype, seed, name):
     return tfb.Permute(list(reversed(range(size))), name=name)
 
@@ -148,5 +161,5 @@ def _spline(size, make_network, options, name, num_bins, bound):
     return SplineCoupling(network, size // 2, num_bins=num_bins, bound=bound, name=name)
 
 
-_LAYERS = {"self_norm": SelfNormDense.trainable, "lu": lu_layer, "permute": _permute}
+_LAYERS = {"self_norm": _self_norm, "lu": _lu, "permute": _permute}
 _COUPLINGS = {"spline": _spline, "affine": _affine}

@@ -93,11 +93,14 @@ def dense_flow(
     return standard_normal_flow([event_size], bijectors, dtype, name)
 
 
-def lu_layer(event_size: int, dtype: tf.DType, seed: Seed, name: str) -> tfp.bijectors.Chain:
-    """A layer of LU factors and a bias; its initial map is the map of a `SelfNormDense`."""
+def lu_layer(
+    event_size: int, dtype: tf.DType, seed: Seed, name: str, reverses: bool = False
+) -> tfp.bijectors.Chain:
+    """A layer of LU factors and a bias; its initial map is the map of a `SelfNormDense`, or the reversal."""
     noise = tf.random.stateless_normal([event_size], stateless_seed(seed, "self_norm_dense"), dtype=dtype)
     bias = tf.Variable(1e-3 * noise, name=f"{name}_bias")
-    factors = trainable_lu(tf.eye(event_size, dtype=dtype), name)
+    kernel = tf.eye(event_size, dtype=dtype)
+    factors = trainable_lu(tf.reverse(kernel, axis=[0]) if reverses else kernel, name)
     return tfb.Chain([factors, tfb.Invert(tfb.Shift(bias))], name=name)
 
 
