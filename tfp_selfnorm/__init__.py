@@ -28,6 +28,7 @@ from tfp_selfnorm.bijectors import (
     SmoothLeakyReLU,
     SplineCoupling,
     Squeeze,
+    Standardize,
     trainable_spline,
 )
 from tfp_selfnorm.flows import conv_flow, coupling_flow, dense_flow, free_form_flow, glow_flow
@@ -68,6 +69,7 @@ __all__ = [
     "SmoothLeakyReLU",
     "SplineCoupling",
     "Squeeze",
+    "Standardize",
     "Tracking",
     "adapt",
     "baselines",

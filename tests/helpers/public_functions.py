@@ -129,6 +129,8 @@ PUBLIC = {
     "SmoothLeakyReLU": (sn.SmoothLeakyReLU, dict),
     "SplineCoupling": (sn.SplineCoupling, lambda: {"network": identity_network}),
     "Squeeze": (sn.Squeeze, dict),
+    "Standardize": (sn.Standardize, lambda: {"mean": [0.0, 0.0], "deviation": [1.0, 1.0]}),
+    "Standardize.trainable": (sn.Standardize.trainable, lambda: {"event_shape": 2}),
     "Tracking": (sn.Tracking, dict),
     "Tracking.follow": (sn.Tracking().follow, lambda: {"layers": [a_layer()], "step": 1}),
     "Tracking.measure": (sn.Tracking().measure, dict),

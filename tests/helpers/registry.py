@@ -23,6 +23,7 @@ from tfp_selfnorm import (
     SmoothLeakyReLU,
     SplineCoupling,
     Squeeze,
+    Standardize,
     adapt,
     baselines,
     conv_flow,
@@ -107,6 +108,15 @@ def _baseline(layer, num_kernels, sizes=(3, 3), channels=2, spatial_shape=(3, 3)
 
 def _centering(shape):
     return lambda dtype: Centering(tf.Variable(np.random.default_rng(2).normal(size=shape), dtype=dtype))
+
+
+def _standardize(shape):
+    def make(dtype):
+        rng = np.random.default_rng(2)
+        values = rng.normal(size=shape), rng.uniform(0.5, 2.0, size=shape)
+        return Standardize(*(tf.Variable(value, dtype=dtype) for value in values))
+
+    return make
 
 
 def _act_norm(dtype):
@@ -263,6 +273,8 @@ REGISTRY = {
     "squeeze by 3": Case(lambda dtype: Squeeze(3), event_shape=(1, 2, 9), latent_shape=(3, 6, 1)),
     "centering": Case(_centering((2, 3)), event_shape=(2, 3)),
     "centering of channels": Case(_centering((3,)), event_shape=(4, 2, 3)),
+    "standardize": Case(_standardize((3,)), event_shape=(3,)),
+    "standardize of channels": Case(_standardize((3,)), event_shape=(2, 2, 3)),
     "act_norm": Case(_act_norm, event_shape=(2,)),
     "act_norm of images": Case(_act_norm, event_shape=(3, 3, 2)),
     "act_norm, batch of parameters": Case(_act_norm_batch, event_shape=(2,), batch_shape=(3,)),

@@ -157,7 +157,9 @@ WRONG |= dict.fromkeys(
     ],
     NO_BOOL,
 )
-WRONG |= dict.fromkeys(["forward_kernel", "inverse_kernel", "kernel", "log_scale", "mean", "shift"], NO_ARRAY)
+WRONG |= dict.fromkeys(
+    ["deviation", "forward_kernel", "inverse_kernel", "kernel", "log_scale", "mean", "shift"], NO_ARRAY
+)
 WRONG |= dict.fromkeys(["first_kernel", "second_kernel"], NO_ARRAY)
 # Arguments of one name that are of another kind here.
 WRONG |= {

@@ -15,6 +15,7 @@ from tfp_selfnorm.bijectors.smooth_leaky_relu import SmoothLeakyReLU
 from tfp_selfnorm.bijectors.spline import trainable_spline
 from tfp_selfnorm.bijectors.spline_coupling import SplineCoupling
 from tfp_selfnorm.bijectors.squeeze import Squeeze
+from tfp_selfnorm.bijectors.standardize import Standardize
 
 __all__ = [
     "ActNorm",
@@ -32,5 +33,6 @@ __all__ = [
     "SmoothLeakyReLU",
     "SplineCoupling",
     "Squeeze",
+    "Standardize",
     "trainable_spline",
 ]

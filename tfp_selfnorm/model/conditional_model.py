@@ -309,7 +309,7 @@ class ConditionalFlowModel(FlowModel):
     def adapt(  # type: ignore[override]
         self, x: Any, y: Any = None, num_examples: int = 10_000, whitens: bool = False
     ) -> None:
-        """Sets each `Centering` and `ActNorm` from data, once, before `fit`; see `tfp_selfnorm.adapt`.
+        """Sets each `Centering`, `Standardize` and `ActNorm`, once, before `fit`; see `tfp_selfnorm.adapt`.
 
         Args:
           x: conditions, or a data set of `(conditions, events)`.

@@ -225,7 +225,7 @@ class FlowModel(SamplingModel):
         return copying.deep_copy_model(self, memo)
 
     def adapt(self, data: Any, num_examples: int = 10_000, whitens: bool = False) -> None:
-        """Sets each `Centering` and `ActNorm` from data, once, before `fit`; see `tfp_selfnorm.adapt`.
+        """Sets each `Centering`, `Standardize` and `ActNorm`, once, before `fit`; see `tfp_selfnorm.adapt`.
 
         Args:
           data: events in any form that `fit` takes, such as an array or batches. Labels are ignored.
