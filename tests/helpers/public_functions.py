@@ -73,6 +73,7 @@ PUBLIC = {
     "Centering": (sn.Centering, lambda: {"mean": [0.0, 0.0]}),
     "Centering.trainable": (sn.Centering.trainable, lambda: {"event_shape": 2}),
     "ChannelSplit": (sn.ChannelSplit, lambda: {"bijector": tfb.Scale(2.0)}),
+    "CircularSplineCoupling": (sn.CircularSplineCoupling, lambda: {"network": identity_network}),
     "Conditional": (sn.Conditional, lambda: {"bijector": a_coupling()}),
     "ConditionalFlowModel": (
         sn.ConditionalFlowModel,

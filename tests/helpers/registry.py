@@ -15,6 +15,7 @@ from tfp_selfnorm import (
     AffineCoupling,
     Centering,
     ChannelSplit,
+    CircularSplineCoupling,
     LeakyReLU,
     LearnedInverse,
     SelfNormConv1D,
@@ -185,6 +186,13 @@ def _spline_coupling(dtype):
     return SplineCoupling(network, num_conditioning=1, num_bins=2, bound=2.0)
 
 
+def _circular_spline_coupling(dtype):
+    network = dense_network(3, 6, width=5, seed=1, dtype=dtype.name)
+    rng = np.random.default_rng(12)
+    network.set_weights([0.7 * rng.normal(size=weight.shape) for weight in network.weights])
+    return CircularSplineCoupling(network, num_conditioning=2, num_angles=1, num_bins=2)
+
+
 def _linear_networks(dtype):
     """Two dense layers of Keras with kernels that are inverses."""
     kernel = np.eye(4) + 0.2 * np.random.default_rng(10).normal(size=[4, 4])
@@ -281,6 +289,7 @@ REGISTRY = {
     "affine_coupling": Case(lambda dtype: _coupling(dtype=dtype), event_shape=(4, 4, 3)),
     "affine_coupling of halves": Case(lambda dtype: _coupling(4, 2, dtype, bound=1.0), event_shape=(4, 4, 4)),
     "spline_coupling": Case(_spline_coupling, event_shape=(3,)),
+    "circular_spline_coupling": Case(_circular_spline_coupling, event_shape=(3,)),
     "coupling_flow": Case(
         _perturbed(lambda dtype: coupling_flow(4, num_layers=2, num_bins=3, width=5, dtype=dtype, seed=1)),
         xla_log_det=False,

@@ -137,7 +137,7 @@ WRONG = {
 }
 WRONG |= dict.fromkeys(["num_blocks", "num_channels", "num_examples"], NO_COUNT)
 WRONG |= dict.fromkeys(
-    ["num_conditioning", "num_inputs"], [value for value in NO_COUNT if repr(value) != "0"]
+    ["num_angles", "num_conditioning", "num_inputs"], [value for value in NO_COUNT if repr(value) != "0"]
 )
 WRONG |= dict.fromkeys(["num_layers", "num_outputs", "num_probes", "num_samples", "refresh_every"], NO_COUNT)
 WRONG["num_steps"] = NO_COUNT

@@ -4,6 +4,7 @@ from tfp_selfnorm.bijectors.act_norm import ActNorm
 from tfp_selfnorm.bijectors.affine_coupling import AffineCoupling
 from tfp_selfnorm.bijectors.centering import Centering
 from tfp_selfnorm.bijectors.channel_split import ChannelSplit
+from tfp_selfnorm.bijectors.circular_spline_coupling import CircularSplineCoupling
 from tfp_selfnorm.bijectors.conditional import Conditional
 from tfp_selfnorm.bijectors.leaky_relu import LeakyReLU
 from tfp_selfnorm.bijectors.learned_inverse import LearnedInverse
@@ -22,6 +23,7 @@ __all__ = [
     "AffineCoupling",
     "Centering",
     "ChannelSplit",
+    "CircularSplineCoupling",
     "Conditional",
     "LeakyReLU",
     "LearnedInverse",
