@@ -13,7 +13,7 @@ held log-det: the value of `log |det W|`, in nats, that a scope uses. It was com
 refresh: an exact computation of a held log-det, or of R as the inverse of W.
 """
 
-from tfp_selfnorm import baselines, bijectors, callbacks, flows, images
+from tfp_selfnorm import baselines, bijectors, callbacks, flows, images, tables
 from tfp_selfnorm.bijectors import (
     ActNorm,
     AffineCoupling,
@@ -95,6 +95,7 @@ __all__ = [
     "residual_network",
     "self_norm_layers",
     "sketch_and_project",
+    "tables",
     "trainable_spline",
     "training_scope",
     "whiten",

@@ -14,6 +14,9 @@ EYE = np.eye(2, dtype=np.float32)
 KERNEL = np.zeros([3, 3, 1, 1], np.float32)
 KERNEL[1, 1] = 1.0
 EVENTS = np.zeros([20, 2], np.float32)
+COLUMNS = sn.tables.prepare(
+    {"a": [0.5, 1.5, 3.0], "b": [1.0, 2.0, 0.5], "c": [0.1, 0.2, 0.9]}, {"c": sn.tables.Periodic(1)}
+)
 SCHEDULE = keras.optimizers.schedules.PolynomialDecay(0.0, 10, 1.0)
 
 
@@ -169,11 +172,13 @@ PUBLIC = {
     "glow_flow": (sn.glow_flow, lambda: IMAGES | {"steps_per_block": 1, "width": 4}),
     "inverse_error": (sn.inverse_error, lambda: {"layer": a_layer()}),
     "is_adapted": (sn.is_adapted, dict),
+    "prepare": (sn.tables.prepare, lambda: {"table": {"a": [0.5, 1.5]}}),
     "pixel_sigmoid": (sn.images.pixel_sigmoid, dict),
     "refresh_inverse": (sn.refresh_inverse, dict),
     "residual_network": (sn.residual_network, lambda: {"event_size": 2, "width": 4}),
     "self_norm_layers": (sn.self_norm_layers, dict),
     "sketch_and_project": (sn.sketch_and_project, lambda: {"layer": a_layer()}),
+    "table_flow": (sn.tables.table_flow, lambda: {"columns": COLUMNS, "num_layers": 1, "width": 4}),
     "trainable_spline": (sn.trainable_spline, lambda: {"event_shape": 2}),
     "training_scope": (in_scope, dict),
     "whiten": (sn.whiten, lambda: {"distribution": sn.dense_flow(2), "x": EVENTS}),

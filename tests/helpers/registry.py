@@ -187,9 +187,9 @@ def _spline_coupling(dtype):
 
 
 def _circular_spline_coupling(dtype):
-    network = dense_network(3, 6, width=5, seed=1, dtype=dtype.name)
+    network = dense_network(3, 7, width=5, seed=1, dtype=dtype.name)
     rng = np.random.default_rng(12)
-    network.set_weights([0.7 * rng.normal(size=weight.shape) for weight in network.weights])
+    network.set_weights([0.4 * rng.normal(size=weight.shape) for weight in network.weights])
     return CircularSplineCoupling(network, num_conditioning=2, num_angles=1, num_bins=2)
 
 

@@ -22,17 +22,16 @@ class CircularSplineCoupling(Coupling):
         forward:  a, z -> a, shift + spline^-1(pi (2 normal_cdf(z) - 1))
 
     Angles are in radians and count modulo 2 pi; `forward` gives angles in [-pi, pi]. The spline is a rational
-    quadratic one of `num_bins` bins, from [-pi, pi] to itself, with slope 1 at both ends. The ends lie at
-    `shift + pi`. So the density of the angles has no seam on the circle, whatever the network gives, and
-    integrates to one over it. The slope 1 takes nothing from the densities: each continuous one has a
-    point with the mean density 1 / (2 pi), where the ends can be.
+    quadratic one of `num_bins` bins, from [-pi, pi] to itself, with one slope for both ends. So the density
+    of the angles has no seam on the circle, whatever the network gives, and integrates to one over it.
 
     **Nothing but the base distribution may follow, from data to latent, in the changed channels:** they must
     be independent and standard normal. If another layer mixed them, the density would jump at the ends.
 
     The last `num_angles` of the conditioning channels are angles themselves. The network gets their cosines,
-    then their sines, after the other channels. It has `3 num_bins` outputs for each channel of b: the logits
-    of the widths and heights, the inner slopes, and the shift. Outputs of 0 give the uniform distribution.
+    then their sines, after the other channels. It has `3 num_bins + 1` outputs for each channel of b:
+    the logits of the widths, of the heights, of the inner slopes and of the slope at the ends, and the shift.
+    Outputs of 0 give the uniform distribution.
     Without conditioning channels and without a condition, the network gets a one.
 
     The log-det is a closed form. A pass costs one pass of the network and O(num_bins) an element. The
@@ -41,7 +40,7 @@ class CircularSplineCoupling(Coupling):
 
     >>> import tensorflow as tf
     >>> import tfp_selfnorm as sn
-    >>> network = sn.dense_network(1, num_outputs=3 * 8, width=16)
+    >>> network = sn.dense_network(1, num_outputs=3 * 8 + 1, width=16)
     >>> coupling = sn.CircularSplineCoupling(network, num_conditioning=1)
     >>> coupling.inverse(tf.constant([[0.5, 0.0], [0.5, 1.0], [0.5, 1.0 + 6.2831855]])).numpy().round(2)
     array([[0.5 , 0.  ],
@@ -77,7 +76,7 @@ class CircularSplineCoupling(Coupling):
         parameters = dict(locals())
         self._num_bins = check_int(num_bins, "num_bins", 2, MAX_BINS)
         self._num_angles = check_int(num_angles, "num_angles", 0)
-        self.outputs_per_channel = 3 * self._num_bins
+        self.outputs_per_channel = 3 * self._num_bins + 1
         super().__init__(network, num_conditioning, 1, parameters)
         if self._num_conditioning is not None and self._num_angles > self._num_conditioning:
             raise ValueError(
@@ -92,20 +91,20 @@ class CircularSplineCoupling(Coupling):
         return super()._outputs(inputs, changed, condition)
 
     def _change(self, direction, changed, outputs):
-        sizes = [self._num_bins, self._num_bins, self._num_bins - 1, 1]
+        sizes = [self._num_bins, self._num_bins, self._num_bins - 1, 1, 1]
         shape = tf.concat([tf.shape(changed), [self.outputs_per_channel]], axis=0)
         outputs = tf.ensure_shape(tf.reshape(outputs, shape), [*changed.shape, self.outputs_per_channel])
-        *spline, shift = tf.split(outputs, sizes, axis=-1)
-        shift = shift[..., 0]
+        *spline, end_slope, shift = tf.split(outputs, sizes, axis=-1)
+        spline, shift = [*spline, math.pi, end_slope], shift[..., 0]
         if direction == "inverse":
-            position, log_slope = spline_of_logits("forward", _wrapped(changed - shift), *spline, math.pi)
+            position, log_slope = spline_of_logits("forward", _wrapped(changed - shift), *spline)
             # The quantiles of the ends are infinite. The log density is exact for any z near them.
             largest = 1.0 - float(np.finfo(changed.dtype.as_numpy_dtype).eps)
             new = math.sqrt(2.0) * tf.math.erfinv(tf.clip_by_value(position / math.pi, -largest, largest))
             latent = new
         else:
             position = math.pi * tf.math.erf(changed / math.sqrt(2.0))
-            new, log_slope = spline_of_logits("inverse", position, *spline, math.pi)
+            new, log_slope = spline_of_logits("inverse", position, *spline)
             new, latent = _wrapped(new + shift), changed
         # The density is exp(log_slope) / (2 pi); the base takes the normal density of the latent.
         return new, log_slope + 0.5 * tf.square(latent) - 0.5 * math.log(2.0 * math.pi)

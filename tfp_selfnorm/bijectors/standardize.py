@@ -15,7 +15,7 @@ from tfp_selfnorm.utils.options import check_dtype
 from tfp_selfnorm.utils.types import DType, Parameter, Shape
 
 # A column with fewer steps of the dtype in its deviation has lost its digits.
-_FEWEST_STEPS = 1000.0
+FEWEST_STEPS = 1000.0
 
 
 class Standardize(AdaptableToAll):
@@ -201,7 +201,7 @@ def warn_of_columns(moments: Moments, dtype: tf.DType, name: str) -> None:
             stacklevel=2,
         )
     steps = resolution(moments, dtype)
-    coarse = ~constant & (steps < _FEWEST_STEPS)
+    coarse = ~constant & (steps < FEWEST_STEPS)
     if coarse.any():
         warnings.warn(
             f"`{name}` got data in {_columns(coarse)} with a deviation of only {np.min(steps[coarse]):.3g} "
