@@ -40,7 +40,7 @@ def test_columns_are_taken_by_name(table, columns):
         (lambda f: f.drop(columns="x"), ValueError, "must have the columns 'count', .*; it lacks 'x'"),
         (lambda f: f.assign(id=1), ValueError, "it adds 'id'"),
         (lambda f: f.rename(columns={"x": "X"}), ValueError, "it lacks 'x' and adds 'X'"),
-        (lambda f: f.assign(x=None), TypeError, "these are not: 'x'"),
+        (lambda f: f.assign(x=None), TypeError, "These are not numeric: 'x'"),
         (lambda f: f.assign(x=np.nan), ValueError, "'x' has nan in row 0, and 50 values"),
         (lambda f: f.assign(price=-1.0), ValueError, "'price' must be above 0"),
         (lambda f: f.assign(count=5), ValueError, "'count' must be from 0 to 4"),

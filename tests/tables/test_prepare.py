@@ -96,7 +96,11 @@ def frame_of(**columns):
         (lambda: np.zeros([3, 2]), TypeError, "`table` must be a data frame, or a dict .*; got ndarray"),
         (dict, ValueError, "`table` has no columns"),
         (lambda: pd.DataFrame(np.zeros([3, 2]), columns=["a", "a"]), ValueError, "of one name: a"),
-        (lambda: frame_of(s=list("abcd")), TypeError, "these are not: 's' .*category.*ConditionalFlowModel"),
+        (
+            lambda: frame_of(s=list("abcd")),
+            TypeError,
+            "These are not numeric: 's' .*category.*ConditionalFlowModel",
+        ),
         (lambda: frame_of(c=pd.Categorical(list("aabb"))), TypeError, r"'c' \(category\)"),
         (lambda: frame_of(t=pd.date_range("2020", periods=4)), TypeError, "'t' .*Dates and times become"),
         (lambda: {"x": ["a", "b"]}, TypeError, "'x'"),

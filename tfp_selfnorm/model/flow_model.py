@@ -233,11 +233,11 @@ class FlowModel(SamplingModel):
           whitens: whether to set each `SelfNormDense` too, as `whiten` does.
 
         Raises:
-          TypeError: if the events are not floating.
-          ValueError: if the flow is adapted already, or the data are refused by `tfp_selfnorm.adapt`.
+          TypeError, ValueError: as `fit` and `tfp_selfnorm.adapt` do.
         """
-        x, _ = first_events(data, num_examples, self.distribution)
+        x, _ = first_events(self._ordered(data, "data"), num_examples, self.distribution)
         adapt(self.distribution, x, whitens)
+        self._frames.remember(data, None, has_conditions=False)
 
     def log_prob(self, x: Array) -> tf.Tensor:
         """Returns the exact log density of each event in nats; in a `training_scope` its surrogate.

@@ -73,26 +73,40 @@ class Columns:
             )
         return ColumnMap(self)
 
-    def to_array(self, table: Any) -> np.ndarray:
+    def to_array(self, table: Any, argument: str = "table") -> np.ndarray:
         """Returns the values of a table, one row an event, with the columns in the order of `names`.
 
         Args:
           table: a data frame, or a dict from names to arrays. Its columns may stand in another order.
+          argument: the name of the table in errors.
 
         Raises:
           TypeError: if it is neither, or a column is not numeric, with its name.
           ValueError: if a column is missing or surplus; if a value is missing, not finite or not among those
             of its kind, with the column and the row.
         """
-        self.check_names(column_names(table))
+        check_same_names(column_names(table, argument), self.names, argument)
         values = numeric_columns(table, self.names)
         for name, kind, column in zip(self.names, self.kinds, values, strict=True):
             check_support(name, kind, column)
         return np.stack(values, axis=-1).astype(self.dtype)
 
-    def check_names(self, names: Any, argument: str = "table") -> None:
-        """Raises ValueError if other columns came, with the names of the missing and the surplus ones."""
-        check_same_names(names, self.names, argument)
+    def events(self, table: Any, argument: str) -> np.ndarray:
+        """Does the same as `to_array`, for the argument of a model.
+
+        Raises:
+          ValueError: if the integer columns have no noise: the density at whole numbers means nothing.
+        """
+        array = self.to_array(table, argument)
+        is_whole = [np.array_equal(column, np.floor(column)) for column in array.T]
+        pairs = zip(self.names, self.kinds, is_whole, strict=True)
+        bare = [name for name, kind, whole in pairs if whole and isinstance(kind, Integer)]
+        if bare:
+            raise ValueError(
+                f"`{argument}` has whole numbers without noise in the integer columns {_listed(bare)}. Give "
+                f"`columns.dequantize({argument})` instead of the frame."
+            )
+        return array
 
     def dequantize(self, table: Any, seed: Seed = None) -> tf.Tensor:
         """Adds noise from U(0, 1) to the integer columns, which then have a continuous density.

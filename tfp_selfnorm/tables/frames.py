@@ -46,13 +46,7 @@ def numeric_columns(table: Any, names: Iterable[Any]) -> list[np.ndarray]:
       ValueError: if a column is no vector, the lengths differ, there are no rows, or a value is missing or
         not finite, with the column and the row.
     """
-    columns = {name: _column(table[name]) for name in names}
-    bad = {name: kind for name, (kind, _) in columns.items() if kind is not None}
-    if bad:
-        listed = ", ".join(f"{name!r} ({kind})" for name, kind in list(bad.items())[:10])
-        advice = _DATES if any("date" in kind or "time" in kind for kind in bad.values()) else _ADVICE
-        raise TypeError(f"Columns must be numeric; these are not: {listed}. {advice}")
-    values = {name: column for name, (_, column) in columns.items()}
+    values = _numeric(table, names, "`table` must have numeric columns")
     first = next(iter(values))
     for name, column in values.items():
         if column.ndim != 1 or len(column) != len(values[first]):
@@ -70,6 +64,24 @@ def numeric_columns(table: Any, names: Iterable[Any]) -> list[np.ndarray]:
                 "out these rows."
             )
     return list(values.values())
+
+
+def check_numeric(table: Any, name: str) -> None:
+    """Raises TypeError if a column of a frame is not numeric, with its name."""
+    names = list(table.columns)
+    if len(set(names)) == len(names):
+        _numeric(table, names, f"`{name}` must be floating; got dtype object")
+
+
+def _numeric(table, names, problem):
+    """The columns by name, as arrays of float64."""
+    columns = {name: _column(table[name]) for name in names}
+    bad = {name: kind for name, (kind, _) in columns.items() if kind is not None}
+    if bad:
+        listed = ", ".join(f"{name!r} ({kind})" for name, kind in list(bad.items())[:10])
+        advice = _DATES if any("date" in kind or "time" in kind for kind in bad.values()) else _ADVICE
+        raise TypeError(f"{problem}. These are not numeric: {listed}. {advice}")
+    return {name: column for name, (_, column) in columns.items()}
 
 
 def whole_dtype(table: Any, name: Any) -> bool:
