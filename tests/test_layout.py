@@ -20,6 +20,7 @@ ORDER = (
     "images",
     "initialization",
     "flows",
+    "tables",
     "model",
     "callbacks",
     "plot",

@@ -13,12 +13,13 @@ held log-det: the value of `log |det W|`, in nats, that a scope uses. It was com
 refresh: an exact computation of a held log-det, or of R as the inverse of W.
 """
 
-from tfp_selfnorm import baselines, bijectors, callbacks, flows, images, plot
+from tfp_selfnorm import baselines, bijectors, callbacks, flows, images, plot, tables
 from tfp_selfnorm.bijectors import (
     ActNorm,
     AffineCoupling,
     Centering,
     ChannelSplit,
+    CircularSplineCoupling,
     Conditional,
     LeakyReLU,
     LearnedInverse,
@@ -28,6 +29,7 @@ from tfp_selfnorm.bijectors import (
     SmoothLeakyReLU,
     SplineCoupling,
     Squeeze,
+    Standardize,
     trainable_spline,
 )
 from tfp_selfnorm.flows import conv_flow, coupling_flow, dense_flow, free_form_flow, glow_flow
@@ -55,6 +57,7 @@ __all__ = [
     "AffineCoupling",
     "Centering",
     "ChannelSplit",
+    "CircularSplineCoupling",
     "Conditional",
     "ConditionalFlowModel",
     "FlowModel",
@@ -68,6 +71,7 @@ __all__ = [
     "SmoothLeakyReLU",
     "SplineCoupling",
     "Squeeze",
+    "Standardize",
     "Tracking",
     "adapt",
     "baselines",
@@ -92,6 +96,7 @@ __all__ = [
     "residual_network",
     "self_norm_layers",
     "sketch_and_project",
+    "tables",
     "trainable_spline",
     "training_scope",
     "whiten",

@@ -9,7 +9,7 @@ import tensorflow_probability as tfp
 from tfp_selfnorm.utils.integers import check_int, check_sizes
 from tfp_selfnorm.utils.names import check_optional_name
 from tfp_selfnorm.utils.options import as_tensor, check_dtype, check_number, is_number
-from tfp_selfnorm.utils.seeds import stateless_seed
+from tfp_selfnorm.utils.seeds import map_with_seeds, stateless_seed
 from tfp_selfnorm.utils.types import Array, DType, Seed, Shape
 
 _EXPECTED = "an array or a tensor of numbers"
@@ -73,20 +73,14 @@ def dequantize_dataset(
     >>> bool(tf.reduce_any(first == second))
     False
     """
-    if not isinstance(dataset, tf.data.Dataset):
-        raise TypeError(f"`dataset` must be a tf.data.Dataset; got {type(dataset).__name__}.")
     dtype = check_dtype(dtype)
-    if seed is not None:
-        seed = check_int(seed, "seed", -(2**63), 2**63 - 1)
-    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
 
-    def add_noise(element, seed_pair):
-        noise_seed = tf.cast(seed_pair, tf.int32)
+    def add_noise(element, noise_seed):
         if isinstance(element, tuple):
             return (dequantize(element[0], dtype, noise_seed), *element[1:])
         return dequantize(element, dtype, noise_seed)
 
-    return tf.data.Dataset.zip(dataset, seeds.batch(2, drop_remainder=True)).map(add_noise)
+    return map_with_seeds(dataset, add_noise, seed)
 
 
 def pixel_sigmoid(

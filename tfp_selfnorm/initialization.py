@@ -1,4 +1,4 @@
-"""Initial values from data: `adapt` for each `Centering` and `ActNorm`, `whiten` for dense layers."""
+"""Initial values from data: `adapt` for each `Adaptable`, `whiten` for dense layers."""
 
 import itertools
 import warnings
@@ -9,8 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.bijectors import SelfNormDense
-from tfp_selfnorm.bijectors.adaptable import Adaptable, adaptation_mode
-from tfp_selfnorm.bijectors.centering import AllEventsWanted
+from tfp_selfnorm.bijectors.adaptable import Adaptable, AllEventsWanted, adaptation_mode
 from tfp_selfnorm.bijectors.conditional import condition_arguments
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.math.whitening import whitening
@@ -24,13 +23,13 @@ _PART_SIZE, _PART_EVENTS = 2**20, 512
 
 
 def adapt(distribution: TfpObject, x: Array, whitens: bool = False, condition: Any = None) -> None:
-    """Sets each `Centering` and each `ActNorm`, in place, and with `whitens` each dense layer.
+    """Sets each `Centering`, `Standardize` and `ActNorm`, in place, and with `whitens` each dense layer.
 
     This one call gives a flow all of its initial values from data; make it once, before the training. On
-    these data the output of a `Centering` has mean 0. The output of an `ActNorm` has channels of mean 0 and
-    variance 1 on the first events: 512, or as many as have 2^20 numbers. These pass the flow once, eagerly
-    and in one batch. Later events pass only the bijectors before a `Centering`. A flow without such bijectors
-    is not changed.
+    these data the output of a `Centering` has mean 0, and the output of a `Standardize` variance 1 too. The
+    output of an `ActNorm` has channels of mean 0 and variance 1 on the first events: 512, or as many as have
+    2^20 numbers. These pass the flow once, eagerly and in one batch. Later events pass only the bijectors
+    before a `Centering` or a `Standardize`. A flow without such bijectors is not changed.
 
     Args:
       distribution: a TFP distribution, for example from `glow_flow`.
@@ -81,7 +80,7 @@ def _set_adaptables(distribution, x, condition):
     first, *others = ((x[i : i + size], _part(condition, i, size)) for i in range(0, len(x), size))
     while (wanted := _adapting_pass(flow, *first)) is not None:
         parts = (_adapting_pass(flow, *part).data for part in others)
-        wanted.centering.set_mean(itertools.chain([wanted.data], parts), wanted.is_inverse)
+        wanted.bijector.set_from_batches(itertools.chain([wanted.data], parts), wanted.is_inverse)
 
 
 def _part(condition, start, size):
@@ -94,7 +93,7 @@ def _part(condition, start, size):
 
 
 def _adapting_pass(flow, x, condition):
-    """Passes events until a `Centering` wants all of them; else `None`."""
+    """Passes events until a bijector wants all of them; else `None`."""
     try:
         with adaptation_mode("adapt"):
             flow.log_prob(tf.identity(x), **condition_arguments(condition))
@@ -104,7 +103,7 @@ def _adapting_pass(flow, x, condition):
 
 
 def is_adapted(distribution: TfpObject) -> bool:
-    """Whether each `Centering` and `ActNorm` in a distribution or bijector has its initial values.
+    """Whether each `Centering`, `Standardize` and `ActNorm` in an object of TFP has its initial values.
 
     Those that a Python function holds are not found.
     """
@@ -112,7 +111,7 @@ def is_adapted(distribution: TfpObject) -> bool:
 
 
 def check_adapted(distribution: TfpObject) -> None:
-    """Raises ValueError if a `Centering` or an `ActNorm` has no initial values."""
+    """Raises ValueError if a `Centering`, `Standardize` or `ActNorm` has no initial values."""
     found = bijectors_of(Adaptable, distribution, "distribution")
     parts = [part for part in found if not part.has_initial_values()]
     if parts:

@@ -17,6 +17,9 @@ EYE = np.eye(2, dtype=np.float32)
 KERNEL = np.zeros([3, 3, 1, 1], np.float32)
 KERNEL[1, 1] = 1.0
 EVENTS = np.zeros([20, 2], np.float32)
+COLUMNS = sn.tables.prepare(
+    {"a": [0.5, 1.5, 3.0], "b": [1.0, 2.0, 0.5], "c": [0.1, 0.2, 0.9]}, {"c": sn.tables.Periodic(1)}
+)
 SCHEDULE = keras.optimizers.schedules.PolynomialDecay(0.0, 10, 1.0)
 
 
@@ -85,6 +88,7 @@ PUBLIC = {
     "Centering": (sn.Centering, lambda: {"mean": [0.0, 0.0]}),
     "Centering.trainable": (sn.Centering.trainable, lambda: {"event_shape": 2}),
     "ChannelSplit": (sn.ChannelSplit, lambda: {"bijector": tfb.Scale(2.0)}),
+    "CircularSplineCoupling": (sn.CircularSplineCoupling, lambda: {"network": identity_network}),
     "Conditional": (sn.Conditional, lambda: {"bijector": a_coupling()}),
     "ConditionalFlowModel": (
         sn.ConditionalFlowModel,
@@ -141,6 +145,8 @@ PUBLIC = {
     "SmoothLeakyReLU": (sn.SmoothLeakyReLU, dict),
     "SplineCoupling": (sn.SplineCoupling, lambda: {"network": identity_network}),
     "Squeeze": (sn.Squeeze, dict),
+    "Standardize": (sn.Standardize, lambda: {"mean": [0.0, 0.0], "deviation": [1.0, 1.0]}),
+    "Standardize.trainable": (sn.Standardize.trainable, lambda: {"event_shape": 2}),
     "Tracking": (sn.Tracking, dict),
     "Tracking.follow": (sn.Tracking().follow, lambda: {"layers": [a_layer()], "step": 1}),
     "Tracking.measure": (sn.Tracking().measure, dict),
@@ -191,6 +197,7 @@ PUBLIC = {
     "marginals": (sn.plot.marginals, lambda: {"data": EVENTS, "figure": Figure()}),
     "inverse_error": (sn.inverse_error, lambda: {"layer": a_layer()}),
     "is_adapted": (sn.is_adapted, dict),
+    "prepare": (sn.tables.prepare, lambda: {"table": {"a": [0.5, 1.5]}}),
     "pixel_sigmoid": (sn.images.pixel_sigmoid, dict),
     "ranks": (sn.plot.ranks, lambda: {"samples": np.zeros([3, 20, 2]), "y": EVENTS}),
     "samples": (sn.plot.samples, lambda: {"x": EVENTS, "ax": some_axes()}),
@@ -199,6 +206,7 @@ PUBLIC = {
     "residual_network": (sn.residual_network, lambda: {"event_size": 2, "width": 4}),
     "self_norm_layers": (sn.self_norm_layers, dict),
     "sketch_and_project": (sn.sketch_and_project, lambda: {"layer": a_layer()}),
+    "table_flow": (sn.tables.table_flow, lambda: {"columns": COLUMNS, "num_layers": 1, "width": 4}),
     "trainable_spline": (sn.trainable_spline, lambda: {"event_shape": 2}),
     "training_scope": (in_scope, dict),
     "whiten": (sn.whiten, lambda: {"distribution": sn.dense_flow(2), "x": EVENTS}),

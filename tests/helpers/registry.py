@@ -15,6 +15,7 @@ from tfp_selfnorm import (
     AffineCoupling,
     Centering,
     ChannelSplit,
+    CircularSplineCoupling,
     LeakyReLU,
     LearnedInverse,
     SelfNormConv1D,
@@ -23,6 +24,7 @@ from tfp_selfnorm import (
     SmoothLeakyReLU,
     SplineCoupling,
     Squeeze,
+    Standardize,
     adapt,
     baselines,
     conv_flow,
@@ -109,6 +111,15 @@ def _centering(shape):
     return lambda dtype: Centering(tf.Variable(np.random.default_rng(2).normal(size=shape), dtype=dtype))
 
 
+def _standardize(shape):
+    def make(dtype):
+        rng = np.random.default_rng(2)
+        values = rng.normal(size=shape), rng.uniform(0.5, 2.0, size=shape)
+        return Standardize(*(tf.Variable(value, dtype=dtype) for value in values))
+
+    return make
+
+
 def _act_norm(dtype):
     rng = np.random.default_rng(6)
     return ActNorm(*(tf.Variable(0.5 * rng.normal(size=[2]), dtype=dtype) for _ in range(2)))
@@ -173,6 +184,13 @@ def _spline_coupling(dtype):
     rng = np.random.default_rng(12)
     network.set_weights([rng.normal(size=weight.shape) for weight in network.weights])
     return SplineCoupling(network, num_conditioning=1, num_bins=2, bound=2.0)
+
+
+def _circular_spline_coupling(dtype):
+    network = dense_network(3, 7, width=5, seed=1, dtype=dtype.name)
+    rng = np.random.default_rng(12)
+    network.set_weights([0.4 * rng.normal(size=weight.shape) for weight in network.weights])
+    return CircularSplineCoupling(network, num_conditioning=2, num_angles=1, num_bins=2)
 
 
 def _linear_networks(dtype):
@@ -263,12 +281,15 @@ REGISTRY = {
     "squeeze by 3": Case(lambda dtype: Squeeze(3), event_shape=(1, 2, 9), latent_shape=(3, 6, 1)),
     "centering": Case(_centering((2, 3)), event_shape=(2, 3)),
     "centering of channels": Case(_centering((3,)), event_shape=(4, 2, 3)),
+    "standardize": Case(_standardize((3,)), event_shape=(3,)),
+    "standardize of channels": Case(_standardize((3,)), event_shape=(2, 2, 3)),
     "act_norm": Case(_act_norm, event_shape=(2,)),
     "act_norm of images": Case(_act_norm, event_shape=(3, 3, 2)),
     "act_norm, batch of parameters": Case(_act_norm_batch, event_shape=(2,), batch_shape=(3,)),
     "affine_coupling": Case(lambda dtype: _coupling(dtype=dtype), event_shape=(4, 4, 3)),
     "affine_coupling of halves": Case(lambda dtype: _coupling(4, 2, dtype, bound=1.0), event_shape=(4, 4, 4)),
     "spline_coupling": Case(_spline_coupling, event_shape=(3,)),
+    "circular_spline_coupling": Case(_circular_spline_coupling, event_shape=(3,)),
     "coupling_flow": Case(
         _perturbed(lambda dtype: coupling_flow(4, num_layers=2, num_bins=3, width=5, dtype=dtype, seed=1)),
         xla_log_det=False,

@@ -69,7 +69,9 @@ WRONG = {
     "block_size": NO_COUNT,
     "bound": [*NO_NUMBER, 0.0, -1, np.inf],
     "bounds": [*NO_NUMBER, 2.5, (1.0,), (1.0, "a"), (2.0, 1.0), (0.0, 1.0), (1.0, np.inf), (np.nan, 1.0)],
+    "builder": [value for value in NO_OBJECT if value is not None],
     "channels": NO_COUNT,
+    "columns": NO_OBJECT,
     "condition_ndims": [*STRANGE[:4], *STRANGE[5:], "a", 2.5, True, -1, (1, 1), tf.Variable(3)],
     "condition_shape": [*NO_SHAPE, (2, None), (2, 3), ()],
     "condition_size": [*NO_INT, -1],
@@ -116,6 +118,8 @@ WRONG = {
     "is_valid": [*STRANGE, "a", [], 0, 2.5, tf.Variable(3)],
     "kernel_size": [*NO_SHAPE, 2, (3, 4), (3, None), (3, 3, 3)],
     "kind": NO_NAME,
+    "kinds": [*STRANGE[:4], STRANGE[-1], "a", [], 2.5, {"b": "real"}],
+    "table": [*STRANGE, "a", [], 2.5, EYE],
     "layer": [*NO_OBJECT, "learned", sn.SelfNormDense.trainable, tfb.Exp()],
     "layers": [object(), None, 2.5, "a", [None], [tfb.Exp()], tf.Variable(3)],
     "shrinkage": [value for value in NO_NUMBER if value is not None] + [-0.1, 1.1],
@@ -151,11 +155,12 @@ WRONG = {
 }
 WRONG |= dict.fromkeys(["num_blocks", "num_channels", "num_examples"], NO_COUNT)
 WRONG |= dict.fromkeys(
-    ["num_conditioning", "num_inputs"], [value for value in NO_COUNT if repr(value) != "0"]
+    ["num_angles", "num_conditioning", "num_inputs"], [value for value in NO_COUNT if repr(value) != "0"]
 )
 WRONG |= dict.fromkeys(["num_layers", "num_outputs", "num_probes", "num_samples", "refresh_every"], NO_COUNT)
 WRONG["num_steps"] = NO_COUNT
 WRONG |= dict.fromkeys(["every_epochs", "every_steps"], NO_COUNT)
+WRONG |= {"angle_bins": WRONG["num_bins"], "angle_width": NO_COUNT}
 WRONG |= dict.fromkeys(["layers_per_block", "steps_per_block", "width"], NO_COUNT)
 WRONG |= dict.fromkeys(
     [
@@ -171,7 +176,9 @@ WRONG |= dict.fromkeys(
     ],
     NO_BOOL,
 )
-WRONG |= dict.fromkeys(["forward_kernel", "inverse_kernel", "kernel", "log_scale", "mean", "shift"], NO_ARRAY)
+WRONG |= dict.fromkeys(
+    ["deviation", "forward_kernel", "inverse_kernel", "kernel", "log_scale", "mean", "shift"], NO_ARRAY
+)
 WRONG |= dict.fromkeys(["first_kernel", "second_kernel"], NO_ARRAY)
 # Arguments of one name that are of another kind here.
 WRONG |= {
@@ -188,6 +195,7 @@ WRONG |= {
         ((2,), (3,)),
     ],
     "coupling_flow.layer": NO_NAME,
+    "table_flow.condition_shape": [*NO_SHAPE, (2, None), (2, 3), ()],
     "coupling_flow.network": [value for value in NO_OBJECT if value is not None],
     "dense_network.dtype": WRONG["network_dtype"],
     "dense_network.seed": NO_INT,

@@ -4,6 +4,7 @@ from tfp_selfnorm.bijectors.act_norm import ActNorm
 from tfp_selfnorm.bijectors.affine_coupling import AffineCoupling
 from tfp_selfnorm.bijectors.centering import Centering
 from tfp_selfnorm.bijectors.channel_split import ChannelSplit
+from tfp_selfnorm.bijectors.circular_spline_coupling import CircularSplineCoupling
 from tfp_selfnorm.bijectors.conditional import Conditional
 from tfp_selfnorm.bijectors.leaky_relu import LeakyReLU
 from tfp_selfnorm.bijectors.learned_inverse import LearnedInverse
@@ -15,12 +16,14 @@ from tfp_selfnorm.bijectors.smooth_leaky_relu import SmoothLeakyReLU
 from tfp_selfnorm.bijectors.spline import trainable_spline
 from tfp_selfnorm.bijectors.spline_coupling import SplineCoupling
 from tfp_selfnorm.bijectors.squeeze import Squeeze
+from tfp_selfnorm.bijectors.standardize import Standardize
 
 __all__ = [
     "ActNorm",
     "AffineCoupling",
     "Centering",
     "ChannelSplit",
+    "CircularSplineCoupling",
     "Conditional",
     "LeakyReLU",
     "LearnedInverse",
@@ -32,5 +35,6 @@ __all__ = [
     "SmoothLeakyReLU",
     "SplineCoupling",
     "Squeeze",
+    "Standardize",
     "trainable_spline",
 ]

@@ -3,7 +3,7 @@
 import abc
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ _MODE: contextvars.ContextVar[str | None] = contextvars.ContextVar("adaptation_m
 
 
 class Adaptable(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector):
-    """A bijector whose variables `adapt` sets from data: base of `ActNorm` and `Centering`.
+    """A bijector whose variables `adapt` sets from data: base of `ActNorm`, `Centering`, `Standardize`.
 
     Until then every call raises ValueError. Inside a graph it raises `tf.errors.InvalidArgumentError`; under
     XLA the result is NaN.
@@ -76,6 +76,32 @@ class Adaptable(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector):
             f"`{self.name}` has no initial values yet: call `adapt` on the flow with training data first."
         )
         return checked(value, tf.reduce_all(self._is_adapted), message)
+
+
+class AllEventsWanted(BaseException):
+    """Ends a pass in the mode "adapt" at a bijector, which needs its input from all events.
+
+    Like `GeneratorExit` it is no error, so that nothing on its way handles it.
+    """
+
+    def __init__(self, bijector: "AdaptableToAll", data: np.ndarray, is_inverse: bool) -> None:
+        super().__init__()
+        self.bijector, self.data, self.is_inverse = bijector, data, is_inverse
+
+
+class AdaptableToAll(Adaptable):
+    """An `Adaptable` that takes its values from all events; they come in batches."""
+
+    def _set_from(self, data, is_inverse):
+        raise AllEventsWanted(self, data, is_inverse)
+
+    @abc.abstractmethod
+    def set_from_batches(self, batches: Iterable[np.ndarray], is_inverse: bool) -> None:
+        """Assigns initial values from the inputs of `forward` or `inverse`, arrays of float64.
+
+        Raises:
+          ValueError: if the data are not finite.
+        """
 
 
 def adaptation_flag(name: str) -> tf.Variable:

@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.bijectors.adaptable import Adaptable, adaptation_flag
+from tfp_selfnorm.bijectors.adaptable import AdaptableToAll, adaptation_flag
 from tfp_selfnorm.bijectors.parameters import as_parameters
 from tfp_selfnorm.utils.integers import check_sizes
 from tfp_selfnorm.utils.names import check_name
@@ -14,18 +14,7 @@ from tfp_selfnorm.utils.options import check_dtype
 from tfp_selfnorm.utils.types import DType, Parameter, Shape
 
 
-class AllEventsWanted(BaseException):
-    """Ends a pass in the mode "adapt" at a `Centering`, which needs its input from all events.
-
-    Like `GeneratorExit` it is no error, so that nothing on its way handles it.
-    """
-
-    def __init__(self, centering: "Centering", data: np.ndarray, is_inverse: bool) -> None:
-        super().__init__()
-        self.centering, self.data, self.is_inverse = centering, data, is_inverse
-
-
-class Centering(Adaptable):
+class Centering(AdaptableToAll):
     """Subtracts the mean of the data: `inverse(y) = y - mean`, `forward(x) = x + mean`.
 
     It stands first in a flow, between the data and the layers. Without it the first layers must learn to
@@ -118,10 +107,7 @@ class Centering(Adaptable):
     def _inverse_log_det_jacobian(self, y):
         return self._checked(tf.zeros([], y.dtype))
 
-    def _set_from(self, data, is_inverse):
-        raise AllEventsWanted(self, data, is_inverse)
-
-    def set_mean(self, batches: Iterable[np.ndarray], is_inverse: bool) -> None:
+    def set_from_batches(self, batches: Iterable[np.ndarray], is_inverse: bool) -> None:
         """Sets the mean to that of all batches, so that the result of `forward` or `inverse` has mean 0.
 
         Raises:

@@ -28,10 +28,10 @@ class Conditional(CheckedBijector):
         flow.log_prob(x, bijector_kwargs={"condition": condition})
 
     A bijector takes a condition if its `_forward` has a parameter of this name: `AffineCoupling`,
-    `SplineCoupling`, `LearnedInverse`, and bijectors of your own. They are found inside chains and other
-    compositions of TFP, inside `tfp.bijectors.Invert`, and inside a `ChannelSplit`. The other bijectors get
-    none. A scale and shift by a network of the condition alone is an `AffineCoupling` with
-    `num_conditioning=0`.
+    `SplineCoupling`, `CircularSplineCoupling`, `LearnedInverse`, and bijectors of your own. They are found
+    inside chains and other compositions of TFP, inside `tfp.bijectors.Invert`, and inside a `ChannelSplit`.
+    The other bijectors get none. A scale and shift by a network of the condition alone is an `AffineCoupling`
+    with `num_conditioning=0`.
 
     An `embedding` is a network of the condition, for example of an image or of a set. The bijectors get its
     output instead of the condition. In a graph it is computed once for a pass and its log-det.

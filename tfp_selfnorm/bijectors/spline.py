@@ -44,6 +44,8 @@ class _Spline(_TfpSpline):  # type: ignore[misc, valid-type]
     overflow. There they get a knot instead of the element.
     """
 
+    # The slope at both ends of a spline on a circle, which ends there. `None` is 1, and the identity outside.
+    _end_slopes: tf.Tensor | None = None
     # A pass computes the log-det too, as in TFP's FFJORD. Graphs drop a log-det that nothing uses.
     _cache = BijectorCacheWithGreedyAttrs(
         forward_name="_augmented_forward", inverse_name="_augmented_inverse"
@@ -69,7 +71,7 @@ class _Spline(_TfpSpline):  # type: ignore[misc, valid-type]
         range_min = tf.convert_to_tensor(self.range_min)
         x_knots, y_knots = (_knots(sizes, range_min) for sizes in (self.bin_widths, self.bin_heights))
         slopes = tf.convert_to_tensor(self.knot_slopes)
-        ends = tf.ones_like(slopes[..., :1])
+        ends = tf.ones_like(slopes[..., :1]) if self._end_slopes is None else self._end_slopes
         slopes = tf.concat([ends, slopes, ends], axis=-1)
         widths, heights = (knots[..., 1:] - knots[..., :-1] for knots in (x_knots, y_knots))
         corners = x_knots[..., :-1], y_knots[..., :-1]
@@ -77,6 +79,8 @@ class _Spline(_TfpSpline):  # type: ignore[misc, valid-type]
         table = tf.reshape(tf.stack(columns, axis=-1), [-1, len(columns)])
         sought, knots = (x, x_knots) if y is None else (y, y_knots)
         out_of_bounds = (sought <= knots[..., 0]) | (sought >= knots[..., -1])
+        if self._end_slopes is not None:
+            out_of_bounds = tf.zeros_like(out_of_bounds)
         is_right = sought[..., tf.newaxis] >= knots[..., 1:-1]
         indices = tf.where(out_of_bounds, 0, tf.reduce_sum(tf.cast(is_right, tf.int32), axis=-1))
         shape = tf.shape(widths)
@@ -123,6 +127,7 @@ def spline_of_logits(
     heights: tf.Tensor,
     slopes: tf.Tensor,
     bound: float,
+    end_slope: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """A spline for each element, or its inverse; logits of 0 give the identity.
 
@@ -132,6 +137,8 @@ def spline_of_logits(
       widths, heights: logits of the sizes of bins, `[*x.shape, num_bins]`.
       slopes: logits of the inner slopes, `[*x.shape, num_bins - 1]`.
       bound: half the width of the interval.
+      end_slope: for splines on a circle, the logit of the slope at both ends, `[*x.shape, 1]`. The elements
+        must then be inside. `None` is slope 1, and the identity outside.
 
     Returns:
       The mapped elements, and the logarithm of the slope of the spline at each.
@@ -139,6 +146,8 @@ def spline_of_logits(
     spline = _Spline(
         _bin_sizes(widths, bound), _bin_sizes(heights, bound), _slopes(slopes), tf.constant(-bound, x.dtype)
     )
+    if end_slope is not None:
+        spline._end_slopes = _slopes(end_slope)
     output, known = spline._augmented_forward(x) if direction == "forward" else spline._augmented_inverse(x)
     return output, -known["ildj"]
 

@@ -171,7 +171,7 @@ class ConditionalFlowModel(FlowModel):
           TypeError: if an argument is of another kind of dtype.
           ValueError: if the condition is missing or does not fit, or the events have another shape.
         """
-        events = check_events(events, self.distribution, name="events")
+        events = check_events(self._frames.ordered(events, "events"), self.distribution, "events")
         arguments = self._arguments_of(condition)
         return self._density(events, arguments)
 
@@ -197,7 +197,7 @@ class ConditionalFlowModel(FlowModel):
           ValueError: if `n` is negative or no integer, if the condition is missing or does not fit, or as
             `FlowModel.sample` does.
         """
-        shape, condition = check_sample_shape(n), self.conditions.tensor(condition)
+        shape, condition = check_sample_shape(n), self._condition(condition)
         with self._naming_singular_layers():
             return self._draw(shape, stateless_seed(seed), exact, condition, temperature)
 
@@ -232,7 +232,7 @@ class ConditionalFlowModel(FlowModel):
         >>> x.shape, log_prob.shape
         (TensorShape([3, 5, 2]), TensorShape([3, 5]))
         """
-        shape, condition = check_sample_shape(sample_shape, "sample_shape"), self.conditions.tensor(condition)
+        shape, condition = check_sample_shape(sample_shape, "sample_shape"), self._condition(condition)
         with self._naming_singular_layers():
             return self._draw_and_score(shape, stateless_seed(seed), exact, condition, temperature)
 
@@ -288,8 +288,8 @@ class ConditionalFlowModel(FlowModel):
 
     def encode(self, events: Array, condition: Any = None) -> tf.Tensor:
         """Maps events to latents for their conditions; raises as `log_prob` does."""
-        events = check_events(events, self.distribution, name="events")
-        condition = self.conditions.tensor(condition)
+        events = check_events(self._frames.ordered(events, "events"), self.distribution, "events")
+        condition = self._condition(condition)
         return self.inference_distribution.bijector.inverse(tf.identity(events), condition=condition)
 
     def decode(  # type: ignore[override]
@@ -297,7 +297,7 @@ class ConditionalFlowModel(FlowModel):
     ) -> tf.Tensor:
         """Maps latents to events for their conditions, by R or by the exact inverse of W."""
         z = check_events(z, self.distribution.distribution, name="z")
-        condition = self.conditions.tensor(condition)
+        condition = self._condition(condition)
         with self._naming_singular_layers():
             return self._flow(exact).bijector.forward(tf.identity(z), condition=condition)
 
@@ -310,7 +310,7 @@ class ConditionalFlowModel(FlowModel):
     def adapt(  # type: ignore[override]
         self, x: Any, y: Any = None, num_examples: int = 10_000, whitens: bool = False
     ) -> None:
-        """Sets each `Centering` and `ActNorm` from data, once, before `fit`; see `tfp_selfnorm.adapt`.
+        """Sets each `Centering`, `Standardize` and `ActNorm`, once, before `fit`; see `tfp_selfnorm.adapt`.
 
         Args:
           x: conditions, or a data set of `(conditions, events)`.
@@ -321,9 +321,13 @@ class ConditionalFlowModel(FlowModel):
         Raises:
           TypeError, ValueError: as `fit` and `tfp_selfnorm.adapt` do.
         """
-        data = x if is_stream(x) else (x, y)
+        data = x if is_stream(x) else self._frames.pair(x, y, has_conditions=True)
         events, condition = first_events(data, num_examples, self.distribution, self.conditions)
         adapt(self.distribution, events, whitens, condition)
+        self._frames.remember(x, y, has_conditions=True)
+
+    def _condition(self, condition):
+        return self.conditions.tensor(self._frames.ordered(condition, "condition", "conditions"))
 
     def export(self, filepath: str | os.PathLike) -> None:
         """Writes a SavedModel; see `FlowModel.export`.
@@ -337,7 +341,7 @@ class ConditionalFlowModel(FlowModel):
         super().export(filepath)
 
     def _arguments_of(self, condition):
-        return condition_arguments(self.conditions.tensor(condition))
+        return condition_arguments(self._condition(condition))
 
     def _call_arguments(self, labels):
         return {"condition": labels}

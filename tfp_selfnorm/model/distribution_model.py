@@ -20,6 +20,7 @@ from tfp_selfnorm.model.data import (
     prepare_validation,
     with_values,
 )
+from tfp_selfnorm.model.frames import Frames
 from tfp_selfnorm.model.named_variables import NamedVariables
 from tfp_selfnorm.model.progress import with_short_progress
 from tfp_selfnorm.model.streams import raising_named_batches
@@ -69,6 +70,7 @@ class DistributionModel(keras.Model):
         check_keras_name(name)
         super().__init__(name=name, dtype=distribution.dtype.name, autocast=False)
         self.distribution = distribution
+        self._frames = Frames(distribution)
         self._is_evaluating = self._evaluation_begins = False
 
     def __repr__(self) -> str:
@@ -107,7 +109,8 @@ class DistributionModel(keras.Model):
 
         Args:
           x: events: a dense array that numpy can convert, a `tf.data.Dataset` of batches, or another form of
-            Keras.
+            Keras. The columns of a data frame must be those of the first frame, or of a `tables.ColumnMap` in
+            the flow, in any order; so in all methods.
           y: labels, for `class_weight`. A subclass with a `compute_loss`, `train_step` or `test_step` of its
             own gets them too. Labels of strings and labels that are not dense are `None` there.
           verbose: 1 shows the likelihood and the figures that are out of the ordinary, 2 shows all figures,
@@ -132,8 +135,13 @@ class DistributionModel(keras.Model):
         counts = ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size")
         check_counts(epochs=epochs or None, **{name: arguments[name] for name in counts})
         with self._checks():
-            data = prepare(x, self.distribution, y, sample_weight, class_weight, **self._data_options())
+            has_conditions = self.conditions is not None
+            events, y_in_order = self._frames.pair(x, y, has_conditions)
+            options = self._data_options()
+            data = prepare(events, self.distribution, y_in_order, sample_weight, class_weight, **options)
+            self._frames.remember(x, y, has_conditions)
             if validation_data is not None:
+                validation_data = self._ordered(validation_data, "validation_data")
                 prepared = prepare_validation(validation_data, self.distribution, **self._data_options())
                 arguments["validation_data"] = prepared
             # A data set has an order of its own. Keras warns of `shuffle=True`, which is the default.
@@ -167,6 +175,7 @@ class DistributionModel(keras.Model):
         with self._checks(evaluates=True):
             # Inside `fit` Keras has an iterator of the validation data, which are checked already.
             if not kwargs.get("_use_cached_eval_dataset", False):
+                x, y = self._frames.pair(x, y, self.conditions is not None)
                 data = prepare(x, self.distribution, y, sample_weight, **self._data_options())
             return super().evaluate(**data._asdict(), batch_size=batch_size, **options, **kwargs)
 
@@ -179,6 +188,7 @@ class DistributionModel(keras.Model):
         return_dict: bool = False,
     ) -> Any:
         """Does one training step; takes events, or conditions and events, and weights as `fit` does."""
+        x, y = self._frames.pair(x, y, self.conditions is not None)
         data = prepare_batch(x, self.distribution, y, sample_weight, class_weight, **self._data_options())
         with self._checks():
             return super().train_on_batch(*data, class_weight, return_dict)
@@ -191,6 +201,7 @@ class DistributionModel(keras.Model):
         return_dict: bool = False,
     ) -> Any:
         """Returns the figures of a batch, with exact likelihoods; takes the arguments of `evaluate`."""
+        x, y = self._frames.pair(x, y, self.conditions is not None)
         data = prepare_batch(x, self.distribution, y, sample_weight, **self._data_options())
         with self._checks(evaluates=True):
             return super().test_on_batch(*data, return_dict)
@@ -210,12 +221,12 @@ class DistributionModel(keras.Model):
         """
         check_counts(batch_size=batch_size, steps=steps)
         with self._checks(evaluates=True):
-            x = prepare_prediction(x, self.distribution, self.conditions)
+            x = prepare_prediction(self._ordered(x), self.distribution, self.conditions)
             return super().predict(x, batch_size, verbose, steps, callbacks)
 
     def predict_on_batch(self, x: Array) -> np.ndarray:
         """Returns the exact log density of each event of one batch."""
-        x = prepare_prediction(x, self.distribution, self.conditions, prepare_batch)
+        x = prepare_prediction(self._ordered(x), self.distribution, self.conditions, prepare_batch)
         with self._checks(evaluates=True):
             return super().predict_on_batch(x)
 
@@ -287,6 +298,10 @@ class DistributionModel(keras.Model):
     def _takes_labels(self):
         """Whether a step has a use for labels."""
         return False
+
+    def _ordered(self, data, name="x"):
+        """Data with the columns of frames in the order of the model."""
+        return self._frames.element(data, self.conditions is not None, name)
 
     def _data_options(self):
         return {"keeps_labels": self._takes_labels(), "conditions": self.conditions}

@@ -225,7 +225,7 @@ class FlowModel(SamplingModel):
         return copying.deep_copy_model(self, memo)
 
     def adapt(self, data: Any, num_examples: int = 10_000, whitens: bool = False) -> None:
-        """Sets each `Centering` and `ActNorm` from data, once, before `fit`; see `tfp_selfnorm.adapt`.
+        """Sets each `Centering`, `Standardize` and `ActNorm`, once, before `fit`; see `tfp_selfnorm.adapt`.
 
         Args:
           data: events in any form that `fit` takes, such as an array or batches. Labels are ignored.
@@ -233,11 +233,11 @@ class FlowModel(SamplingModel):
           whitens: whether to set each `SelfNormDense` too, as `whiten` does.
 
         Raises:
-          TypeError: if the events are not floating.
-          ValueError: if the flow is adapted already, or the data are refused by `tfp_selfnorm.adapt`.
+          TypeError, ValueError: as `fit` and `tfp_selfnorm.adapt` do.
         """
-        x, _ = first_events(data, num_examples, self.distribution)
+        x, _ = first_events(self._ordered(data, "data"), num_examples, self.distribution)
         adapt(self.distribution, x, whitens)
+        self._frames.remember(data, None, has_conditions=False)
 
     def log_prob(self, x: Array) -> tf.Tensor:
         """Returns the exact log density of each event in nats; in a `training_scope` its surrogate.

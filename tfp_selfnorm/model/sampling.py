@@ -103,7 +103,7 @@ class SamplingModel(FlowTrainer):
     def encode(self, x: Array) -> tf.Tensor:
         """Maps data to latent; raises as `log_prob` does, and TypeError if the distribution has no latent."""
         check_latent(self.distribution)
-        x = check_events(x, self.distribution)
+        x = check_events(self._frames.ordered(x, "x"), self.distribution)
         return self.inference_distribution.bijector.inverse(tf.identity(x))
 
     def decode(self, z: Array, exact: bool = False) -> tf.Tensor:

@@ -29,7 +29,7 @@ _FORMAT = 2
 _RANDOM_STATE = "seed_generator_state"
 _IMAGE_BUILDERS = [{"function": f"tfp_selfnorm>{name}_flow"} for name in ("conv", "glow")]
 _BUILDERS_OF_0_1_0 = [{"function": "tfp_selfnorm>dense_flow"}, *_IMAGE_BUILDERS]
-_STATE = ("name", "trainable_variables")
+_STATE = ("name", "trainable_variables", "columns")
 
 
 def recipe_of(
@@ -78,6 +78,8 @@ def model_from_config(cls: type, config: dict[str, Any], custom_objects: dict[st
         options = {"inverse_learning": inverse_learning, "bits_per_dim": config["bits_per_dim"], "name": name}
         model = cls(flow, **options, **own_arguments)
     model._recipe = {key: config[key] for key in _RECIPE}
+    if "columns" in config:
+        model._frames.names = {part: decode(names, "columns") for part, names in config["columns"].items()}
     if "trainable_variables" in config:
         model._named.train_only(config["trainable_variables"])
     return model
@@ -96,7 +98,10 @@ def config_of(model: keras.Model) -> dict[str, Any]:
             "`FlowModel.from_builder`, save its weights with `save_weights` (`save_weights_only=True` in "
             "ModelCheckpoint), or `export` it."
         )
-    return {**model._recipe, "name": model.name, "trainable_variables": model._named.trainable_names}
+    state = {"name": model.name, "trainable_variables": model._named.trainable_names}
+    if names := model._frames.names:
+        state["columns"] = {part: encode(value, "columns") for part, value in names.items()}
+    return {**model._recipe, **state}
 
 
 def compile_from_config(model: keras.Model, config: dict[str, Any]) -> None:
@@ -188,6 +193,7 @@ def _check_config(config):
         "dtype_policy": ("the name of a dtype policy", lambda value: isinstance(value, str)),
         "name": ("a name or None", lambda value: value is None or isinstance(value, str)),
         "trainable_variables": ("a list of names", _is_list_of_names),
+        "columns": ("lists of the names of columns", _is_columns),
     }
     for entry, (kind, is_right) in expected.items():
         if entry in config and not is_right(config[entry]):
@@ -231,6 +237,13 @@ def _usable(name):
         )
         return usable
     return name
+
+
+def _is_columns(value):
+    parts = ("events", "conditions")
+    return isinstance(value, dict) and all(
+        key in parts and isinstance(names, list) for key, names in value.items()
+    )
 
 
 def _is_list_of_names(value):

@@ -73,7 +73,7 @@ class ScoringModel(DistributionModel):
 
         In eager code without a tape the log-dets are those that the last call computed, if W is the same.
         """
-        x = tf.identity(check_events(x, self.distribution))
+        x = tf.identity(check_events(self._frames.ordered(x, "x"), self.distribution))
         known: contextlib.AbstractContextManager = contextlib.nullcontext()
         if tf.executing_eagerly() and current_scope() is None and not could_record_gradients():
             known = known_log_dets(self._log_dets.read())

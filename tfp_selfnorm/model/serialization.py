@@ -9,10 +9,12 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors import LeakyReLU, SmoothLeakyReLU, Squeeze
+from tfp_selfnorm.bijectors import LeakyReLU, SmoothLeakyReLU, Squeeze, Standardize
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight
 from tfp_selfnorm.inverse_learning.tracking import Tracking
+from tfp_selfnorm.tables import ColumnMap, Columns
+from tfp_selfnorm.tables.kinds import KINDS
 
 # Bijectors that their parameters define completely.
 _TFP_BIJECTORS = (
@@ -47,13 +49,15 @@ _TFP_BIJECTORS = (
     "Transpose",
 )
 _BIJECTORS = {name: getattr(tfp.bijectors, name) for name in _TFP_BIJECTORS}
-_BIJECTORS |= {kind.__name__: kind for kind in (LeakyReLU, SmoothLeakyReLU, Squeeze)}
+_BIJECTORS |= {kind.__name__: kind for kind in (ColumnMap, LeakyReLU, SmoothLeakyReLU, Squeeze, Standardize)}
 _ARRAY_DTYPES = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
 _ARRAY_DTYPES += ["bool", "float16", "float32", "float64"]
 # TensorFlow ends the process when it makes a tensor of lists nested 255 deep.
 _MAX_DEPTH = 100
 _MAX_ITEMS = 10**7
-_OPTIONS = {kind.__name__: kind for kind in (AdaptiveWeight, Reconstruction, Tracking)}
+_OPTIONS = {
+    kind.__name__: kind for kind in (AdaptiveWeight, Columns, Reconstruction, Tracking, *KINDS.values())
+}
 _SCHEDULES = {name: kind for name, kind in vars(keras.optimizers.schedules).items() if isinstance(kind, type)}
 # For each kind of object: the classes that a file may name, and a function that gives an object's arguments.
 _OBJECTS: dict[str, tuple[dict, Callable]] = {

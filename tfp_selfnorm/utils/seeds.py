@@ -1,12 +1,13 @@
 """Seeds: the same integer gives the same numbers at every call."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.utils.integers import whole_number
+from tfp_selfnorm.utils.integers import check_int, whole_number
 from tfp_selfnorm.utils.types import Seed
 
 
@@ -63,3 +64,23 @@ def _is_whole(value):
 
 def _is_tensor(value):
     return isinstance(value, (tf.Tensor, tf.Variable))
+
+
+def map_with_seeds(dataset: tf.data.Dataset, function: Callable, seed: int | None) -> tf.data.Dataset:
+    """Maps the elements of a data set and a stateless seed for each; the seeds are new in each epoch.
+
+    Args:
+      dataset: the data set.
+      function: a function of an element and a seed.
+      seed: int, for seeds that a second run repeats, or `None`.
+
+    Raises:
+      TypeError: if `dataset` is no data set.
+      ValueError: if `seed` is no int.
+    """
+    if not isinstance(dataset, tf.data.Dataset):
+        raise TypeError(f"`dataset` must be a tf.data.Dataset; got {type(dataset).__name__}.")
+    if seed is not None:
+        seed = check_int(seed, "seed", -(2**63), 2**63 - 1)
+    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2, drop_remainder=True)
+    return tf.data.Dataset.zip(dataset, seeds).map(lambda x, pair: function(x, tf.cast(pair, tf.int32)))

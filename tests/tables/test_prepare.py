@@ -1,0 +1,143 @@
+"""The kinds that `prepare` chooses, what it says of them, and the tables that it refuses."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tfp_selfnorm import tables
+from tfp_selfnorm.tables import HeavyTailed, Integer, Periodic, Positive, Real
+
+
+def chosen(values, **options):
+    return tables.prepare({"x": values}, **options).kinds[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda rng: rng.normal(size=1000), Real()),
+        (lambda rng: 1000.0 + rng.normal(size=1000), Real()),
+        (lambda rng: rng.laplace(size=2000), Real()),
+        (lambda rng: rng.lognormal(size=1000), Positive()),
+        (lambda rng: np.append(rng.lognormal(sigma=0.8, size=1000), 0.0), Real()),
+        (lambda rng: rng.standard_t(1.0, size=1000), HeavyTailed),
+        (lambda rng: rng.integers(1, 6, size=1000), Integer(1, 5)),
+        (lambda rng: rng.integers(0, 2, size=1000).astype(bool), Integer(0, 1)),
+        (lambda rng: rng.integers(1, 6, size=1000).astype(float), Integer(1, 5)),
+        (lambda rng: rng.integers(18, 90, size=1000), Integer()),
+        (lambda rng: rng.geometric(0.02, size=1000) - 1, Integer(low=0)),
+        (lambda rng: rng.integers(10_000, 90_000, size=1000), Real()),
+        (lambda rng: np.array([0, 3, 400] * 50), Integer()),
+    ],
+)
+def test_the_kind_is_that_of_the_data(make, expected, rng):
+    kind = chosen(make(rng))
+    assert kind == expected if isinstance(expected, tables.kinds.Kind) else isinstance(kind, expected)
+
+
+def test_given_kinds_come_first_and_print_says_what_and_why(rng):
+    frame = pd.DataFrame(
+        {
+            "age": rng.integers(18, 90, size=500),
+            "income": rng.lognormal(10.0, 1.0, size=500),
+            "share": rng.beta(2.0, 3.0, size=500),
+            "angle": rng.uniform(0.0, 360.0, size=500),
+        }
+    )
+    kinds = {"share": tables.Bounded(0, 1), "angle": Periodic(360), "age": "real"}
+    columns = tables.prepare(frame, kinds)
+    assert columns.kinds == (Real(), Positive(), tables.Bounded(0, 1), Periodic(360))
+    assert columns.event_size == 4
+    text = str(columns).splitlines()
+    assert text[0] == "4 columns in float32:"
+    assert text[1].split() == ["age", "Real()", "given"]
+    assert "income  Positive(low=0.0)" in text[2]
+    assert "skewness" in text[2]
+
+
+@pytest.mark.filterwarnings("error")
+def test_times_in_seconds_get_float64(rng):
+    frame = {"time": 1.7e9 + 3600.0 * rng.uniform(size=100), "x": rng.normal(size=100)}
+    columns = tables.prepare(frame)
+    assert columns.dtype == "float64"
+    assert columns.to_array(frame).dtype == np.float64
+    latents = columns.preprocessing.inverse(columns.to_array(frame)).numpy()
+    time = frame["time"]
+    np.testing.assert_allclose(latents[:, 0], (time - time.mean()) / time.std(), atol=1e-6)
+    # The time of the day of such a number has lost its digits too.
+    assert tables.prepare(frame, {"time": Periodic(86400)}).dtype == "float64"
+    assert tables.prepare({"x": frame["x"]}).dtype == "float32"
+
+
+def test_float32_that_hides_digits_is_a_warning(rng):
+    time = 1.7e9 + 3600.0 * rng.uniform(size=100)
+    with pytest.warns(UserWarning, match="The column 'time' has a spread of only .* steps of float32"):
+        assert tables.prepare({"time": time}, dtype="float32").dtype == "float32"
+
+
+def test_a_column_that_does_not_vary_is_a_warning():
+    with pytest.warns(UserWarning, match="The columns 'x' do not vary. They get a deviation of 1"):
+        columns = tables.prepare({"x": [0.3] * 9, "y": np.arange(9.0)})
+    assert columns.deviations[0] == 1.0
+
+
+def test_integers_of_pandas_without_missing_values_are_integers():
+    frame = pd.DataFrame({"x": pd.array([1, 2, 3, 2], dtype="Int64"), "y": pd.array([True, False] * 2)})
+    assert tables.prepare(frame).kinds == (Integer(1, 3), Integer(0, 1))
+
+
+def frame_of(**columns):
+    return pd.DataFrame({"x": np.arange(4.0), **columns})
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: np.zeros([3, 2]), TypeError, "`table` must be a data frame, or a dict .*; got ndarray"),
+        (dict, ValueError, "`table` has no columns"),
+        (lambda: pd.DataFrame(np.zeros([3, 2]), columns=["a", "a"]), ValueError, "of one name: a"),
+        (
+            lambda: frame_of(s=list("abcd")),
+            TypeError,
+            "These are not numeric: 's' .*category.*ConditionalFlowModel",
+        ),
+        (lambda: frame_of(c=pd.Categorical(list("aabb"))), TypeError, r"'c' \(category\)"),
+        (lambda: frame_of(t=pd.date_range("2020", periods=4)), TypeError, "'t' .*Dates and times become"),
+        (lambda: {"x": ["a", "b"]}, TypeError, "'x'"),
+        (lambda: {"x": [[1.0], [1.0, 2.0]]}, TypeError, "'x' .rows of several lengths"),
+        (lambda: frame_of(y=[1.0, np.nan, 2.0, np.nan]), ValueError, "'y' has nan in row 1, and 2 values"),
+        (lambda: frame_of(y=pd.array([1, 2, None, 3], dtype="Int64")), ValueError, "'y' has nan in row 2"),
+        (lambda: frame_of(y=[1.0, np.inf, 2.0, 3.0]), ValueError, "'y' has inf in row 1"),
+        (lambda: {"x": np.zeros(3), "y": np.zeros(4)}, ValueError, "vectors of one length; 'x' has shape"),
+        (lambda: {"x": np.zeros([3, 1])}, ValueError, "vectors of one length"),
+        (lambda: {"x": np.zeros(0)}, ValueError, "The table has no rows"),
+    ],
+)
+def test_tables_that_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        tables.prepare(make())
+
+
+@pytest.mark.parametrize(
+    ("kinds", "error", "message"),
+    [
+        (["x"], TypeError, "`kinds` must be a dict .*; got list"),
+        ({"z": "real"}, ValueError, "`kinds` names the column 'z', which `table` lacks"),
+        ({"x": "normal"}, ValueError, r"`kinds\['x'\]` must be 'real', .*; got 'normal'"),
+        ({"x": 3}, ValueError, r"`kinds\['x'\]` must be 'real', .*; got 3"),
+        ({"x": "bounded"}, ValueError, r"`tables.Bounded\(low=..., high=...\)`; got 'bounded'"),
+        ({"x": "periodic"}, ValueError, r"`tables.Periodic\(period=...\)`; got 'periodic'"),
+        ({"x": "positive"}, ValueError, "The column 'x' must be above 0, as .*; got 0 in row 0, and 1 such"),
+        ({"x": tables.Bounded(0, 2)}, ValueError, "must be from 0 to 2, as .*; got 3 in row 3"),
+        ({"x": Integer(0, 2)}, ValueError, "must be from 0 to 2, as .*; got 3 in row 3"),
+        ({"x": Integer(low=1)}, ValueError, "must be 1 or more, as .*; got 0 in row 0"),
+    ],
+)
+def test_kinds_that_are_refused(kinds, error, message):
+    with pytest.raises(error, match=message):
+        tables.prepare({"x": np.arange(4.0)}, kinds)
+
+
+def test_bad_dtype():
+    with pytest.raises(TypeError, match="`dtype` must be float32 or float64"):
+        tables.prepare({"x": np.arange(4.0)}, dtype="int32")
