@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -24,7 +23,7 @@ from tfp_selfnorm.model.frames import Frames
 from tfp_selfnorm.model.named_variables import NamedVariables
 from tfp_selfnorm.model.progress import with_short_progress
 from tfp_selfnorm.model.streams import raising_named_batches
-from tfp_selfnorm.model.summary import print_summary
+from tfp_selfnorm.model.summary import print_summary, text_of
 from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.structure.names import name_variables
 from tfp_selfnorm.structure.wrappers import NetworkHolder, wrap_variables
@@ -74,14 +73,9 @@ class DistributionModel(keras.Model):
         self._is_evaluating = self._evaluation_begins = False
 
     def __repr__(self) -> str:
-        number = sum(math.prod(variable.shape) for variable in self.trainable_variables)
-        return (
-            f"<{type(self).__name__} {self.name!r} of {self.distribution.name!r}: events "
-            f"{self.distribution.event_shape}, {number:,} trainable parameters>"
-        )
+        return text_of(self)
 
-    def __str__(self) -> str:
-        return repr(self)
+    __str__ = __repr__
 
     def fit(
         self,
@@ -109,12 +103,10 @@ class DistributionModel(keras.Model):
 
         Args:
           x: events: a dense array that numpy can convert, a `tf.data.Dataset` of batches, or another form of
-            Keras. The columns of a data frame must be those of the first frame, or of a `tables.ColumnMap` in
-            the flow, in any order; so in all methods.
+            Keras. A frame must have the columns of the first one, or of a `tables.ColumnMap`, in any order.
           y: labels, for `class_weight`. A subclass with a `compute_loss`, `train_step` or `test_step` of its
             own gets them too. Labels of strings and labels that are not dense are `None` there.
-          verbose: 1 shows the likelihood and the figures that are out of the ordinary, 2 shows all figures,
-            in a line an epoch. The history has all.
+          verbose: 1 shows the likelihood and the figures out of the ordinary, 2 all, in a line an epoch.
           validation_data: events in a form that `x` may have, or a tuple or list that begins with them:
             `(x,)`, `(x, y)` or `(x, y, sample_weight)`; `y` may be `None`.
           class_weight: weights of the labels, instead of `sample_weight`.
@@ -135,18 +127,16 @@ class DistributionModel(keras.Model):
         counts = ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size")
         check_counts(epochs=epochs or None, **{name: arguments[name] for name in counts})
         with self._checks():
-            has_conditions = self.conditions is not None
+            has_conditions, options = self.conditions is not None, self._data_options()
             events, y_in_order = self._frames.pair(x, y, has_conditions)
-            options = self._data_options()
             data = prepare(events, self.distribution, y_in_order, sample_weight, class_weight, **options)
             self._frames.remember(x, y, has_conditions)
             if validation_data is not None:
                 validation_data = self._ordered(validation_data, "validation_data")
                 prepared = prepare_validation(validation_data, self.distribution, **self._data_options())
                 arguments["validation_data"] = prepared
-            # A data set has an order of its own. Keras warns of `shuffle=True`, which is the default.
-            arguments["shuffle"] = shuffle and not isinstance(data.x, tf.data.Dataset)
             arguments["callbacks"] = with_short_progress(callbacks, verbose)
+            arguments["shuffle"] = shuffle and not isinstance(data.x, tf.data.Dataset)  # else Keras warns
             history = super().fit(**{**arguments, **data._asdict()})
         self._end_training()
         return history

@@ -1,5 +1,6 @@
 """The table of `FlowModel.summary`: bijectors, from data to latent, and the base distribution."""
 
+import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,6 +18,15 @@ from tfp_selfnorm.bijectors.conditional import condition_arguments
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
+
+
+def text_of(model: keras.Model) -> str:
+    """A model in a line."""
+    number = sum(math.prod(variable.shape) for variable in model.trainable_variables)
+    return (
+        f"<{type(model).__name__} {model.name!r} of {model.distribution.name!r}: events "
+        f"{model.distribution.event_shape}, {number:,} trainable parameters>"
+    )
 
 
 class Row(NamedTuple):

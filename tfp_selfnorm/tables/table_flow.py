@@ -98,7 +98,7 @@ def table_flow(
     if num_others:
         others = builder(num_others, seed=seeds[num_angles], **arguments).bijector
         bijectors.append(ChannelSplit(others, num_others, name="others"))
-    return standard_normal_flow([columns.event_size], bijectors, arguments["dtype"], name)
+    return standard_normal_flow([columns.event_size], bijectors, arguments["dtype"], name, bijectors[0])
 
 
 def _builder(builder, is_single, arguments):
