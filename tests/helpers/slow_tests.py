@@ -36,7 +36,7 @@ SLOW = (
     r"test_contract.py::test_xla_equals_eager\[(self_norm_conv|channel_split|affine_coupling of|glow_flow)",
     # Trainings of many steps, or sums over all images.
     r"test_circular_spline_coupling.py::test_a_von_mises_of_two_modes",
-    r"test_table_flow.py::test_(fit_finds|angles_alone|a_condition_turns)",
+    r"test_table_flow.py::test_(fit_finds|files_and_exports|angles_alone|a_condition_turns)",
     r"test_table_flow.py::test_a_positive_and_a_periodic_column\[dtype1",
     r"test_table_flow.py::test_all_kinds_at_once_are_a_change_of_variables\[coupling_flow",
     r"test_conditional_builders.py::test_(a_process|two_mixed_dimensions)_of_two_modes",
