@@ -11,7 +11,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .PHONY: demo test test-slow test-all lint docs benchmark clean
 
 demo: $(INSTALLED)
-	$(BIN)/python examples/demo.py $(ARGS)
+	$(BIN)/python examples/experiments/demo.py $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
@@ -30,7 +30,7 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
 
 benchmark: $(INSTALLED)
-	$(BIN)/python examples/benchmark.py $(ARGS)
+	$(BIN)/python examples/benchmarks/steps.py $(ARGS)
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -30,7 +30,7 @@ import sys
 import numpy as np
 from rules import Rows, Rules
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "experiments"))
 from toy_data import two_moons  # noqa: E402
 
 DATA_SETS = ("wine", "breast_cancer", "diabetes", "digits", "two_moons")

@@ -5,12 +5,12 @@ import gc
 import json
 import sys
 
-import benchmark
-import benchmark_cases as cases
-import benchmark_inversion
-import benchmark_log_det
+import cases
+import inversion
+import log_det
 import numpy as np
 import pytest
+import steps as benchmark
 import tensorflow as tf
 import timing
 
@@ -129,7 +129,7 @@ def test_iterations_by_the_circulant_inverse(tmp_path, monkeypatch, capfd):
     )
     options = ["--count", "3", "--repeats", "1", "--csv", str(tmp_path / "table.csv")]
     monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "flow.keras"), *options])
-    benchmark_inversion.main()
+    inversion.main()
     with open(tmp_path / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert capfd.readouterr().out.count("exact solve") == 2
@@ -144,15 +144,15 @@ def test_iterations_by_the_circulant_inverse(tmp_path, monkeypatch, capfd):
 def test_the_most_steps(rng):
     kernel = tf.constant(rng.normal(size=[3, 3, 2, 2]), tf.float32)
     z = tf.constant(rng.normal(size=[2, 6, 6, 2]), tf.float32)
-    found = list(benchmark_inversion.methods(kernel, z, np.ones([2, 6, 6, 2]), most_steps=2))
+    found = list(inversion.methods(kernel, z, np.ones([2, 6, 6, 2]), most_steps=2))
     assert [steps for _, steps, _, _ in found] == [1, 2, 2, 2, 2]
 
 
 def test_estimates_of_log_dets(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark_log_det, "_SETTINGS", ((4, 9),))
+    monkeypatch.setattr(log_det, "_SETTINGS", ((4, 9),))
     options = ["--sizes", "9", "12", "--events", "3", "--csv", str(tmp_path / "table.csv")]
     monkeypatch.setattr(sys, "argv", ["x", *options])
-    benchmark_log_det.main()
+    log_det.main()
     with open(tmp_path / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["D"] for row in rows] == ["9", "12"]
@@ -170,6 +170,6 @@ def test_the_pair_of_networks_of_a_trained_flow(tmp_path):
         depth=1,
         seed=1,
     ).save(tmp_path / "flow.keras")
-    layer, y = benchmark_log_det.trained_pair(tmp_path / "flow.keras", "digits", 3)
+    layer, y = log_det.trained_pair(tmp_path / "flow.keras", "digits", 3)
     assert layer.event_sizes == (64,)
     assert y.shape == (3, 64)

@@ -7,7 +7,7 @@ import runpy
 import subprocess
 import sys
 
-import benchmark_convolution
+import convolution
 import demo
 import numpy as np
 import pytest
@@ -21,7 +21,8 @@ EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
 def run_example(name, arguments, monkeypatch):
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    (path,) = EXAMPLES.rglob(name)
+    runpy.run_path(str(path), run_name="__main__")
 
 
 def test_demo_on_digits(tmp_path, monkeypatch, capfd):
@@ -104,10 +105,10 @@ def test_benchmark_convolution(tmp_path, monkeypatch, capfd):
         (4, 4, 1), num_blocks=1, layers_per_block=1, centering=False, preprocessing=pixels, seed=1
     )
     x = sn.images.dequantize(np.random.default_rng(0).integers(0, 17, [100, 4, 4, 1], np.uint8), seed=0)
-    monkeypatch.setattr(benchmark_convolution, "trained_flow", lambda layers, steps: (flow, x))
+    monkeypatch.setattr(convolution, "trained_flow", lambda layers, steps: (flow, x))
     arguments = ["--shapes", "4x4x2", "--repeats", 2, "--csv", table]
-    monkeypatch.setattr(sys, "argv", ["benchmark_convolution.py", *map(str, arguments)])
-    benchmark_convolution.main()
+    monkeypatch.setattr(sys, "argv", ["convolution.py", *map(str, arguments)])
+    convolution.main()
     assert "sampling, 28x28x1" in capfd.readouterr().out
     with open(table, newline="") as file:
         figures = {(row["quantity"], row["method"]): float(row["value"]) for row in csv.DictReader(file)}
@@ -151,3 +152,16 @@ def test_the_wheel_works_in_another_folder(tmp_path):
     )
     subprocess.run([sys.executable, "-I", "-c", check], check=True, cwd=tmp_path)
     assert (tmp_path / "site/tfp_selfnorm/py.typed").exists()
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_short_example(name, tmp_path, monkeypatch, capfd):
+    """Each is short enough to be copied, and runs from an empty folder."""
+    assert len((EXAMPLES / name).read_text().splitlines()) <= 60
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    run_example(name, [], monkeypatch)
+    printed = capfd.readouterr().out.strip()
+    if name == "own_loop.py":
+        *_, nll, entropy = [float(line.rsplit(" ", 1)[1]) for line in printed.splitlines()]
+        assert abs(nll - entropy) < 0.02

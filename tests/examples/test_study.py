@@ -34,7 +34,8 @@ def finished(folder, seed, preset):
         **row,
         "date": "2026-01-01",
     }
-    command = f"examples/train.py {preset} --seed {seed} --output {folder} --data-dir {folder} --epochs 1"
+    script = "examples/experiments/train.py"
+    command = f"{script} {preset} --seed {seed} --output {folder} --data-dir {folder} --epochs 1"
     record = {"command": command, "experiment": {"seed": seed, "preset": preset}}
     for name, content in (("results", results), ("metrics", [row]), ("config", record)):
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -68,7 +69,7 @@ def test_runs_are_trained_once_and_put_side_by_side(tmp_path, monkeypatch, capsy
     assert "relative, seed 2: ended with 1, see " in printed
     assert "| exact, whitened | 1 | 2 | 3.0 ± 0.7 |" in printed
     table = (tmp_path / "results.csv").read_text()
-    assert "python examples/train.py fast_exact_fc_mnist --seed 1 --epochs 1" in table
+    assert "python examples/experiments/train.py fast_exact_fc_mnist --seed 1 --epochs 1" in table
     assert str(tmp_path) not in table
 
 
@@ -97,5 +98,6 @@ def test_a_whitened_run_starts_from_the_data(monkeypatch, tmp_path):
 def test_commands_are_those_that_anyone_may_give():
     command = "some/place/train.py tracked_fc_mnist --output o --set a=1 b=2 --data-dir d --seed 3"
     assert (
-        compare.without_places(command) == "python examples/train.py tracked_fc_mnist --set a=1 b=2 --seed 3"
+        compare.without_places(command)
+        == "python examples/experiments/train.py tracked_fc_mnist --set a=1 b=2 --seed 3"
     )

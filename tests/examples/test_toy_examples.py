@@ -2,10 +2,10 @@
 
 import csv
 
-import benchmark_cases as cases
-import benchmark_scaling
+import cases
 import numpy as np
 import pytest
+import scaling
 import tensorflow as tf
 from test_examples import run_example
 from toy_data import TOYS, log_prob
@@ -92,7 +92,7 @@ def test_toy_gallery(tmp_path, monkeypatch, capfd):
 def test_benchmark_scaling(tmp_path, monkeypatch, capfd):
     table, plot = tmp_path / "scaling.csv", tmp_path / "scaling.png"
     arguments = ["--sizes", 16, 32, "--batch", 4, "--repeats", 2, "--csv", table, "--plot", plot]
-    run_example("benchmark_scaling.py", arguments, monkeypatch)
+    run_example("scaling.py", arguments, monkeypatch)
     assert "exponents" in capfd.readouterr().out
     rows = read(table)
     assert {(row["layer"], row["D"], row["event"]) for row in rows} == {
@@ -107,7 +107,7 @@ def test_benchmark_scaling(tmp_path, monkeypatch, capfd):
 
 
 def test_the_two_exact_steps_of_a_convolution_agree():
-    shape = benchmark_scaling.image_shape(12)
+    shape = scaling.image_shape(12)
     x = tf.constant(np.random.default_rng(0).normal(size=[4, *shape]), tf.float32)
     layer = cases.make_convolution(shape, "exact")
     layer.inverse_kernel.assign_add(0.1 * np.random.default_rng(1).normal(size=[3, 3, 1, 1]))
@@ -121,34 +121,34 @@ def test_the_two_exact_steps_of_a_convolution_agree():
     ("size", "shape"), [(32, (4, 8, 1)), (4096, (64, 64, 1)), (784, (28, 28, 1)), (7, (1, 7, 1))]
 )
 def test_images_are_as_square_as_can_be(size, shape):
-    assert benchmark_scaling.image_shape(size) == shape
+    assert scaling.image_shape(size) == shape
 
 
 @pytest.mark.parametrize("exponent", [1.0, 1.5, 3.0])
 def test_fitted_exponent_of_a_power_law(exponent):
     sizes = [256, 64, 512, 32, 128]
     times = [1e-4 * size**exponent for size in sizes]
-    fitted, start = benchmark_scaling.fitted_exponent(sizes, times)
+    fitted, start = scaling.fitted_exponent(sizes, times)
     assert fitted == pytest.approx(exponent)
     assert times[sizes.index(start)] > 4.0 * times[sizes.index(32)]
 
 
 def test_fitted_exponent_leaves_out_the_overhead():
     sizes = np.array([32, 64, 128, 256, 512, 1024, 2048, 4096])
-    fitted, start = benchmark_scaling.fitted_exponent(sizes, 1.0 + 1e-7 * sizes**3.0)
+    fitted, start = scaling.fitted_exponent(sizes, 1.0 + 1e-7 * sizes**3.0)
     assert start == 512
     assert 2.8 < fitted < 3.0
 
 
 def test_no_exponent_where_all_is_overhead():
-    assert benchmark_scaling.fitted_exponent([16, 32, 64], [1.0, 1.1, 1.2]) == (None, None)
+    assert scaling.fitted_exponent([16, 32, 64], [1.0, 1.1, 1.2]) == (None, None)
 
 
 def test_methods_that_grow_too_slow_drop_out(monkeypatch):
     class Arguments:
         batch, repeats, seconds, longest_step = 2, 1, 0.1, 1e-9
 
-    makers = benchmark_scaling.dense_makers
-    monkeypatch.setitem(benchmark_scaling.LAYERS, "dense", lambda size: dict([*makers(size).items()][:1]))
-    rows = list(benchmark_scaling.rows_of("dense", [8, 4], Arguments))
+    makers = scaling.dense_makers
+    monkeypatch.setitem(scaling.LAYERS, "dense", lambda size: dict([*makers(size).items()][:1]))
+    rows = list(scaling.rows_of("dense", [8, 4], Arguments))
     assert [row["D"] for row in rows] == [4]

@@ -112,7 +112,7 @@ def test_all_kinds_at_once_are_a_change_of_variables(builder, rng):
     """`log_prob` is the normal density of the latents and the Jacobian by differentiation; samples invert."""
     table, columns = all_kinds(rng)
     options = {"width": 8} if builder is sn.coupling_flow else {}
-    flow = tables.table_flow(columns, builder=builder, angle_bins=4, angle_width=8, seed=1, **options)
+    flow = tables.table_flow(columns, flow_builder=builder, angle_bins=4, angle_width=8, seed=1, **options)
     flow = sn.exact(moved(flow, rng, 0.1))
     x = columns.dequantize(table, seed=1)[:8]
     with tf.GradientTape() as tape:
@@ -215,7 +215,11 @@ def test_a_condition_turns_the_angle(rng):
         ({"columns": {}}, TypeError, "`columns` must be the Columns that `tables.prepare` makes"),
         ({"dtype": tf.float32}, TypeError, "`dtype` of the builder comes from `columns`"),
         ({"event_shape": 2}, TypeError, "`event_shape` of the builder comes from `columns`"),
-        ({"builder": "dense_flow"}, TypeError, "`builder` must be a function such as `sn.dense_flow`"),
+        (
+            {"flow_builder": "dense_flow"},
+            TypeError,
+            "`flow_builder` must be a function such as `sn.dense_flow`",
+        ),
         ({"angle_bins": 1}, ValueError, "`angle_bins` must be"),
         ({"angle_width": 0}, ValueError, "`angle_width` must be"),
         ({"base": tfd.MultivariateNormalDiag(tf.zeros(1))}, ValueError, "`base` must be None with periodic"),
@@ -227,3 +231,13 @@ def test_bad_arguments(options, error, message, rng):
     columns = tables.prepare(wind(rng, 50), {"direction": tables.Periodic(360)})
     with pytest.raises(error, match=message):
         tables.table_flow(**{"columns": columns, **options})
+
+
+def test_a_model_from_the_builder_with_a_builder_of_its_own(tmp_path, rng):
+    columns = tables.prepare({"a": rng.normal(size=50), "b": rng.normal(size=50)})
+    options = {"columns": columns, "flow_builder": sn.dense_flow, "num_layers": 1, "seed": 1}
+    model = sn.FlowModel.from_builder(tables.table_flow, **options)
+    model.save(tmp_path / "flow.keras")
+    x = rng.normal(size=[3, 2]).astype(np.float32)
+    loaded = keras.models.load_model(tmp_path / "flow.keras")
+    np.testing.assert_array_equal(loaded.log_prob(x), tables.table_flow(**options).log_prob(x))

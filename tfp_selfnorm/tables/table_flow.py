@@ -27,7 +27,7 @@ def table_flow(
     columns: Columns,
     condition_shape: Shape | None = None,
     *,
-    builder: Callable[..., Any] | None = None,
+    flow_builder: Callable[..., Any] | None = None,
     angle_bins: int = 8,
     angle_width: int = 32,
     seed: Seed = None,
@@ -46,7 +46,7 @@ def table_flow(
     Args:
       columns: the result of `prepare`.
       condition_shape: shape of a condition, for a builder that takes one, and a `ConditionalFlowModel`.
-      builder: `coupling_flow`, `dense_flow`, or a function with their arguments `event_shape`,
+      flow_builder: `coupling_flow`, `dense_flow`, or a function with their arguments `event_shape`,
         `preprocessing`, `dtype`, `seed` and `name`. `None` is `coupling_flow`; for one column without a
         condition it is `dense_flow` with splines.
       angle_bins: number of bins of the splines of angles.
@@ -82,21 +82,23 @@ def table_flow(
     num_angles = sum(isinstance(kind, Periodic) for kind in columns.kinds)
     num_others = columns.event_size - num_angles
     is_single = num_others == 1 and condition_shape is None
-    builder, arguments = _builder(builder, is_single, arguments)
+    flow_builder, arguments = _builder(flow_builder, is_single, arguments)
     arguments = {**arguments, "dtype": tf.as_dtype(columns.dtype)}
     if condition_shape is not None:
         sizes = check_sizes(condition_shape, "condition_shape", "one positive size", lambda s: len(s) == 1)
         arguments, options = arguments | {"condition_shape": sizes}, options | {"condition_size": sizes[0]}
     if not num_angles:
         preprocessing = columns.preprocessing
-        return builder(columns.event_size, preprocessing=preprocessing, seed=seed, name=name, **arguments)
+        return flow_builder(
+            columns.event_size, preprocessing=preprocessing, seed=seed, name=name, **arguments
+        )
     if arguments.get("base") is not None:
         raise ValueError("`base` must be None with periodic columns: their latents are standard normal.")
     seeds = split_seeds(seed, num_angles + 1, "table_flow")
     angles = [_angle(i, num_others, columns.dtype, seeds[i], **options) for i in range(num_angles)]
     bijectors = [ColumnMap(columns), angles.pop(), *map(_first_channels, reversed(angles))]
     if num_others:
-        others = builder(num_others, seed=seeds[num_angles], **arguments).bijector
+        others = flow_builder(num_others, seed=seeds[num_angles], **arguments).bijector
         bijectors.append(ChannelSplit(others, num_others, name="others"))
     return standard_normal_flow([columns.event_size], bijectors, arguments["dtype"], name, bijectors[0])
 
@@ -109,7 +111,7 @@ def _builder(builder, is_single, arguments):
             (dense_flow, {"activation": "spline", **arguments}) if is_single else (coupling_flow, arguments)
         )
     if not callable(builder):
-        raise TypeError(f"`builder` must be a function such as `sn.dense_flow`; got {builder!r}.")
+        raise TypeError(f"`flow_builder` must be a function such as `sn.dense_flow`; got {builder!r}.")
     return builder, arguments
 
 

@@ -1,8 +1,8 @@
 """Trains a flow on images in two or three ways and compares their exact likelihoods.
 
-    python examples/demo.py                                  # scikit-learn's 8x8 digits, a minute
-    python examples/demo.py --model conv                     # or glow
-    python examples/demo.py --dataset mnist --epochs 30      # any image data set of TFDS, by name
+    python examples/experiments/demo.py                                  # scikit-learn's 8x8 digits, a minute
+    python examples/experiments/demo.py --model conv                     # or glow
+    python examples/experiments/demo.py --dataset mnist --epochs 30      # any image data set of TFDS, by name
 
 The flow is dense (two layers), convolutional (three blocks of three 3x3 layers) or Glow-like (two blocks of
 four steps); `--layers 1 --steps-per-epoch 10` is for a quick look. Each way fits the same: the
@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from data_sets import load
 from matplotlib.figure import Figure
-from tables import write_csv
+from raw_files import write_csv
 
 import tfp_selfnorm as sn
 

@@ -1,8 +1,8 @@
 """Trains one experiment, and resumes it where it was killed.
 
-    python examples/train.py tracked_fc_mnist --output runs/tracked       # the presets: examples/presets.py
-    python examples/train.py selfnorm_cnn_mnist --epochs 3 --set flow.activation=smooth_leaky_relu
-    python examples/train.py tracked_fc_mnist --set dataset=digits learning_rate=3e-3
+    python examples/experiments/train.py tracked_fc_mnist --output runs/tracked    # see presets.py
+    python examples/experiments/train.py selfnorm_cnn_mnist --epochs 3 --set flow.activation=smooth_leaky_relu
+    python examples/experiments/train.py tracked_fc_mnist --set dataset=digits learning_rate=3e-3
 
 MNIST and the like come through TFDS, which downloads them; `digits`, `photo_patches` (32x32 colour) and 2-D
 densities need no download.
@@ -28,7 +28,7 @@ import numpy as np
 from data_sets import batches, load
 from matplotlib.figure import Figure
 from presets import PRESETS, overridden
-from tables import write_csv
+from raw_files import write_csv
 
 import tfp_selfnorm as sn
 

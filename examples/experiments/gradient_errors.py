@@ -1,6 +1,6 @@
 """How far the gradients that layers name are from the exact ones, layer by layer, along a training.
 
-    python examples/gradient_errors.py circulant_cnn_mnist --epochs 3 --set flow.centering=true --csv FILE
+    python examples/experiments/gradient_errors.py circulant_cnn_mnist --epochs 3 --csv FILE
 
 The training is the one of `train.py`, with its options. At the first step and then every `--every` steps, the
 gradient of each layer's log-det inside a training scope is compared with the exact one: the relative error in
@@ -13,7 +13,7 @@ import pathlib
 import keras
 import tensorflow as tf
 from presets import PRESETS, overridden
-from tables import write_csv
+from raw_files import write_csv
 from train import parse_changes, train
 
 import tfp_selfnorm as sn

@@ -1,7 +1,7 @@
 """Compares the estimate of the log-det of a `LearnedInverse` with the exact one, over the size of events.
 
-    python examples/benchmark_log_det.py --csv FILE
-    python examples/benchmark_log_det.py --model runs/free_form/best.keras --dataset digits --csv FILE
+    python examples/benchmarks/log_det.py --csv FILE
+    python examples/benchmarks/log_det.py --model runs/free_form/best.keras --dataset digits --csv FILE
 
 Without a model, the encoder is a residual network of three blocks of 128 units, whose last layers have random
 weights. With a model, it is the first pair of networks of a trained flow, at test events of the data set.
@@ -16,8 +16,7 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
-from data_sets import batches, load
-from tables import machine, write_csv
+from shared import batches, load, machine, write_csv
 
 import tfp_selfnorm as sn
 from tfp_selfnorm.math import networks

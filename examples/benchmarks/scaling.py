@@ -1,7 +1,7 @@
 """Times a training step of one layer over the dimension D of its events, and fits the exponents.
 
-    python examples/benchmark_scaling.py --csv FILE --plot FILE           # a few minutes on two cores
-    python examples/benchmark_scaling.py --sizes 32 64 128 --repeats 3    # a quick look
+    python examples/benchmarks/scaling.py --csv FILE --plot FILE           # a few minutes on two cores
+    python examples/benchmarks/scaling.py --sizes 32 64 128 --repeats 3    # a quick look
 
 A step is the loss, what the learned inverse needs (the paper's regularizer, or the tracking with its share
 of the refreshes) and the gradients of the variables and the input, compiled by `tf.function`, in float32,
@@ -21,10 +21,10 @@ than too high. With fewer than two such D there is none.
 import argparse
 import time
 
-import benchmark_cases as cases
+import cases
 import numpy as np
 from matplotlib.figure import Figure
-from tables import machine, write_csv
+from shared import machine, write_csv
 from timing import measure, quartiles
 
 import tfp_selfnorm as sn

@@ -1,6 +1,6 @@
 """Puts runs of `train.py` side by side: a table, a picture of their learning curves, and the raw figures.
 
-    python examples/compare.py "tracked=runs/tracked_*" "exact=runs/exact_*" --output compared
+    python examples/experiments/compare.py "tracked=runs/tracked_*" "exact=runs/exact_*" --output compared
 
 Each argument is a label and a pattern of folders: runs that differ in nothing but the seed. The test NLL
 is exact, in nats an example, under the weights of the epoch that was best on the validation examples: mean
@@ -16,7 +16,7 @@ import pathlib
 import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
-from tables import write_csv
+from raw_files import write_csv
 
 import tfp_selfnorm as sn
 
@@ -48,7 +48,7 @@ def read_runs(label, pattern):
 def without_places(command):
     """The command as anyone may give it, without the folders that it named."""
     words = iter(command.split()[1:])
-    kept = ["python examples/train.py"]
+    kept = ["python examples/experiments/train.py"]
     for word in words:
         if word in ("--output", "--data-dir"):
             next(words)

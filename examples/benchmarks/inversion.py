@@ -1,7 +1,7 @@
 """Compares iterations by the circulant inverse of a convolution with its exact solve, layer by layer.
 
-    python examples/train.py circulant_cnn_mnist --epochs 1 --output runs/circulant
-    python examples/benchmark_inversion.py runs/circulant/best.keras --csv FILE
+    python examples/experiments/train.py circulant_cnn_mnist --epochs 1 --output runs/circulant
+    python examples/benchmarks/inversion.py runs/circulant/best.keras --csv FILE
 
 On a torus the inverse of a convolution is known by FFT. It preconditions steps of GCR (generalised conjugate
 residuals, each image for itself), applied by FFT or as a convolution with its 5x5 centre. Each layer inverts
@@ -16,7 +16,7 @@ import functools
 import keras
 import numpy as np
 import tensorflow as tf
-from tables import machine, write_csv
+from shared import machine, write_csv
 from timing import measure, quartiles
 
 import tfp_selfnorm as sn

@@ -1,6 +1,6 @@
 """Whether convolutions can hold the exact gradient of their log-det for some steps: a study.
 
-    python examples/study_held_gradient.py --every 1 2 5 20 --output runs/held
+    python examples/experiments/held_gradient.py --every 1 2 5 20 --output runs/held
 
 Trains the nine-layer flow of `exact_cnn_mnist` with smooth leaky ReLUs. Every so many steps each layer's
 gradient of `log |det W|`, a tensor of the kernel's shape, is computed by block elimination; between, the last

@@ -1,7 +1,7 @@
 """Trains two flows on each of four toy densities in the plane, and draws what they have learned.
 
-    python examples/toy_gallery.py                                   # five minutes of CPU
-    python examples/toy_gallery.py --flows splines --toys rings --steps 200 --couplings 2
+    python examples/experiments/toy_gallery.py                                   # five minutes of CPU
+    python examples/experiments/toy_gallery.py --flows splines --toys rings --steps 200 --couplings 2
 
 In `splines`, self-normalizing layers mix the two coordinates from data to latent, and between them TFP's
 rational quadratic splines bend one of them, with bins that a Keras network chooses for the other. The layers
@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 from matplotlib.figure import Figure
-from tables import write_csv
+from raw_files import write_csv
 from toy_data import TOYS, log_prob
 
 import tfp_selfnorm as sn

@@ -1,13 +1,13 @@
 """Measures every hot path against the least work that it can do, in one process and in turns.
 
-    python examples/benchmark.py --output results      # ten minutes on two cores; --quick in one
-    python examples/benchmark.py --parts dense conv
+    python examples/benchmarks/steps.py --output results      # ten minutes on two cores; --quick in one
+    python examples/benchmarks/steps.py --parts dense conv
 
 Parts: one dense layer, one 3x3 convolution, whole models (a step in Keras's `fit` against the compiled step
 alone), sampling and evaluation, and what a fresh process pays: import, first call, peak memory. Each part
 writes its table, `benchmark_dense.csv` and so on; `benchmark.png` draws some steps of the first two. Ratios
 are of medians and within a run: to a limit, which is the least that such a step can do, and from the exact
-gradient. What the names mean is in `benchmark_cases.py`.
+gradient. What the names mean is in `cases.py`.
 """
 
 import argparse
@@ -17,12 +17,12 @@ import subprocess
 import sys
 import time
 
-import benchmark_cases as cases
+import cases
 import keras
 import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
-from tables import machine, write_csv
+from shared import machine, write_csv
 from timing import measure, memory_in_use, quartiles
 
 import tfp_selfnorm as sn

@@ -1,6 +1,6 @@
 """Named experiments for `train.py`: those of the paper's published code, under its names, and ours.
 
-    python examples/presets.py    # lists them
+    python examples/experiments/presets.py    # lists them
 
 A preset says everything but the seed. `overridden` changes fields of one by their paths, so that
 `{"flow.num_layers": 3, "inverse_learning.num_probes": 8}` is a deeper flow with fewer probes.

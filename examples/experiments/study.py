@@ -1,6 +1,6 @@
 """Runs a study, a named table of experiments, and puts the runs side by side.
 
-    python examples/study.py dense --epochs 6 --seeds 1 2 3    # `--list` lists the studies
+    python examples/experiments/study.py dense --epochs 6 --seeds 1 2 3    # `--list` lists the studies
 
 Each line of a study is a preset with changes, run by `train.py` in a process of its own for each seed. What
 has finished is not run again, and what was killed goes on. The table, the picture and the raw figures are

@@ -1,7 +1,7 @@
 """Times the exact log-det of a convolution against its dense matrix, and exact sampling from a flow.
 
-    python examples/benchmark_convolution.py [--csv FILE]                  # both parts, three minutes
-    python examples/benchmark_convolution.py --part log_det --shapes 28x28x1 32x32x3 --repeats 20
+    python examples/benchmarks/convolution.py [--csv FILE]                  # both parts, three minutes
+    python examples/benchmarks/convolution.py --part log_det --shapes 28x28x1 32x32x3 --repeats 20
 
 The log-dets, of 3x3 kernels, are in float64; numpy builds the dense matrix on its own. Median milliseconds
 of warm calls in turns of 30 ms, two for a matrix of order above 2000. The peak memory (on Linux) is what one
@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tables import machine, write_csv
+from shared import machine, write_csv
 
 import tfp_selfnorm as sn
 from tfp_selfnorm.math import exact_conv
@@ -84,8 +84,8 @@ def print_added_peak(method, shape):
 def peak_memory(shape):
     """What `print_added_peak` prints in a fresh process for each method."""
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import benchmark_convolution; "
-        "benchmark_convolution.print_added_peak(*sys.argv[2:])"
+        "import sys; sys.path.insert(0, sys.argv[1]); import convolution; "
+        "convolution.print_added_peak(*sys.argv[2:])"
     )
     folder = pathlib.Path(__file__).parent
     commands = {method: [sys.executable, "-c", script, folder, method, shape] for method in LOG_DETS}
