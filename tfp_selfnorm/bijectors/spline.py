@@ -143,6 +143,11 @@ def spline_of_logits(
     Returns:
       The mapped elements, and the logarithm of the slope of the spline at each.
     """
+    function = _apply if tf.executing_eagerly() else _apply_once_traced
+    return function(direction, x, widths, heights, slopes, bound, end_slope)
+
+
+def _apply(direction, x, widths, heights, slopes, bound, end_slope):
     spline = _Spline(
         _bin_sizes(widths, bound), _bin_sizes(heights, bound), _slopes(slopes), tf.constant(-bound, x.dtype)
     )
@@ -150,6 +155,10 @@ def spline_of_logits(
         spline._end_slopes = _slopes(end_slope)
     output, known = spline._augmented_forward(x) if direction == "forward" else spline._augmented_inverse(x)
     return output, -known["ildj"]
+
+
+# In a graph the couplings of a flow call one function. Tracing is most of the time of a first step.
+_apply_once_traced = tf.function(_apply, autograph=False)
 
 
 def trainable_spline(
