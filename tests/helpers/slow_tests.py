@@ -41,7 +41,7 @@ SLOW = (
     r"test_table_flow.py::test_all_kinds_at_once_are_a_change_of_variables\[coupling_flow",
     r"test_conditional_builders.py::test_(a_process|two_mixed_dimensions)_of_two_modes",
     r"test_fit_to_target.py::test_the_log_z_of_a_banana",
-    r"test_gradient_corrections.py::test_fit_adds_the_last_error_if_it_is_steady\[(fast-.*jit|slow-[{][}])",
+    r"test_gradient_corrections.py::test_fit_adds_the_last_error_if_it_is_steady\[((fast|far)-.*jit|(slow|far)-[{][}])",
     r"test_conditional_builders.py::test_a_condition_through_an_embedding_from_fit_to_a_file\[free",
     r"test_fit_to_target.py::test_a_gaussian_target\[(self_norm-none|self_norm-data|relative)",
     r"test_contract.py::test_xla_equals_eager\[(learned_inverse, exact|coupling_flow)",

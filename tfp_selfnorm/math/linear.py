@@ -7,7 +7,7 @@ al. (2021), section 3.
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -82,6 +82,18 @@ class Operations(Maps):
     @abc.abstractmethod
     def from_matrix(self, matrix: tf.Tensor) -> tf.Tensor:
         """The kernel from a matrix."""
+
+
+class HeldCorrection(NamedTuple):
+    """How an approximate gradient of a log-det is corrected at a step.
+
+    Attributes:
+      error: the tensor to add.
+      takes_exact: bool tensor, whether the exact gradient takes the place of the approximation.
+    """
+
+    error: tf.Tensor
+    takes_exact: tf.Tensor
 
 
 def linear_map(
@@ -172,7 +184,8 @@ def log_det(
       gradient: "self_norm", or one of `operations.log_det_gradients`.
       mixture: Python float in [0, 1], used by "self_norm" alone.
       value: a known value to return, at no cost; `None` computes the value.
-      correction: a tensor to add to the gradient by the kernel alone, see `gradient_correction`.
+      correction: a tensor to add to the gradient by the kernel alone, see `gradient_correction`, or a
+        `HeldCorrection`.
     """
     if value is None:
         value = operations.log_det(kernel)
@@ -186,8 +199,7 @@ def log_det(
         def gradients(upstream):
             scale = _with_dimensions(upstream, ndims)
             if gradient != "self_norm":
-                d_kernel = operations.log_det_gradients[gradient](kernel)
-                return None, scale * _add(d_kernel, correction), None
+                return None, scale * _corrected(operations, kernel, gradient, correction), None
             d_kernel = (mixture * scale) * operations.inverse_to_gradient(other_kernel)
             d_other = None
             if mixture < 1.0:
@@ -203,6 +215,17 @@ def gradient_correction(operations: Operations, kernel: tf.Tensor, gradient: str
     """The exact gradient of `log_det` by the kernel minus the approximation that `gradient` names."""
     functions = operations.log_det_gradients
     return functions["exact"](kernel) - functions[gradient](kernel)
+
+
+def _corrected(operations, kernel, gradient, correction):
+    functions = operations.log_det_gradients
+    if not isinstance(correction, HeldCorrection):
+        return _add(functions[gradient](kernel), correction)
+    return tf.cond(
+        correction.takes_exact,
+        lambda: functions["exact"](kernel),
+        lambda: functions[gradient](kernel) + correction.error,
+    )
 
 
 def _with_dimensions(x, count):

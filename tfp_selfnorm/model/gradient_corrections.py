@@ -6,12 +6,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_selfnorm.math.linear import HeldCorrection
 from tfp_selfnorm.utils.types import TfpObject
 
 # The steps between two measurements of an error: the least and the most.
 _LEAST_STEPS, _MOST_STEPS = 8, 64
 # The largest change from one measurement to the next, as a part of the gradient.
 _ALLOWED_CHANGE = 0.01
+# The largest error, as a part of the gradient, of an approximation that is used without a correction.
+_ALLOWED_ERROR = 0.25
+# What a layer does until the next measurement.
+_UNCORRECTED, _CORRECTED, _EXACT = 0.0, 1.0, -1.0
 
 
 class GradientCorrections:
@@ -19,8 +24,9 @@ class GradientCorrections:
 
     The approximation follows W at each step. Its error is a bias, with which a long training drifts away.
     The error mostly changes slowly, so that an old one removes the bias. Where it changes fast, as near
-    singular kernels at a high learning rate, the delay would let the training oscillate. Then the gradient
-    has no correction until the next measurement.
+    singular kernels at a high learning rate, the delay would let the training oscillate. Until the next
+    measurement the gradient then has no correction; or if the error is above a quarter of the gradient, the
+    exact gradient takes its place.
 
     A measurement costs the exact gradient. They follow each other after 8 to 64 steps, the later the less the
     error changes.
@@ -49,12 +55,13 @@ class GradientCorrections:
                 initializer="zeros", dtype="float32", name="corrections_are_steady", **options
             )
 
-    def read(self) -> dict[TfpObject, tf.Tensor]:
+    def read(self) -> dict[TfpObject, HeldCorrection]:
         """Returns the `gradient_corrections` of a `training_scope`."""
         corrections = {}
         for i, (layer, error) in enumerate(self._errors):
-            is_steady = tf.convert_to_tensor(self._are_steady.value)[i] > 0.0
-            corrections[layer] = tf.where(is_steady, error.value, tf.zeros_like(error.value))
+            state = tf.convert_to_tensor(self._are_steady.value)[i]
+            held = tf.where(state == _CORRECTED, error.value, tf.zeros_like(error.value))
+            corrections[layer] = HeldCorrection(held, state == _EXACT)
         return corrections
 
     def before_steps(self, step: int, count: int, moved: Collection) -> None:
@@ -76,9 +83,10 @@ class GradientCorrections:
             error.assign(new)
             # The products of a kernel and the gradient of its log-det have the sum D.
             unit = np.prod(layer.event_sizes) / tf.norm(layer.inverse_kernel)
-            change = float(tf.norm(new - old) / unit)
-            are_steady[i] = change <= _ALLOWED_CHANGE
-            if not are_steady[i]:
+            change, size = float(tf.norm(new - old) / unit), float(tf.norm(new) / unit)
+            unsteady = _UNCORRECTED if size <= _ALLOWED_ERROR else _EXACT
+            are_steady[i] = _CORRECTED if change <= _ALLOWED_CHANGE else unsteady
+            if are_steady[i] != _CORRECTED:
                 intervals[i] = _LEAST_STEPS
             elif change < _ALLOWED_CHANGE / 4:
                 intervals[i] = min(2 * intervals[i], _MOST_STEPS)
