@@ -70,6 +70,7 @@ WRONG = {
     "bound": [*NO_NUMBER, 0.0, -1, np.inf],
     "bounds": [*NO_NUMBER, 2.5, (1.0,), (1.0, "a"), (2.0, 1.0), (0.0, 1.0), (1.0, np.inf), (np.nan, 1.0)],
     "builder": [value for value in NO_OBJECT if value is not None],
+    "flow_builder": [value for value in NO_OBJECT if value is not None],
     "channels": NO_COUNT,
     "columns": NO_OBJECT,
     "condition_ndims": [*STRANGE[:4], *STRANGE[5:], "a", 2.5, True, -1, (1, 1), tf.Variable(3)],

@@ -13,8 +13,8 @@ from tfp_selfnorm.utils.types import TfpObject
 _LEAST_STEPS, _MOST_STEPS = 8, 64
 # The largest change from one measurement to the next, as a part of the gradient.
 _ALLOWED_CHANGE = 0.01
-# The largest error, as a part of the gradient, of an approximation that is used without a correction.
-_ALLOWED_ERROR = 0.25
+# The largest error, as a part of the gradient, of an approximation that is used.
+_ALLOWED_ERROR = 2.0
 # What a layer does until the next measurement.
 _UNCORRECTED, _CORRECTED, _EXACT = 0.0, 1.0, -1.0
 
@@ -25,7 +25,7 @@ class GradientCorrections:
     The approximation follows W at each step. Its error is a bias, with which a long training drifts away.
     The error mostly changes slowly, so that an old one removes the bias. Where it changes fast, as near
     singular kernels at a high learning rate, the delay would let the training oscillate. Until the next
-    measurement the gradient then has no correction; or if the error is above a quarter of the gradient, the
+    measurement the gradient then has no correction. If the error is above twice the gradient, the
     exact gradient takes its place.
 
     A measurement costs the exact gradient. They follow each other after 8 to 64 steps, the later the less the
@@ -84,9 +84,9 @@ class GradientCorrections:
             # The products of a kernel and the gradient of its log-det have the sum D.
             unit = np.prod(layer.event_sizes) / tf.norm(layer.inverse_kernel)
             change, size = float(tf.norm(new - old) / unit), float(tf.norm(new) / unit)
-            unsteady = _UNCORRECTED if size <= _ALLOWED_ERROR else _EXACT
-            are_steady[i] = _CORRECTED if change <= _ALLOWED_CHANGE else unsteady
-            if are_steady[i] != _CORRECTED:
+            steady = _CORRECTED if change <= _ALLOWED_CHANGE else _UNCORRECTED
+            are_steady[i] = _EXACT if size > _ALLOWED_ERROR else steady
+            if change > _ALLOWED_CHANGE:
                 intervals[i] = _LEAST_STEPS
             elif change < _ALLOWED_CHANGE / 4:
                 intervals[i] = min(2 * intervals[i], _MOST_STEPS)

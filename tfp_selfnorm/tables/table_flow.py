@@ -88,10 +88,8 @@ def table_flow(
         sizes = check_sizes(condition_shape, "condition_shape", "one positive size", lambda s: len(s) == 1)
         arguments, options = arguments | {"condition_shape": sizes}, options | {"condition_size": sizes[0]}
     if not num_angles:
-        preprocessing = columns.preprocessing
-        return flow_builder(
-            columns.event_size, preprocessing=preprocessing, seed=seed, name=name, **arguments
-        )
+        arguments |= {"preprocessing": columns.preprocessing, "seed": seed, "name": name}
+        return flow_builder(columns.event_size, **arguments)
     if arguments.get("base") is not None:
         raise ValueError("`base` must be None with periodic columns: their latents are standard normal.")
     seeds = split_seeds(seed, num_angles + 1, "table_flow")
