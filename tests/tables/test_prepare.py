@@ -141,3 +141,18 @@ def test_kinds_that_are_refused(kinds, error, message):
 def test_bad_dtype():
     with pytest.raises(TypeError, match="`dtype` must be float32 or float64"):
         tables.prepare({"x": np.arange(4.0)}, dtype="int32")
+
+
+def test_a_value_that_many_rows_share_is_named(rng):
+    tips = np.where(rng.random(200) < 0.4, 0.0, rng.lognormal(size=200))
+    share = round(100 * np.mean(tips == 0.0))
+    with pytest.warns(
+        UserWarning, match=rf"^{share} % of the values of 'tip' are 0. A value has a probability"
+    ):
+        tables.prepare({"tip": tips, "stars": rng.integers(1, 6, size=200)})
+
+
+def test_few_equal_values_are_no_matter(rng, recwarn):
+    tables.prepare({"a": [1.5, 1.5, 2.25, 3.0], "b": np.append(rng.normal(size=195), [0.0] * 5)[:4]})
+    tables.prepare({"b": np.append(rng.normal(size=195), [0.0] * 5)})
+    assert not recwarn.list

@@ -241,3 +241,14 @@ def test_a_model_from_the_builder_with_a_builder_of_its_own(tmp_path, rng):
     x = rng.normal(size=[3, 2]).astype(np.float32)
     loaded = keras.models.load_model(tmp_path / "flow.keras")
     np.testing.assert_array_equal(loaded.log_prob(x), tables.table_flow(**options).log_prob(x))
+
+
+def test_a_loaded_model_has_the_columns(tmp_path, rng):
+    columns = tables.prepare(
+        {"count": rng.poisson(3.0, size=100), "angle": rng.uniform(0, 6, size=100)},
+        kinds={"angle": tables.Periodic(2 * np.pi)},
+    )
+    model = sn.FlowModel.from_builder(tables.table_flow, columns=columns)
+    model.save(tmp_path / "flow.keras")
+    assert repr(keras.models.load_model(tmp_path / "flow.keras").columns) == repr(columns)
+    assert sn.FlowModel(sn.dense_flow(2)).columns is None

@@ -19,11 +19,14 @@ class Frames:
 
     Args:
       distribution: the distribution of the model.
+
+    Attributes:
+      columns: the `tables.Columns` of the flow, or `None`.
     """
 
     def __init__(self, distribution: TfpObject) -> None:
         maps = bijectors_of(ColumnMap, distribution, "distribution")
-        self._columns = maps[0].columns if maps else None
+        self.columns = maps[0].columns if maps else None
         self._names: dict[str, list | None] = dict.fromkeys(_PARTS)
 
     @property
@@ -75,8 +78,8 @@ class Frames:
         """
         if not is_frame(value):
             return value
-        if part == "events" and self._columns is not None:
-            return self._columns.events(value, name)
+        if part == "events" and self.columns is not None:
+            return self.columns.events(value, name)
         known = self._names[part]
         if known is not None:
             check_same_names(value.columns, known, name)

@@ -13,8 +13,8 @@ from tfp_selfnorm.utils.types import TfpObject
 _LEAST_STEPS, _MOST_STEPS = 8, 64
 # The largest change from one measurement to the next, as a part of the gradient.
 _ALLOWED_CHANGE = 0.01
-# The largest error, as a part of the gradient, of an approximation that is used.
-_ALLOWED_ERROR = 2.0
+# The errors, as a part of the gradient, above which the exact gradient is taken, and below which no longer.
+_LARGE_ERROR, _SMALL_ERROR = 0.5, 0.2
 # What a layer does until the next measurement.
 _UNCORRECTED, _CORRECTED, _EXACT = 0.0, 1.0, -1.0
 
@@ -25,8 +25,8 @@ class GradientCorrections:
     The approximation follows W at each step. Its error is a bias, with which a long training drifts away.
     The error mostly changes slowly, so that an old one removes the bias. Where it changes fast, as near
     singular kernels at a high learning rate, the delay would let the training oscillate. Until the next
-    measurement the gradient then has no correction. If the error is above twice the gradient, the
-    exact gradient takes its place.
+    measurement the gradient then has no correction. If the error is above a quarter of the gradient,
+    the exact gradient takes its place, until the error is below a twentieth.
 
     A measurement costs the exact gradient. They follow each other after 8 to 64 steps, the later the less the
     error changes.
@@ -85,7 +85,8 @@ class GradientCorrections:
             unit = np.prod(layer.event_sizes) / tf.norm(layer.inverse_kernel)
             change, size = float(tf.norm(new - old) / unit), float(tf.norm(new) / unit)
             steady = _CORRECTED if change <= _ALLOWED_CHANGE else _UNCORRECTED
-            are_steady[i] = _EXACT if size > _ALLOWED_ERROR else steady
+            limit = _SMALL_ERROR if are_steady[i] == _EXACT else _LARGE_ERROR
+            are_steady[i] = _EXACT if size > limit else steady
             if change > _ALLOWED_CHANGE:
                 intervals[i] = _LEAST_STEPS
             elif change < _ALLOWED_CHANGE / 4:

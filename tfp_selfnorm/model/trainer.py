@@ -307,6 +307,11 @@ class FlowTrainer(ScoringModel):
         self._refresh.take_weights()
 
     @property
+    def columns(self) -> Any:
+        """The `tables.Columns` of a flow of a table, also of a loaded one; `None` for other flows."""
+        return self._frames.columns
+
+    @property
     def metrics(self) -> list[keras.Metric]:
         """The figures of the progress bar. There are none before `compile`: a bigger model shows none."""
         figures = self._figures if self._is_evaluating else self._training_figures

@@ -20,6 +20,8 @@ _FEW_VALUES = 20
 # Skewness of an exponential distribution is 2, of a normal one 0.
 _SKEWED = 1.0
 # The width of the middle 99% over that of the middle 50%: 3.8 for a normal distribution, 6.6 for a Laplace.
+# The share of equal values in a column of real numbers that is worth a warning.
+_REPEATED, _FEWEST_REPEATED = 0.1, 10
 _HEAVY = 8.0
 _NEED_ARGUMENTS = {"bounded": "Bounded(low=..., high=...)", "periodic": "Periodic(period=...)"}
 
@@ -51,7 +53,7 @@ def prepare(table: Any, kinds: Mapping[Any, Any] | None = None, dtype: DType | N
         of its kind, with the column and the row.
 
     Warns:
-      UserWarning: if a column does not vary, or `dtype` hides its digits.
+      UserWarning: if a column does not vary, a tenth of its values are equal, or `dtype` hides its digits.
 
     >>> import tfp_selfnorm as sn
     >>> table = {"stars": [1, 5, 4, 5, 3, 2], "price": [0.9, 1.2, 1.5, 2.0, 3.0, 90.0]}
@@ -79,6 +81,7 @@ def prepare(table: Any, kinds: Mapping[Any, Any] | None = None, dtype: DType | N
     _warn_of_constants(
         [n for n, m in zip(names, moments, strict=True) if m is not None and m.lowest == m.highest]
     )
+    _warn_of_repeated(dict(zip(names, chosen, strict=True)), values)
     return Columns(
         names=tuple(names),
         kinds=tuple(chosen),
@@ -166,6 +169,22 @@ def _warn_of_constants(names):
         warnings.warn(
             f"The columns {', '.join(map(repr, names))} do not vary. They get a deviation of 1, and their "
             "density has no meaning. Leave them out.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_repeated(kinds, values):
+    """Warns of a value that many rows share, in a column that is no number of levels."""
+    for name, column in values.items():
+        levels, counts = np.unique(column, return_counts=True)
+        count, value = counts.max(), levels[counts.argmax()]
+        is_rare = count < max(_REPEATED * len(column), _FEWEST_REPEATED)
+        if is_rare or len(levels) == 1 or isinstance(kinds[name], Integer):
+            continue
+        warnings.warn(
+            f"{100 * count / len(column):.0f} % of the values of {name!r} are {value:g}. A value has a "
+            "probability, and no density: the flow will spread it. Add a column 0 or 1 that says whether the "
+            "value is this one, and model the other rows.",
             stacklevel=3,
         )
 
