@@ -99,6 +99,8 @@ def _column(column):
     kind = getattr(getattr(column, "dtype", None), "kind", None)
     if kind is not None and kind not in _NUMERIC:
         return str(column.dtype), None
+    if np.ma.isMaskedArray(column):
+        column = np.ma.filled(column.astype(np.float64), np.nan)
     try:
         # An extension dtype of pandas may have missing values that numpy does not know.
         array = column.to_numpy(dtype="float64", na_value=np.nan) if kind else np.asarray(column)
