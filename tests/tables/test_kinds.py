@@ -183,3 +183,4 @@ def test_samples_of_integers_without_a_bound_stay_integers_above_the_lowest():
     values = tables.Integer(low=0).as_data(np.array([1e30, np.inf, 3.5, -1.0], "float32"))
     assert values[0] == values[1] > 2**62
     assert list(values[2:]) == [3, 0]
+    assert list(tables.Integer(low=0).as_data(np.array([-1, 2]))) == [0, 2]

@@ -205,6 +205,7 @@ class Integer(Kind):
         return f"from {self.low} to {self.high}"
 
     def as_data(self, samples: np.ndarray) -> np.ndarray:
+        samples = np.asarray(samples, np.result_type(samples, np.float32))
         # The float below 2**63 is the largest that is an int64.
         largest = np.nextafter(samples.dtype.type(2**63), samples.dtype.type(0))
         whole = np.clip(np.floor(samples), -largest, largest)
