@@ -149,3 +149,15 @@ def test_the_columns_of_a_flow_of_a_table(rng, tmp_path):
         same.fit(good[["x", "n"]], verbose=0)
         # Arrays carry no names, and are as they are.
         same.log_prob(tf.constant(noisy))
+
+
+def test_bools_beside_floats_are_numbers(frame):
+    """`pandas.get_dummies` makes such columns."""
+    model, columns = small_model(), ["a", "b"]
+    mixed = pd.DataFrame({"a": frame.iloc[:, 0] > 0.0, "b": frame.iloc[:, 1]})
+    expected = model.log_prob(mixed.astype("float32")).numpy()
+    model.fit(mixed.astype("float32"), epochs=0, verbose=0)
+    np.testing.assert_array_equal(model.log_prob(mixed[columns[::-1]]), expected)
+    np.testing.assert_allclose(model.predict(mixed, verbose=0), expected, rtol=1e-6)
+    with pytest.raises(TypeError, match="`x` must be floating"):
+        model.log_prob(mixed.assign(b=1))

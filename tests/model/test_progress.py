@@ -5,8 +5,11 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow_probability as tfp
 
 import tfp_selfnorm as sn
+
+tfd = tfp.distributions
 
 
 def shown(model, capsys, events, **options):
@@ -69,6 +72,24 @@ def test_evaluation_and_a_progress_bar_of_the_user(capsys, events):
     assert re.findall(r"- (\w+): ", capsys.readouterr().out.strip().split("\r")[-1]) == ["nll"]
     names, history = shown(model, capsys, events, callbacks=[keras.callbacks.ProgbarLogger()])
     assert set(names) == set(history)
+
+
+class AddsVector(keras.callbacks.Callback):
+    """Adds a figure that is no number to the logs, which Keras's own progress bar shows as its mean."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["mine"] = [1.0, 2.0]
+
+
+def test_figures_of_a_callback_may_be_vectors(capsys, events):
+    assert shown(make_model(), capsys, events, callbacks=[AddsVector()])[0] == ["nll", "mine"]
+
+
+def test_training_on_a_target_shows_no_skipped_updates_of_zero(capsys):
+    target = tfd.Sample(tfd.Normal(0.0, 1.0), 2)
+    make_model().fit_to_target(target.log_prob, epochs=1, steps_per_epoch=2, verbose=1)
+    assert "ess: " in (text := capsys.readouterr().out)
+    assert "skipped_updates" not in text
 
 
 def test_silence(capsys, events):

@@ -168,3 +168,19 @@ def test_each_kind_is_a_value_that_a_file_keeps():
     ):
         encoded = sn.model.serialization.encode(kind, "kind")
         assert sn.model.serialization.decode(encoded, "kind") == kind
+
+
+@pytest.mark.parametrize("kind", [tables.Bounded(1990, 2020), tables.Bounded(-1, 0, margin=1e-20)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rounding_leaves_the_ends_of_a_narrow_interval_inside(kind, dtype, rng):
+    ends = [[kind.low], [kind.high]]
+    x = np.append(rng.uniform(kind.low, kind.high, size=100), ends)
+    columns = tables.prepare({"x": x}, {"x": kind}, dtype)
+    assert np.isfinite(columns.preprocessing.inverse(tf.constant(ends, dtype))).all()
+
+
+def test_samples_of_integers_without_a_bound_stay_integers_above_the_lowest():
+    values = tables.Integer(low=0).as_data(np.array([1e30, np.inf, 3.5, -1.0], "float32"))
+    assert values[0] == values[1] > 2**62
+    assert list(values[2:]) == [3, 0]
+    assert list(tables.Integer(low=0).as_data(np.array([-1, 2]))) == [0, 2]

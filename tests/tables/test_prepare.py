@@ -75,6 +75,37 @@ def test_float32_that_hides_digits_is_a_warning(rng):
         assert tables.prepare({"time": time}, dtype="float32").dtype == "float32"
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("positive", 1e-50),
+        (Positive(1e4), 1e4 + 1e-4),
+        ("real", 1e60),
+        (Integer(low=0), 2.0**40 + 1.0),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_value_that_float32_does_not_hold_makes_the_dtype_float64(kind, value, rng):
+    x = np.append(getattr(kind, "low", 0.0) + np.floor(rng.lognormal(8.0, 2.0, size=100)) + 1.0, value)
+    columns = tables.prepare({"x": x}, {"x": kind})
+    assert columns.dtype == "float64"
+    latents = columns.preprocessing.inverse(columns.dequantize({"x": x}, seed=1))
+    assert np.isfinite(latents).all()
+    np.testing.assert_allclose(columns.to_dict(columns.dequantize({"x": x}))["x"], x, rtol=1e-15)
+
+
+def test_digits_that_float64_hides_are_a_warning():
+    with pytest.warns(UserWarning, match="'t' has a spread of only .* steps of float64"):
+        tables.prepare({"t": 1.7e18 + 1e3 * np.arange(100.0)})
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_whose_squares_overflow(rng):
+    assert isinstance(chosen(np.exp(np.append(100.0 * rng.normal(size=100), 500.0))), Positive)
+    with pytest.raises(ValueError, match="'x' has values that are too large"):
+        tables.prepare({"x": 1e300 * rng.normal(size=100)})
+
+
 def test_a_column_that_does_not_vary_is_a_warning():
     with pytest.warns(UserWarning, match="The columns 'x' do not vary. They get a deviation of 1"):
         columns = tables.prepare({"x": [0.3] * 9, "y": np.arange(9.0)})
@@ -111,6 +142,7 @@ def frame_of(**columns):
         (lambda: {"x": np.zeros(3), "y": np.zeros(4)}, ValueError, "vectors of one length; 'x' has shape"),
         (lambda: {"x": np.zeros([3, 1])}, ValueError, "vectors of one length"),
         (lambda: {"x": np.zeros(0)}, ValueError, "The table has no rows"),
+        (lambda: {"x": np.ma.masked_array([1, 2, 3], [0, 1, 0])}, ValueError, "'x' has nan in row 1"),
     ],
 )
 def test_tables_that_are_refused(make, error, message):
@@ -125,6 +157,7 @@ def test_tables_that_are_refused(make, error, message):
         ({"z": "real"}, ValueError, "`kinds` names the column 'z', which `table` lacks"),
         ({"x": "normal"}, ValueError, r"`kinds\['x'\]` must be 'real', .*; got 'normal'"),
         ({"x": 3}, ValueError, r"`kinds\['x'\]` must be 'real', .*; got 3"),
+        ({"x": tables.kinds.Kind()}, ValueError, r"`kinds\['x'\]` must be 'real', .*; got Kind\(\)"),
         ({"x": "bounded"}, ValueError, r"`tables.Bounded\(low=..., high=...\)`; got 'bounded'"),
         ({"x": "periodic"}, ValueError, r"`tables.Periodic\(period=...\)`; got 'periodic'"),
         ({"x": "positive"}, ValueError, "The column 'x' must be above 0, as .*; got 0 in row 0, and 1 such"),

@@ -5,7 +5,7 @@ from typing import Any
 from tfp_selfnorm.structure.layers import bijectors_of
 from tfp_selfnorm.tables import ColumnMap
 from tfp_selfnorm.tables.columns import check_same_names
-from tfp_selfnorm.tables.frames import check_numeric, is_frame
+from tfp_selfnorm.tables.frames import checked_numeric, is_frame
 from tfp_selfnorm.utils.types import TfpObject
 
 _PARTS = ("events", "conditions")
@@ -84,5 +84,4 @@ class Frames:
         if known is not None:
             check_same_names(value.columns, known, name)
             value = value[known]
-        check_numeric(value, name)
-        return value
+        return checked_numeric(value, name)

@@ -50,7 +50,7 @@ class ShortProgress(keras.callbacks.ProgbarLogger):
 
 def _is_notable(name, logs):
     prefix = _VALIDATION if name.startswith(_VALIDATION) else ""
-    figure, value = name.removeprefix(prefix), float(logs[name])
+    figure, value = name.removeprefix(prefix), logs[name]
     if figure in ("loss", "reconstruction") and f"{prefix}nll" in logs:
         loss, nll = float(logs.get(f"{prefix}loss", math.nan)), float(logs[f"{prefix}nll"])
         return not math.isclose(loss, nll, rel_tol=1e-6)

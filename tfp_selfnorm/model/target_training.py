@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.pair_memory import keeping_values
+from tfp_selfnorm.model.progress import with_short_progress
 from tfp_selfnorm.model.target_figures import TargetFigures
 from tfp_selfnorm.model.trainer import FlowTrainer
 from tfp_selfnorm.structure.layers import self_norm_layers
@@ -184,7 +185,7 @@ def fit_to_target(
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
             shuffle=False,
-            callbacks=callbacks,
+            callbacks=with_short_progress(callbacks, verbose),
             verbose=verbose,
         )
     model._end_training()

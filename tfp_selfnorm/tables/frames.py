@@ -66,11 +66,18 @@ def numeric_columns(table: Any, names: Iterable[Any]) -> list[np.ndarray]:
     return list(values.values())
 
 
-def check_numeric(table: Any, name: str) -> None:
-    """Raises TypeError if a column of a frame is not numeric, with its name."""
+def checked_numeric(table: Any, name: str) -> Any:
+    """Returns a frame as it is, or as an array if it has bools beside floats, as `pandas.get_dummies` makes.
+
+    Raises:
+      TypeError: if a column is not numeric, with its name.
+    """
     names = list(table.columns)
-    if len(set(names)) == len(names):
-        _numeric(table, names, f"`{name}` must be floating; got dtype object")
+    if len(set(names)) < len(names):
+        return table
+    columns = _numeric(table, names, f"`{name}` must be floating; got dtype object")
+    kinds = {getattr(getattr(table[n], "dtype", None), "kind", "") for n in names}
+    return np.stack(list(columns.values()), axis=-1) if {"b", "f"} <= kinds else table
 
 
 def _numeric(table, names, problem):
@@ -99,6 +106,8 @@ def _column(column):
     kind = getattr(getattr(column, "dtype", None), "kind", None)
     if kind is not None and kind not in _NUMERIC:
         return str(column.dtype), None
+    if np.ma.isMaskedArray(column):
+        column = np.ma.filled(column.astype(np.float64), np.nan)
     try:
         # An extension dtype of pandas may have missing values that numpy does not know.
         array = column.to_numpy(dtype="float64", na_value=np.nan) if kind else np.asarray(column)

@@ -205,7 +205,11 @@ class Integer(Kind):
         return f"from {self.low} to {self.high}"
 
     def as_data(self, samples: np.ndarray) -> np.ndarray:
-        return np.clip(np.floor(samples), *self._limits()).astype(np.int64)
+        samples = np.asarray(samples, np.result_type(samples, np.float32))
+        # The float below 2**63 is the largest that is an int64.
+        largest = np.nextafter(samples.dtype.type(2**63), samples.dtype.type(0))
+        whole = np.clip(np.floor(samples), -largest, largest)
+        return np.clip(whole, *self._limits()).astype(np.int64)
 
     def _limits(self):
         low = -math.inf if self.low is None else self.low
@@ -282,8 +286,13 @@ def _above(lows, dtype):
 def _between(bounds, dtype):
     """The sigmoid of intervals that are wider by their margins."""
     low, high, margin = np.transpose(np.asarray(bounds, np.float64))
+    numpy_dtype = dtype.as_numpy_dtype
+    margin = np.maximum(margin, np.finfo(numpy_dtype).eps)
     width = (high - low) / (1.0 - 2.0 * margin)
-    return tfb.Sigmoid(tf.constant(low - margin * width, dtype), tf.constant(high + margin * width, dtype))
+    # Rounding must not put the ends on the bounds, whose logits would be infinite.
+    lowest = np.minimum(low - margin * width, np.nextafter(low.astype(numpy_dtype), -np.inf))
+    highest = np.maximum(high + margin * width, np.nextafter(high.astype(numpy_dtype), np.inf))
+    return tfb.Sigmoid(tf.constant(lowest, dtype), tf.constant(highest, dtype))
 
 
 def _finite(value, name):

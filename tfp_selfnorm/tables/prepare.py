@@ -77,7 +77,7 @@ def prepare(table: Any, kinds: Mapping[Any, Any] | None = None, dtype: DType | N
         check_support(name, kind, column)
         chosen.append(kind.finished(column))
         reasons.append(reason)
-    moments = [_moments(kind, column) for kind, column in zip(chosen, values.values(), strict=True)]
+    moments = [_moments(kind, *item) for kind, item in zip(chosen, values.items(), strict=True)]
     _warn_of_constants(
         [n for n, m in zip(names, moments, strict=True) if m is not None and m.lowest == m.highest]
     )
@@ -101,7 +101,7 @@ def _given_kinds(kinds, names):
             raise ValueError(f"`kinds` names the column {name!r}, which `table` lacks; it has {names}.")
         if isinstance(kind, str) and kind in _NEED_ARGUMENTS:
             raise ValueError(f"`kinds[{name!r}]` must be `tables.{_NEED_ARGUMENTS[kind]}`; got {kind!r}.")
-        if not (isinstance(kind, Kind) or (isinstance(kind, str) and kind in KINDS)):
+        if not (type(kind) in KINDS.values() or (isinstance(kind, str) and kind in KINDS)):
             listed = ", ".join(repr(key) for key in KINDS if key not in _NEED_ARGUMENTS)
             raise ValueError(
                 f"`kinds[{name!r}]` must be {listed}, or a kind such as `tables.Bounded(0, 1)`; got {kind!r}."
@@ -145,12 +145,13 @@ def _integer(values):
 
 
 def _skewness(values):
+    values = values / (np.max(np.abs(values)) or 1.0)  # The cubes of large values overflow.
     centred = values - np.mean(values)
     deviation = np.sqrt(np.mean(centred**2))
     return float(np.mean(centred**3) / deviation**3) if deviation > 0.0 else 0.0
 
 
-def _moments(kind, values):
+def _moments(kind, name, values):
     """The moments of a column after the map to real numbers; `None` for angles."""
     if isinstance(kind, Periodic):
         return None
@@ -161,6 +162,8 @@ def _moments(kind, values):
     latents = type(kind).bijector([kind], tf.float64).inverse(tf.constant(values[:, np.newaxis], tf.float64))
     moments = Moments()
     moments.add(latents.numpy()[:, 0])
+    if not np.isfinite(moments.deviation()):
+        raise ValueError(f"The column {name!r} has values that are too large; give it in other units.")
     return moments
 
 
@@ -192,23 +195,31 @@ def _warn_of_repeated(kinds, values):
 def _dtype_for(values, kinds, dtype):
     """The name of the dtype, given or chosen; warns if it hides the digits of a column."""
     checked = tf.float32 if dtype is None else check_dtype(dtype)
-    pairs = zip(values.items(), kinds, strict=True)
-    steps = {name: _steps(kind, column, checked) for (name, column), kind in pairs}
-    coarse = {name: number for name, number in steps.items() if number < FEWEST_STEPS}
+    coarse = _coarse_columns(values, kinds, checked)
     if coarse and dtype is None:
-        return "float64"
+        checked = tf.float64
+        coarse = _coarse_columns(values, kinds, checked)
+    advice = "Use float64." if checked == tf.float32 else "Subtract a number from it."
     for name, number in coarse.items():
         warnings.warn(
             f"The column {name!r} has a spread of only {number:.3g} steps of {checked.name}: rounding hides "
-            "its digits. Use float64.",
+            f"its digits. {advice}",
             stacklevel=3,
         )
     return checked.name
 
 
+def _coarse_columns(values, kinds, dtype):
+    """The steps of the columns whose digits the dtype hides, by name."""
+    steps = {n: _steps(kind, column, dtype) for (n, column), kind in zip(values.items(), kinds, strict=True)}
+    return {name: number for name, number in steps.items() if number < FEWEST_STEPS}
+
+
 def _steps(kind, values, dtype):
-    """The spread of a column in steps of the dtype at its largest values."""
+    """The spread of a column in steps of the dtype at its largest values; 0 if it does not hold them."""
     eps = float(np.finfo(dtype.as_numpy_dtype).eps)
+    if not _holds(kind, values, dtype):
+        return 0.0
     if isinstance(kind, HeavyTailed):
         center, scale = kind.values()
         return scale / (eps * (abs(center) + scale))
@@ -217,3 +228,12 @@ def _steps(kind, values, dtype):
     moments = Moments()
     moments.add(values)
     return np.inf if moments.lowest == moments.highest else float(resolution(moments, dtype))
+
+
+def _holds(kind, values, dtype):
+    """Whether rounding to the dtype leaves whole numbers apart, and other values among those of the kind."""
+    with np.errstate(over="ignore"):
+        rounded = values.astype(dtype.as_numpy_dtype)[:, np.newaxis]
+    if isinstance(kind, Integer):
+        return np.abs(rounded).max() < 1.0 / np.finfo(rounded.dtype).eps
+    return np.isfinite(type(kind).bijector([kind], dtype).inverse(tf.constant(rounded))).all()
