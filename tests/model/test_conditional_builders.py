@@ -158,7 +158,7 @@ def excess_over_entropy(model, x, y, log_densities):
 
 def test_a_process_of_two_modes_and_many_deviations(rng):
     model = fit_splines(
-        1200, 100, 1e-2, lambda n: draw_two_modes(rng, n), event_shape=1, num_layers=2, width=32
+        1800, 100, 1e-2, lambda n: draw_two_modes(rng, n), event_shape=1, num_layers=2, width=32
     )
     x, y, log_densities = draw_two_modes(rng, 20_000)
     assert -0.01 < excess_over_entropy(model, x, y, log_densities) < 0.02
