@@ -25,8 +25,8 @@ class GradientCorrections:
     The approximation follows W at each step. Its error is a bias, with which a long training drifts away.
     The error mostly changes slowly, so that an old one removes the bias. Where it changes fast, as near
     singular kernels at a high learning rate, the delay would let the training oscillate. Until the next
-    measurement the gradient then has no correction. If the error is above a quarter of the gradient,
-    the exact gradient takes its place, until the error is below a twentieth.
+    measurement the gradient then has no correction. If the error is above half of the gradient, the
+    exact gradient takes its place, until the error is below a fifth.
 
     A measurement costs the exact gradient. They follow each other after 8 to 64 steps, the later the less the
     error changes.
@@ -51,7 +51,8 @@ class GradientCorrections:
                 name="correction_intervals",
                 **options,
             )
-            self._are_steady = add_weight(
+            # The name is that of files from when there were two states.
+            self._states = add_weight(
                 initializer="zeros", dtype="float32", name="corrections_are_steady", **options
             )
 
@@ -59,7 +60,7 @@ class GradientCorrections:
         """Returns the `gradient_corrections` of a `training_scope`."""
         corrections = {}
         for i, (layer, error) in enumerate(self._errors):
-            state = tf.convert_to_tensor(self._are_steady.value)[i]
+            state = tf.convert_to_tensor(self._states.value)[i]
             held = tf.where(state == _CORRECTED, error.value, tf.zeros_like(error.value))
             corrections[layer] = HeldCorrection(held, state == _EXACT)
         return corrections
@@ -72,7 +73,7 @@ class GradientCorrections:
         """
         if not self._errors:
             return
-        intervals, are_steady = self._intervals.numpy(), self._are_steady.numpy()
+        intervals, states = self._intervals.numpy(), self._states.numpy()
         due = [
             (i, layer, error)
             for i, (layer, error) in enumerate(self._errors)
@@ -85,15 +86,15 @@ class GradientCorrections:
             unit = np.prod(layer.event_sizes) / tf.norm(layer.inverse_kernel)
             change, size = float(tf.norm(new - old) / unit), float(tf.norm(new) / unit)
             steady = _CORRECTED if change <= _ALLOWED_CHANGE else _UNCORRECTED
-            limit = _SMALL_ERROR if are_steady[i] == _EXACT else _LARGE_ERROR
-            are_steady[i] = _EXACT if size > limit else steady
+            limit = _SMALL_ERROR if states[i] == _EXACT else _LARGE_ERROR
+            states[i] = _EXACT if size > limit else steady
             if change > _ALLOWED_CHANGE:
                 intervals[i] = _LEAST_STEPS
             elif change < _ALLOWED_CHANGE / 4:
                 intervals[i] = min(2 * intervals[i], _MOST_STEPS)
         if due:
             self._intervals.assign(intervals)
-            self._are_steady.assign(are_steady)
+            self._states.assign(states)
 
 
 def _error_of(layer, add_weight):

@@ -82,7 +82,7 @@ def learning_curves(
 def _read(history):
     """The numbers of the epochs, and lists of numbers by name."""
     if isinstance(history, keras.callbacks.History):
-        epochs, columns = np.array(history.epoch, np.float64) + 1.0, history.history
+        epochs, columns = np.array(getattr(history, "epoch", []), np.float64) + 1.0, history.history
     elif isinstance(history, Mapping):
         columns = {name: np.atleast_1d(np.asarray(values)) for name, values in history.items()}
         epochs = columns.pop("epoch", np.arange(1.0, 1.0 + max(map(len, columns.values()), default=0)))
