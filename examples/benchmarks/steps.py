@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 from shared import machine, write_csv
-from timing import measure, memory_in_use, quartiles
+from timing import measure, memory_in_use, quartiles, wait
 
 import tfp_selfnorm as sn
 
@@ -129,6 +129,7 @@ def bare_loop(step):
         start = time.perf_counter()
         for _ in range(steps):
             step()
+        wait()
         return time.perf_counter() - start
 
     return loop

@@ -1,4 +1,7 @@
-"""Times of calls in turns, so that a machine whose speed drifts is fair to all, and memory in use."""
+"""Times of calls in turns, so that a machine whose speed drifts is fair to all, and memory in use.
+
+A call on a GPU returns before its computing ends, so each time includes a wait for the device.
+"""
 
 import time
 
@@ -7,6 +10,9 @@ import tensorflow as tf
 
 # Shorter calls are repeated within a turn, so that each finds its own data in the caches.
 _CALLS_A_TURN, _SECONDS_OF_A_LONG_CALL = 5, 0.1
+
+
+wait = tf.test.experimental.sync_devices
 
 
 def measure(calls, repeats, seconds):
@@ -20,8 +26,10 @@ def measure(calls, repeats, seconds):
     turns, counts = {}, {}
     for name, call in calls.items():
         call()
+        wait()
         start = time.perf_counter()
         call()
+        wait()
         once = time.perf_counter() - start
         counts[name] = 1 if once > _SECONDS_OF_A_LONG_CALL else _CALLS_A_TURN
         turns[name] = int(np.clip(seconds / (once * counts[name]), min(2, repeats), repeats))
@@ -31,6 +39,7 @@ def measure(calls, repeats, seconds):
             start = time.perf_counter()
             for _ in range(counts[name]):
                 calls[name]()
+            wait()
             times[name].append(1e3 * (time.perf_counter() - start) / counts[name])
     return {name: np.array(values) for name, values in times.items()}
 
