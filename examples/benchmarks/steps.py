@@ -246,7 +246,7 @@ def all_rows(arguments):
         flows = {name: flows[name] for name in SAMPLED[:1]}
     parts = {
         "process": lambda: process_rows(QUICK_PROCESS_CASES if quick else PROCESS_CASES),
-        "dense": lambda: dense_rows(QUICK_SIZES if quick else SIZES, repeats, seconds),
+        "dense": lambda: dense_rows(arguments.sizes or (QUICK_SIZES if quick else SIZES), repeats, seconds),
         "conv": lambda: conv_rows(QUICK_SHAPES if quick else SHAPES, repeats, seconds),
         "models": lambda: model_rows(flows, repeats, seconds),
         "sampling": lambda: sampling_rows(flows, (1, 10) if quick else (1, 100, 10_000), repeats, seconds),
@@ -287,6 +287,7 @@ def main():
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--quick", action="store_true", help="small sizes, a minute")
     parser.add_argument("--seconds", type=float, default=1.5, help="bound on the turns of one step")
+    parser.add_argument("--sizes", type=int, nargs="+", help="of the dense layers, default: 256 to 4096")
     parser.add_argument("--intra-op-threads", type=int, help="default: the cores")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmark_output"))
     parser.add_argument("--case", nargs=2, metavar=("SHAPE", "NAME"), help=argparse.SUPPRESS)
