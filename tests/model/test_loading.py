@@ -117,7 +117,7 @@ FAULTS = {
         np.array([0, 1e300]),
         r"`dense_0_bias` has the value 1e\+300 at \(1,\), beyond the range of float32",
     ),
-    "a large count": ("vars/training_steps", np.int64(2**40), "`training_steps` has .* the range of int32"),
+    "a large count": ("vars/training_steps", np.uint64(2**63), "`training_steps` has .* the range of int64"),
     "empty": ("vars/dense_0_bias", h5py.Empty("f4"), "`dense_0_bias` has shape None in the file"),
     "another order": (
         "vars/dense_0_bias",

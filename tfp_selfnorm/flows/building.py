@@ -96,10 +96,16 @@ def layer_maker(
 
 def trainable_lu(matrix: tf.Tensor, name: str) -> tfp.bijectors.ScaleMatvecLU:
     """`tfb.ScaleMatvecLU` with the LU factors of a matrix as initial values."""
-    lower_upper, permutation = tf.linalg.lu(matrix)
-    # A variable, so that it is saved together with the factors.
+    lower_upper, permutation = tf.linalg.lu(matrix, output_idx_type=tf.int64)
+    # A variable, so that it is saved together with the factors. An int32 one would stay in the memory of the
+    # host, where a step that XLA compiles for a GPU cannot reach it, and TFP wants int32.
     permutation = tf.Variable(permutation, trainable=False, name=f"{name}_permutation")
+    permutation = tfp.util.DeferredTensor(permutation, _as_int32, dtype=tf.int32)
     return tfb.ScaleMatvecLU(tf.Variable(lower_upper, name=f"{name}_lower_upper"), permutation, name=name)
+
+
+def _as_int32(values):
+    return tf.cast(values, tf.int32)
 
 
 def activation_maker(activation: str | Callable | None, dtype: tf.DType) -> Callable | None:

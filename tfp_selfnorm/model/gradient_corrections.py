@@ -47,7 +47,7 @@ class GradientCorrections:
             options = {"shape": [len(corrected)], "trainable": False}
             self._intervals = add_weight(
                 initializer=keras.initializers.Constant(_LEAST_STEPS),
-                dtype="int32",
+                dtype="int64",
                 name="correction_intervals",
                 **options,
             )

@@ -31,7 +31,11 @@ class NamedVariables:
         return self.all[name]
 
     def add_state(self, initial: float, name: str, dtype: str = "float32") -> keras.Variable:
-        """Makes a scalar that no gradient trains and that files keep."""
+        """Makes a scalar that no gradient trains and that files keep.
+
+        Counts are int64: TensorFlow keeps an int32 variable in the memory of the host, where a step that XLA
+        compiles for a GPU cannot reach it.
+        """
         initializer = keras.initializers.Constant(initial)
         # Counts are the same on all replicas, and a mean would not be an int.
         aggregation = "mean" if dtype == "float32" else "only_first_replica"

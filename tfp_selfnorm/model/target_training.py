@@ -103,7 +103,7 @@ class TargetTraining:
         condition = None if model.conditions is None else condition
         restored = [(v.value, tf.identity(v.value)) for v in model._moving_variables]
         variables, steps = model.trainable_variables, tf.convert_to_tensor(model._guard.steps)
-        seed = tf.random.experimental.stateless_fold_in(self._seed, steps)
+        seed = tf.random.experimental.stateless_fold_in(self._seed, tf.cast(steps, tf.int32))
         with tf.GradientTape() as tape, keeping_values():
             x, log_prob = self._draw(seed, condition)
             target = tf.ensure_shape(tf.cast(self._score(x, condition), log_prob.dtype), log_prob.shape)

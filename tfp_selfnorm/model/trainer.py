@@ -269,7 +269,7 @@ class FlowTrainer(ScoringModel):
         return results
 
     def _open_scope(self, is_training):
-        seed = tf.stack([0, tf.convert_to_tensor(self._guard.steps)])
+        seed = tf.stack([0, tf.cast(tf.convert_to_tensor(self._guard.steps), tf.int32)])
         return training_scope(self.inverse_learning, seed=seed, **self._refresh.read(is_training))
 
     def _build_optimizer(self, names=None):

@@ -37,9 +37,9 @@ class UpdateGuard:
     fuses = True
 
     def __init__(self, add_state: Callable[..., keras.Variable]) -> None:
-        self._run = add_state(0, "skipped_in_a_row", "int32")
-        self._first = add_state(0, "first_not_finite", "int32")
-        self.steps = add_state(0, "training_steps", "int32")
+        self._run = add_state(0, "skipped_in_a_row", "int64")
+        self._first = add_state(0, "first_not_finite", "int64")
+        self.steps = add_state(0, "training_steps", "int64")
         self.transient_state = self._run, self._first
         # Of all candidates of a step; those of the variables come first.
         self._names: list[str] = []
@@ -132,10 +132,10 @@ class UpdateGuard:
 
         def apply():
             is_finite = on_each_replica(fused_update.apply, optimizer, gradients, variables, self.fuses)[0]
-            broken = len(candidates) + tf.argmin(tf.cast(is_finite, tf.int32), output_type=tf.int32)
+            broken = len(candidates) + tf.argmin(tf.cast(is_finite, tf.int32))
             is_broken = ~tf.reduce_all(is_finite)
             self._first.assign(tf.where(is_broken, broken, tf.convert_to_tensor(self._first)))
-            self._run.assign(tf.where(is_broken, self.max_skipped, 0))
+            self._run.assign(tf.where(is_broken, tf.constant(self.max_skipped, tf.int64), 0))
 
         def skip():
             first = on_each_replica(_first_not_finite, candidates)[0]
@@ -177,7 +177,7 @@ def _each_finite(tensors):
 def _first_not_finite(values):
     """The index of the first value that is not finite on some replica."""
     bad = tf.cast(~_each_finite(values), tf.float32)
-    return tf.argmax(tf.cast(_sum_over_replicas(bad) > 0.0, tf.int32), output_type=tf.int32)
+    return tf.argmax(tf.cast(_sum_over_replicas(bad) > 0.0, tf.int32))
 
 
 def _on_all_replicas(is_true):
