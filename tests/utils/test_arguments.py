@@ -1,5 +1,6 @@
 """Arguments of the public functions: unusual ones have their right effect, bad ones are refused by name."""
 
+import inspect
 from functools import partial
 
 import keras
@@ -318,3 +319,20 @@ def test_bad_options_of_the_functions_of_a_model():
         model.decode(EVENTS, exact=None)
     with pytest.raises(TypeError, match="`seed` must be an int, .* got 'a'"):
         model.sample(3, seed="a")
+
+
+def test_arguments_are_not_validated_unless_asked_as_in_tfp():
+    defaults = [
+        inspect.signature(part).parameters["validate_args"].default
+        for part in vars(sn).values()
+        if inspect.isclass(part) and "validate_args" in inspect.signature(part).parameters
+    ]
+    assert len(defaults) > 15
+    assert set(defaults) == {False}
+
+
+def test_kernels_of_dense_layers_are_square_in_their_last_two_dimensions():
+    kernels = tf.eye(3, batch_shape=[2, 5], dtype=tf.float64)
+    assert sn.SelfNormDense(kernels, kernels).inverse(tf.ones([2, 5, 3], tf.float64)).shape == [2, 5, 3]
+    with pytest.raises(ValueError, match=r"`forward_kernel` must have square shape .* got \(5, 4, 3\)"):
+        sn.SelfNormDense(tf.ones([5, 4, 3]), tf.eye(3, batch_shape=[5]))
