@@ -36,6 +36,8 @@ for row in "${rows[@]}"; do
     [ -x "$python" ] || "python$version" -m venv "$environment"
     "$python" -m pip install --quiet --upgrade pip
     "$python" -m pip install --quiet "$(ls "$work"/wheel/*.whl)[dev]" ${pins[@]+"${pins[@]}"}
+    # A kept environment may have an earlier wheel of the same version.
+    "$python" -m pip install --quiet --force-reinstall --no-deps "$work"/wheel/*.whl
     echo "== Python $version, $which:" $("$python" -m pip freeze | grep -iE "^(tensorflow|tensorflow-probability|keras|tf_keras|numpy)==")
     # The layout and the files of the distribution are of the sources.
     (cd "$work/outside" && "$python" -m pytest -n "${JOBS:-2}" -m "not slow" -q -p no:cacheprovider \
