@@ -159,6 +159,8 @@ def test_tables_that_are_refused(make, error, message):
         ({"x": 3}, ValueError, r"`kinds\['x'\]` must be 'real', .*; got 3"),
         ({"x": tables.kinds.Kind()}, ValueError, r"`kinds\['x'\]` must be 'real', .*; got Kind\(\)"),
         ({"x": "bounded"}, ValueError, r"`tables.Bounded\(low=..., high=...\)`; got 'bounded'"),
+        ({"x": Periodic}, TypeError, r"an object; got the class Periodic. Call it: Periodic\(period=...\)"),
+        ({"x": HeavyTailed}, TypeError, r"got the class HeavyTailed. Call it: HeavyTailed\(\)"),
         ({"x": "periodic"}, ValueError, r"`tables.Periodic\(period=...\)`; got 'periodic'"),
         ({"x": "positive"}, ValueError, "The column 'x' must be above 0, as .*; got 0 in row 0, and 1 such"),
         ({"x": tables.Bounded(0, 2)}, ValueError, "must be from 0 to 2, as .*; got 3 in row 3"),

@@ -20,9 +20,9 @@ _FEW_VALUES = 20
 # Skewness of an exponential distribution is 2, of a normal one 0.
 _SKEWED = 1.0
 # The width of the middle 99% over that of the middle 50%: 3.8 for a normal distribution, 6.6 for a Laplace.
+_HEAVY = 8.0
 # The share of equal values in a column of real numbers that is worth a warning.
 _REPEATED, _FEWEST_REPEATED = 0.1, 10
-_HEAVY = 8.0
 _NEED_ARGUMENTS = {"bounded": "Bounded(low=..., high=...)", "periodic": "Periodic(period=...)"}
 
 
@@ -101,6 +101,11 @@ def _given_kinds(kinds, names):
             raise ValueError(f"`kinds` names the column {name!r}, which `table` lacks; it has {names}.")
         if isinstance(kind, str) and kind in _NEED_ARGUMENTS:
             raise ValueError(f"`kinds[{name!r}]` must be `tables.{_NEED_ARGUMENTS[kind]}`; got {kind!r}.")
+        if isinstance(kind, type) and issubclass(kind, Kind):
+            raise TypeError(
+                f"`kinds[{name!r}]` must be an object; got the class {kind.__name__}. Call it: "
+                f"{_NEED_ARGUMENTS.get(kind.__name__.lower(), kind.__name__ + '()')}."
+            )
         if not (type(kind) in KINDS.values() or (isinstance(kind, str) and kind in KINDS)):
             listed = ", ".join(repr(key) for key in KINDS if key not in _NEED_ARGUMENTS)
             raise ValueError(
