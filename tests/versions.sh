@@ -24,7 +24,7 @@ mkdir "$work/outside"
 # A copy: a build leaves files beside the sources.
 git -C "$root" archive --prefix=source/ HEAD | tar -x -C "$work"
 "${PYTHON:-python3}" -m pip wheel --quiet --no-deps --wheel-dir "$work/wheel" "$work/source"
-cp -r "$work"/source/{tests,examples,docs,README.md,pyproject.toml} "$work/outside"
+cp -r "$work"/source/{tests,examples,docs,*.md,CITATION.cff,pyproject.toml} "$work/outside"
 
 failed=0
 for row in "${rows[@]}"; do
