@@ -43,7 +43,7 @@ NUM_OBSERVATIONS, NUM_SAMPLES = 3, 2_000
 SETTINGS = {
     "ours": [
         ("coupling_flow", {"num_layers": num_layers, "width": width}, 3e-3)
-        for num_layers, width in ((4, 64), (6, 64), (6, 32))
+        for num_layers, width in ((4, 64), (6, 64), (3, 32))
     ],
     "zuko": [
         ("NSF", {"transforms": 3, "hidden_features": [64] * 3}, 1e-3),
