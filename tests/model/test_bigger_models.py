@@ -102,7 +102,9 @@ def test_the_regularizer_counts_in_the_outer_loss(rng):
     _, history = trained_outer(flow, learning_rate=0.0, epochs=1)
     regularizer, y = 0.0, np.float64(DATA)
     for i, layer in enumerate(sn.self_norm_layers(flow.distribution)):
-        w, r, bias = (np.float64(v) for v in (layer.inverse_kernel, layer.forward_kernel, layer.bias))
+        w, r, bias = (
+            np.asarray(v, np.float64) for v in (layer.inverse_kernel, layer.forward_kernel, layer.bias)
+        )
         regularizer += np.mean(np.sum((y - y @ w.T @ r.T) ** 2, axis=1))
         y = y @ w.T + bias
         if i == 0:

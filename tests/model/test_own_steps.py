@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from test_fit_data import Batches, X, data_set, gaussian, generator
+from versions import keras_3_12
 
 import tfp_selfnorm as sn
 
@@ -204,6 +205,7 @@ def test_strings_and_labels_that_are_not_dense_do_not_disturb(labels):
 
 
 @pytest.mark.filterwarnings("ignore:.*ran out of data.*")
+@keras_3_12
 def test_the_numbers_of_a_structure_with_strings_are_kept():
     labels = {"class": INTEGERS, "word": STRINGS}
     for data in (

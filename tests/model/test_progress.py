@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow_probability as tfp
+from versions import keras_3_12
 
 import tfp_selfnorm as sn
 
@@ -81,6 +82,7 @@ class AddsVector(keras.callbacks.Callback):
         logs["mine"] = [1.0, 2.0]
 
 
+@keras_3_12
 def test_figures_of_a_callback_may_be_vectors(capsys, events):
     assert shown(make_model(), capsys, events, callbacks=[AddsVector()])[0] == ["nll", "mine"]
 
