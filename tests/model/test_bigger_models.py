@@ -178,7 +178,7 @@ def test_the_regularizers_of_two_flows_count_once(rng):
         for variable in flow.distribution.trainable_variables:
             variable.assign_add(0.3 + 0.2 * rng.normal(size=variable.shape))
         for layer in sn.self_norm_layers(flow.distribution):
-            w, r, bias = (np.array(v, float) for v in (layer.inverse_kernel, layer.forward_kernel, layer.bias))
+            w, r, bias = (np.array(v) for v in (layer.inverse_kernel, layer.forward_kernel, layer.bias))
             error = np.mean(np.sum((y - y @ w.T @ r.T) ** 2, axis=1))
             assert error > 0.01
             expected += weight * error
