@@ -2,7 +2,8 @@
 
     python examples/data_frame.py [FILE.csv]
 
-Needs pandas and matplotlib. Without a file it takes the wines of scikit-learn. Columns of text are left out.
+Needs pandas and matplotlib. Without a file it takes the wines of scikit-learn. Columns of text, and
+columns that do not vary, are left out.
 """
 
 import sys
@@ -16,6 +17,7 @@ import tfp_selfnorm as sn
 
 frame = pd.read_csv(sys.argv[1]) if len(sys.argv) > 1 else load_wine(as_frame=True).data
 frame = frame.select_dtypes("number").dropna().sample(frac=1, random_state=1)
+frame = frame.loc[:, frame.nunique() > 1]
 columns = sn.tables.prepare(frame)
 print(columns)  # the kind of each column, and why
 

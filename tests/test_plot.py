@@ -282,3 +282,11 @@ def test_the_calibration_of_a_conditional_model(rng):
     observed = sn.plot.calibration(model, y, x=x, num_samples=50, seed=1).lines[1].get_xydata()
     assert observed.shape == (52, 2)
     assert np.abs(observed[:, 0] - observed[:, 1]).max() < 0.06
+
+
+def test_bins_of_whole_numbers_have_one_number_each(rng):
+    counts = rng.integers(0, 12, size=[4000, 1]).astype(float)
+    (ax,) = sn.plot.marginals(counts, num_bins=30).axes
+    heights, edges, _ = ax.patches[0].get_data()
+    np.testing.assert_array_equal(edges[:-1] % 1, 0.5)
+    np.testing.assert_allclose(heights[:12], np.bincount(counts[:, 0].astype(int)) / 4000)

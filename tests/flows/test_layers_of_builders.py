@@ -117,7 +117,10 @@ def test_unknown_options_are_refused_before_anything_is_made(build, option):
         made.append(options)
         return make(**options)
 
-    message = f"`{option}` is no argument .* no option of .*`gradient`, `mixture`, `inversion`"
+    message = (
+        f"`{option}` is no argument of `{build.__name__}`, which are .*`preprocessing`.*; and no option of "
+        ".*`gradient`, `mixture`, `inversion`"
+    )
     with tf.variable_creator_scope(record), pytest.raises(TypeError, match=message):
         build(SHAPES[build], **{option: True})
     assert not made

@@ -1,5 +1,7 @@
 """What Keras's optimizers can do beyond a step: averages, accumulation, clipping."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -59,3 +61,18 @@ def test_averaged_weights_have_their_inverse_and_their_log_dets(data):
         np.testing.assert_allclose(np.matmul(*kernels), np.eye(3), atol=1e-5)
     nll = model.evaluate(data, verbose=0, return_dict=True)["nll"]
     np.testing.assert_allclose(nll, -np.mean(model.log_prob(data)), rtol=1e-5)
+
+
+def test_a_schedule_that_has_ended_is_reported(data):
+    model = sn.FlowModel(sn.dense_flow(data.shape[1], num_layers=1, seed=1))
+    schedules = keras.optimizers.schedules
+    warm_up = schedules.CosineDecay(0.0, 2, warmup_target=0.1, warmup_steps=2)
+    model.compile(keras.optimizers.SGD(warm_up))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.fit(data, batch_size=len(data), epochs=4, verbose=0)
+    before = [np.array(weight) for weight in model.trainable_weights]
+    with pytest.warns(UserWarning, match="The learning rate is 0"):
+        model.fit(data, batch_size=len(data), verbose=0)
+    for weight, old in zip(model.trainable_weights, before, strict=True):
+        np.testing.assert_array_equal(weight, old)

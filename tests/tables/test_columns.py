@@ -62,6 +62,8 @@ def test_a_frame_comes_back(table, columns):
     np.testing.assert_allclose(turned["angle"], [[-180.0, 180.0]], atol=1e-6)
     with pytest.raises(ValueError, match=r"`samples` must have 4 columns, .*; got shape \(5, 3\)"):
         columns.to_frame(np.zeros([5, 3]))
+    with pytest.raises(ValueError, match=r"must be a table, \(number, 4\); got shape \(5, 2, 4\)"):
+        columns.to_frame(np.zeros([5, 2, 4]))
 
 
 def test_dicts_need_no_pandas(table, columns, monkeypatch):

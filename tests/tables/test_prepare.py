@@ -1,5 +1,7 @@
 """The kinds that `prepare` chooses, what it says of them, and the tables that it refuses."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -132,7 +134,9 @@ def frame_of(**columns):
             TypeError,
             "These are not numeric: 's' .*category.*ConditionalFlowModel",
         ),
-        (lambda: frame_of(c=pd.Categorical(list("aabb"))), TypeError, r"'c' \(category\)"),
+        (lambda: frame_of(c=pd.Categorical(list("aabb"))), TypeError, r"'c' \(category, 'a' in row 0\)"),
+        (lambda: frame_of(p=["1.5", "12,50", "2", "3"]), TypeError, "'12,50' in row 1.*pandas.to_numeric"),
+        (lambda: frame_of(p=["1.5", "12", "2", "3"]), TypeError, "'p' .*numbers as text"),
         (lambda: frame_of(t=pd.date_range("2020", periods=4)), TypeError, "'t' .*Dates and times become"),
         (lambda: {"x": ["a", "b"]}, TypeError, "'x'"),
         (lambda: {"x": [[1.0], [1.0, 2.0]]}, TypeError, "'x' .rows of several lengths"),
@@ -155,7 +159,7 @@ def test_tables_that_are_refused(make, error, message):
     [
         (["x"], TypeError, "`kinds` must be a dict .*; got list"),
         ({"z": "real"}, ValueError, "`kinds` names the column 'z', which `table` lacks"),
-        ({"x": "normal"}, ValueError, r"`kinds\['x'\]` must be 'real', .*; got 'normal'"),
+        ({"x": "normal"}, ValueError, r"`kinds\['x'\]` must be 'real', .*Periodic\(24\)`; got 'normal'"),
         ({"x": 3}, ValueError, r"`kinds\['x'\]` must be 'real', .*; got 3"),
         ({"x": tables.kinds.Kind()}, ValueError, r"`kinds\['x'\]` must be 'real', .*; got Kind\(\)"),
         ({"x": "bounded"}, ValueError, r"`tables.Bounded\(low=..., high=...\)`; got 'bounded'"),
@@ -191,3 +195,13 @@ def test_few_equal_values_are_no_matter(rng, recwarn):
     tables.prepare({"a": [1.5, 1.5, 2.25, 3.0], "b": np.append(rng.normal(size=195), [0.0] * 5)[:4]})
     tables.prepare({"b": np.append(rng.normal(size=195), [0.0] * 5)})
     assert not recwarn.list
+
+
+def test_whole_hours_need_noise(rng):
+    hours = rng.integers(0, 24, size=500)
+    with pytest.warns(UserWarning, match="'h' has whole numbers alone.* Add noise from U"):
+        tables.prepare({"h": hours}, {"h": Periodic(24)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tables.prepare({"h": hours + rng.uniform(size=500)}, {"h": Periodic(24)})
+        tables.prepare({"h": hours})

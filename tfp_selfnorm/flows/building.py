@@ -1,6 +1,7 @@
 """Functions that the builders of flows share."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,11 +61,16 @@ def check_base(
 
 
 def layer_maker(
-    layer: str, layer_options: dict[str, Any], makers: Mapping[str, Any], check_options: Callable
+    builder: Callable,
+    layer: str,
+    layer_options: dict[str, Any],
+    makers: Mapping[str, Any],
+    check_options: Callable,
 ) -> Callable:
     """The function that makes the linear layers of a flow.
 
     Args:
+      builder: the function that builds the flow, for its name and its arguments in errors.
       layer: the name of the layer, one of `makers`.
       layer_options: the options of the layer "self_norm", by name; no other layer has options.
       makers: functions that make a layer, by name.
@@ -77,10 +83,12 @@ def layer_maker(
     unknown = next((option for option in layer_options if option not in SELF_NORM_OPTIONS), None)
     if unknown is not None:
         allowed = ", ".join(f"`{option}`" for option in SELF_NORM_OPTIONS)
+        parameters = inspect.signature(builder).parameters.values()
+        known = ", ".join(f"`{p.name}`" for p in parameters if p.kind is not p.VAR_KEYWORD)
         renamed = " After version 0.1.0 it is called `layer`." if unknown == "mixing" else ""
         raise TypeError(
-            f"`{unknown}` is no argument of the builder and no option of `layer` 'self_norm'. These options "
-            f"are {allowed}.{renamed}"
+            f"`{unknown}` is no argument of `{builder.__name__}`, which are {known}; and no option of "
+            f"`layer` 'self_norm', which are {allowed}.{renamed}"
         )
     check_choice(layer, "layer", tuple(makers))
     if layer == "self_norm":

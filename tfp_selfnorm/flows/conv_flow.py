@@ -96,7 +96,7 @@ def conv_flow(
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 5.
     """
     check_optional_name(name)
-    make_layer = layer_maker(layer, layer_options, _LAYERS, SelfNormConv2D.check_options)
+    make_layer = layer_maker(conv_flow, layer, layer_options, _LAYERS, SelfNormConv2D.check_options)
     num_blocks = check_positive_int(num_blocks, "num_blocks")
     layers_per_block = check_positive_int(layers_per_block, "layers_per_block")
     shape, dtype = check_image_shape(image_shape, divisor=2 ** (num_blocks - 1)), check_dtype(dtype)

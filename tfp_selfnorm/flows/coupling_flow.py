@@ -91,7 +91,7 @@ def coupling_flow(
     ICML 2021, section 5.3, for self-normalizing mixing layers between couplings.
     """
     check_optional_name(name)
-    make_layer = layer_maker(layer, layer_options, _LAYERS, SelfNormDense.check_options)
+    make_layer = layer_maker(coupling_flow, layer, layer_options, _LAYERS, SelfNormDense.check_options)
     make_coupling = _coupling_maker(transform, num_bins, bound)
     event_shape = check_sizes(event_shape, "event_shape", "fully defined, of positive sizes", bool)
     size, condition_size = math.prod(event_shape), _condition_size(condition_shape)

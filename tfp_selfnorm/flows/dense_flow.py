@@ -77,7 +77,7 @@ def dense_flow(
     References: Keller et al., "Self Normalizing Flows", ICML 2021, section 5.
     """
     check_optional_name(name)
-    make_layer = layer_maker(layer, layer_options, _LAYERS, SelfNormDense.check_options)
+    make_layer = layer_maker(dense_flow, layer, layer_options, _LAYERS, SelfNormDense.check_options)
     expected = "fully defined, of positive sizes and at least one dimension"
     event_shape = check_sizes(event_shape, "event_shape", expected, lambda sizes: len(sizes) > 0)
     num_layers, dtype = check_positive_int(num_layers, "num_layers"), check_dtype(dtype)

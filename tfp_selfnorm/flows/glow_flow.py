@@ -138,7 +138,7 @@ def _nested(blocks):
 
 def _mixing_maker(layer, layer_options, kernel_size, dtype):
     """A function that makes a mixing for the sides and channels of images, a seed and a name."""
-    make_layer = layer_maker(layer, layer_options, _LAYERS, SelfNormConv2D.check_options)
+    make_layer = layer_maker(glow_flow, layer, layer_options, _LAYERS, SelfNormConv2D.check_options)
     if set(check_kernel_size(kernel_size, ndims=2)) != {1} and layer == "lu":
         raise ValueError(f"`layer` 'lu' needs `kernel_size` 1; got {kernel_size!r}.")
     return functools.partial(make_layer, kernel_size=kernel_size, dtype=dtype)

@@ -1,5 +1,6 @@
 """`FlowTrainer`, the training of a distribution by Keras."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -214,6 +215,7 @@ class FlowTrainer(ScoringModel):
     def make_train_function(self, force: bool = False) -> None:
         """Makes Keras's function, with the work between compiled steps added before and after each call."""
         # Keras calls this method before each `fit` and `train_on_batch`.
+        self._warn_of_a_rate_of_zero()
         self._refresh.check_inverses()
         self._refresh.forget_step()
         if self.train_function is not None and not force:
@@ -234,6 +236,16 @@ class FlowTrainer(ScoringModel):
             return logs
 
         self.train_function = steps
+
+    def _warn_of_a_rate_of_zero(self):
+        optimizer = self.optimizer
+        # A warm-up begins with 0, at the first step.
+        if optimizer is not None and int(optimizer.iterations) and not float(optimizer.learning_rate):
+            warnings.warn(
+                "The learning rate is 0, so that this training changes nothing. A schedule that has fallen "
+                "to 0 stays there, also in a loaded model: call `compile` with a new optimizer to go on.",
+                stacklevel=5,
+            )
 
     def make_test_function(self, force: bool = False) -> None:
         """Makes Keras's function; the first call in an evaluation, after the callbacks, sets the log-dets."""

@@ -37,7 +37,7 @@ def marginals(
       samples: samples of a flow, with the same columns; `None` draws the data alone.
       names: names of the columns; `None` takes those of the frame.
       figure: an empty figure or subfigure of yours, best with `layout="constrained"`; `None` makes one.
-      num_bins: number of bins of a histogram in view.
+      num_bins: number of bins of a histogram in view; the most of a column of whole numbers.
 
     Returns:
       The figure. `figure.axes[i * columns + j]` has column `i` over column `j`.
@@ -88,16 +88,25 @@ def marginals(
 
 
 def _draw_column(ax, columns, view, num_bins):
+    edges = _edges(columns["data"], view, num_bins)
     for key, values in columns.items():
         finite = values[np.isfinite(values)]
-        counts, edges = np.histogram(finite, num_bins, view)
-        heights = counts / (len(finite) * (edges[1] - edges[0]))
+        heights = np.histogram(finite, edges)[0] / (len(finite) * (edges[1] - edges[0]))
         if key == "data":
             ax.stairs(heights, edges, fill=True, color=_DATA, alpha=0.45)
         else:
             ax.stairs(heights, edges, color=_SAMPLES, linewidth=1.5)
     ax.set(xlim=view, yticks=[])
     ax.set_ylim(bottom=0.0)
+
+
+def _edges(values, view, num_bins):
+    """The edges of the bins: of whole numbers halfway between them, so that each bin has as many of them."""
+    low, high = view
+    if np.any(values[np.isfinite(values)] % 1):
+        return np.linspace(low, high, num_bins + 1)
+    width = max(1.0, np.ceil((high - low) / num_bins))
+    return np.arange(np.ceil(low) - 0.5, high + width, width)
 
 
 def _draw_pair(ax, values, i, j, views):

@@ -179,9 +179,19 @@ class Columns:
         return {name: kind.as_data(samples[..., i]) for i, (name, kind) in pairs}
 
     def to_frame(self, samples: Array) -> "pd.DataFrame":
-        """Does the same as `to_dict`, as a data frame of pandas, which must be installed."""
+        """Does the same as `to_dict`, as a data frame of pandas, which must be installed.
+
+        Raises:
+          ValueError: if the samples are no table, such as several for each of several conditions.
+        """
         import pandas as pd
 
+        shape = np.shape(samples)
+        if len(shape) != 2:
+            raise ValueError(
+                f"`samples` must be a table, (number, {self.event_size}); got shape {shape}. Take those "
+                "of one condition, `samples[:, i]`, or `to_dict`."
+            )
         return pd.DataFrame(self.to_dict(samples))
 
 

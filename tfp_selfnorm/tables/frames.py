@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 
 _ADVICE = (
-    "Leave them out; encode them as numbers, such as `frame[name].astype('category').cat.codes` or a column "
-    "of 0 and 1 for each value; or give them to a ConditionalFlowModel as a condition, by an embedding."
+    "Numbers that were read as text become numbers by `pandas.to_numeric(frame[name], errors='coerce')`, "
+    "and other text is missing then. Leave categories out; encode them as numbers, such as "
+    "`frame[name].astype('category').cat.codes` or a column of 0 and 1 for each value; or give them to a "
+    "ConditionalFlowModel as a condition, by an embedding."
 )
 _NUMERIC = tuple("biuf")
 _DATES = "Dates and times become numbers by `(frame[name] - start) / pandas.Timedelta('1s')`."
@@ -85,10 +87,24 @@ def _numeric(table, names, problem):
     columns = {name: _column(table[name]) for name in names}
     bad = {name: kind for name, (kind, _) in columns.items() if kind is not None}
     if bad:
-        listed = ", ".join(f"{name!r} ({kind})" for name, kind in list(bad.items())[:10])
+        listed = ", ".join(
+            f"{name!r} ({kind}{_text_of(table[name])})" for name, kind in list(bad.items())[:10]
+        )
         advice = _DATES if any("date" in kind or "time" in kind for kind in bad.values()) else _ADVICE
         raise TypeError(f"{problem}. These are not numeric: {listed}. {advice}")
     return {name: column for name, (_, column) in columns.items()}
+
+
+def _text_of(column):
+    """The first value that is no number, such as a decimal comma, in words."""
+    if getattr(getattr(column, "dtype", None), "kind", "O") not in "OU":
+        return ""
+    for row, value in enumerate(column):
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            return f", {value!r:.40} in row {row}"
+    return ", numbers as text"
 
 
 def whole_dtype(table: Any, name: Any) -> bool:

@@ -53,7 +53,8 @@ def prepare(table: Any, kinds: Mapping[Any, Any] | None = None, dtype: DType | N
         of its kind, with the column and the row.
 
     Warns:
-      UserWarning: if a column does not vary, a tenth of its values are equal, or `dtype` hides its digits.
+      UserWarning: if a column does not vary, a tenth of its values are equal, a periodic one has whole
+        numbers alone, or `dtype` hides its digits.
 
     >>> import tfp_selfnorm as sn
     >>> table = {"stars": [1, 5, 4, 5, 3, 2], "price": [0.9, 1.2, 1.5, 2.0, 3.0, 90.0]}
@@ -109,7 +110,8 @@ def _given_kinds(kinds, names):
         if not (type(kind) in KINDS.values() or (isinstance(kind, str) and kind in KINDS)):
             listed = ", ".join(repr(key) for key in KINDS if key not in _NEED_ARGUMENTS)
             raise ValueError(
-                f"`kinds[{name!r}]` must be {listed}, or a kind such as `tables.Bounded(0, 1)`; got {kind!r}."
+                f"`kinds[{name!r}]` must be {listed}, or a kind such as `tables.Bounded(0, 1)` or "
+                f"`tables.Periodic(24)`; got {kind!r}."
             )
     return kinds
 
@@ -146,7 +148,7 @@ def _integer(values):
         return Integer(low, high), reason
     if low >= 0 and _skewness(values) > _SKEWED:
         return Integer(low=0), f"{reason}, skewness {_skewness(values):.2f}"
-    return Integer(), reason
+    return Integer(), f"{reason}; no bounds"
 
 
 def _skewness(values):
@@ -186,6 +188,13 @@ def _warn_of_repeated(kinds, values):
     for name, column in values.items():
         levels, counts = np.unique(column, return_counts=True)
         count, value = counts.max(), levels[counts.argmax()]
+        if isinstance(kinds[name], Periodic) and np.array_equal(column, np.floor(column)):
+            warnings.warn(
+                f"The column {name!r} has whole numbers alone, as {kinds[name]!r}: they have a probability "
+                "and no density. Add noise from U(0, 1) to them first, and round samples down.",
+                stacklevel=3,
+            )
+            continue
         is_rare = count < max(_REPEATED * len(column), _FEWEST_REPEATED)
         if is_rare or len(levels) == 1 or isinstance(kinds[name], Integer):
             continue
