@@ -239,8 +239,10 @@ class FlowTrainer(ScoringModel):
 
     def _warn_of_a_rate_of_zero(self):
         optimizer = self.optimizer
-        # A warm-up begins with 0, at the first step.
-        if optimizer is not None and int(optimizer.iterations) and not float(optimizer.learning_rate):
+        # A warm-up begins with 0, at the first step. A rate of 0 that is no schedule is meant.
+        if optimizer is None or not int(optimizer.iterations) or float(optimizer.learning_rate):
+            return
+        if isinstance(optimizer.get_config()["learning_rate"], dict):
             warnings.warn(
                 "The learning rate is 0, so that this training changes nothing. A schedule that has fallen "
                 "to 0 stays there, also in a loaded model: call `compile` with a new optimizer to go on.",
