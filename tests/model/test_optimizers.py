@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfp_selfnorm as sn
 
@@ -63,11 +64,12 @@ def test_averaged_weights_have_their_inverse_and_their_log_dets(data):
     np.testing.assert_allclose(nll, -np.mean(model.log_prob(data)), rtol=1e-5)
 
 
-def test_a_schedule_that_has_ended_is_reported(data):
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, keras.optimizers.LossScaleOptimizer])
+def test_a_schedule_that_has_ended_is_reported(data, wrap):
     model = sn.FlowModel(sn.dense_flow(data.shape[1], num_layers=1, seed=1))
     schedules = keras.optimizers.schedules
     warm_up = schedules.CosineDecay(0.0, 2, warmup_target=0.1, warmup_steps=2)
-    model.compile(keras.optimizers.SGD(warm_up))
+    model.compile(wrap(keras.optimizers.SGD(warm_up)))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         model.fit(data, batch_size=len(data), epochs=4, verbose=0)
@@ -76,3 +78,20 @@ def test_a_schedule_that_has_ended_is_reported(data):
         model.fit(data, batch_size=len(data), verbose=0)
     for weight, old in zip(model.trainable_weights, before, strict=True):
         np.testing.assert_array_equal(weight, old)
+
+
+class EveryThird(keras.optimizers.schedules.LearningRateSchedule):
+    """It is 0 at the steps 0, 3, 6 and so on."""
+
+    def __call__(self, step):
+        return tf.where(step % 3 == 0, 0.0, 0.01)
+
+
+@pytest.mark.parametrize("rate", [EveryThird(), 0.0, lambda: 0.0])
+def test_a_rate_that_is_0_now_and_then_or_on_purpose_is_none(data, rate):
+    model = sn.FlowModel(sn.dense_flow(data.shape[1], num_layers=1, seed=1))
+    model.compile(keras.optimizers.SGD(rate))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The learning rate is 0")
+        for _ in range(2):
+            model.fit(data, batch_size=len(data) // 3, steps_per_epoch=3, verbose=0)

@@ -18,7 +18,7 @@ from tfp_selfnorm.model.refresh import Refresh
 from tfp_selfnorm.model.scoring import ScoringModel
 from tfp_selfnorm.model.update_guard import UpdateGuard, step_tensors
 from tfp_selfnorm.structure.variables import find_layers_and_variables
-from tfp_selfnorm.utils.compat import is_step_of_many_workers
+from tfp_selfnorm.utils.compat import is_step_of_many_workers, schedule_of
 from tfp_selfnorm.utils.graphs import is_within_reach
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.options import check_bool
@@ -238,11 +238,12 @@ class FlowTrainer(ScoringModel):
         self.train_function = steps
 
     def _warn_of_a_rate_of_zero(self):
-        optimizer = self.optimizer
-        # A warm-up begins with 0, at the first step. A rate of 0 that is no schedule is meant.
-        if optimizer is None or not int(optimizer.iterations) or float(optimizer.learning_rate):
+        schedule = schedule_of(self.optimizer)
+        if schedule is None:
             return
-        if isinstance(optimizer.get_config()["learning_rate"], dict):
+        step = int(self.optimizer.iterations)
+        # A schedule with restarts, or a warm-up, is 0 at single steps.
+        if not any(float(schedule(tf.constant(step + i, tf.int64))) for i in (0, 1, 10, 100)):
             warnings.warn(
                 "The learning rate is 0, so that this training changes nothing. A schedule that has fallen "
                 "to 0 stays there, also in a loaded model: call `compile` with a new optimizer to go on.",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _MOST_COLUMNS = 12
 _MOST_POINTS = 2000
+# Above it halves of steps are rounding.
+_LARGEST_WHOLE = 1e9
 _DATA, _SAMPLES = COLORS[:2]
 
 
@@ -103,10 +105,10 @@ def _draw_column(ax, columns, view, num_bins):
 def _edges(values, view, num_bins):
     """The edges of the bins: of whole numbers halfway between them, so that each bin has as many of them."""
     low, high = view
-    if np.any(values[np.isfinite(values)] % 1):
+    if np.any(values[np.isfinite(values)] % 1) or max(-low, high) > _LARGEST_WHOLE:
         return np.linspace(low, high, num_bins + 1)
     width = max(1.0, np.ceil((high - low) / num_bins))
-    return np.arange(np.ceil(low) - 0.5, high + width, width)
+    return np.arange(np.floor(low) - 0.5, high + width, width)
 
 
 def _draw_pair(ax, values, i, j, views):

@@ -186,13 +186,14 @@ class Columns:
         """
         import pandas as pd
 
-        shape = np.shape(samples)
+        columns = self.to_dict(samples)
+        shape = (*next(iter(columns.values())).shape, self.event_size)
         if len(shape) != 2:
             raise ValueError(
                 f"`samples` must be a table, (number, {self.event_size}); got shape {shape}. Take those "
                 "of one condition, `samples[:, i]`, or `to_dict`."
             )
-        return pd.DataFrame(self.to_dict(samples))
+        return pd.DataFrame(columns)
 
 
 def check_same_names(names: Any, expected: Any, argument: str) -> None:

@@ -1,5 +1,6 @@
 """Reads tables: data frames of pandas and its like, and dicts from names to arrays."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ _ADVICE = (
     "ConditionalFlowModel as a condition, by an embedding."
 )
 _NUMERIC = tuple("biuf")
+_READ_TEXTS = 10_000
 _DATES = "Dates and times become numbers by `(frame[name] - start) / pandas.Timedelta('1s')`."
 
 
@@ -96,15 +98,18 @@ def _numeric(table, names, problem):
 
 
 def _text_of(column):
-    """The first value that is no number, such as a decimal comma, in words."""
-    if getattr(getattr(column, "dtype", None), "kind", "O") not in "OU":
+    """The first text of a column that is no number, such as a decimal comma, in words."""
+    if isinstance(column, str) or not np.iterable(column):
         return ""
-    for row, value in enumerate(column):
+    texts = ((row, value) for row, value in enumerate(column) if isinstance(value, str))
+    found = False
+    for row, value in itertools.islice(texts, _READ_TEXTS):
+        found = True
         try:
             float(value)
-        except (TypeError, ValueError):
-            return f", {value!r:.40} in row {row}"
-    return ", numbers as text"
+        except ValueError:
+            return f", {value[:40]!r} in row {row}"
+    return ", numbers as text" if found else ""
 
 
 def whole_dtype(table: Any, name: Any) -> bool:

@@ -188,7 +188,8 @@ def _warn_of_repeated(kinds, values):
     for name, column in values.items():
         levels, counts = np.unique(column, return_counts=True)
         count, value = counts.max(), levels[counts.argmax()]
-        if isinstance(kinds[name], Periodic) and np.array_equal(column, np.floor(column)):
+        is_coarse = np.ptp(column) <= _LARGEST_RANGE and np.array_equal(column, np.floor(column))
+        if isinstance(kinds[name], Periodic) and is_coarse:
             warnings.warn(
                 f"The column {name!r} has whole numbers alone, as {kinds[name]!r}: they have a probability "
                 "and no density. Add noise from U(0, 1) to them first, and round samples down.",

@@ -86,3 +86,13 @@ def scope_bijector_caches(current_storage: Callable[[], Any]) -> None:
             return cache
 
     tfp.bijectors.Bijector._cache = ScopedCache()
+
+
+def schedule_of(optimizer: Any) -> Any:
+    """The schedule of the learning rate of a Keras optimizer, or `None`.
+
+    The public `learning_rate` is the value at the present step. The schedule is in a private attribute alone
+    (Keras 3.10 and 3.15). It is a callable with a `get_config`, which no variable and no lambda is.
+    """
+    schedule = getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
+    return schedule if callable(schedule) and hasattr(schedule, "get_config") else None
