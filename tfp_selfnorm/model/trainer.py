@@ -241,7 +241,7 @@ class FlowTrainer(ScoringModel):
         schedule = schedule_of(self.optimizer)
         if schedule is None:
             return
-        step = int(self.optimizer.iterations)
+        step = int(self.optimizer.iterations.numpy())
         # A schedule with restarts, or a warm-up, is 0 at single steps.
         if not any(float(schedule(tf.constant(step + i, tf.int64))) for i in (0, 1, 10, 100)):
             warnings.warn(
