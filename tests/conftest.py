@@ -24,6 +24,14 @@ def rng():
 
 
 @pytest.fixture
+def ax():
+    """Axes of a figure that pyplot does not know."""
+    from matplotlib.figure import Figure
+
+    return Figure(layout="constrained").subplots()
+
+
+@pytest.fixture
 def make_layer(rng):
     """Makes a float64 layer of variables with random kernels; R is off the inverse unless asked."""
     import tensorflow as tf

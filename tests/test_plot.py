@@ -23,12 +23,6 @@ NORMAL = tfd.MultivariateNormalDiag([0.5, -1.0], [1.0, 0.5])
 
 
 @pytest.fixture
-def ax():
-    """Axes of a figure that pyplot does not know."""
-    return Figure(layout="constrained").subplots()
-
-
-@pytest.fixture
 def posterior(rng):
     """Samples of the exact posterior of y ~ N(0, 1) given x ~ N(y, 1), which is N(x / 2, 1 / 2), and y."""
     y = rng.normal(size=[2000, 1])

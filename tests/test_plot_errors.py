@@ -18,12 +18,6 @@ BACKEND = mpl.get_backend()
 NORMAL = tfd.MultivariateNormalDiag([0.5, -1.0], [1.0, 0.5])
 
 
-@pytest.fixture
-def ax():
-    """Axes of a figure that pyplot does not know."""
-    return Figure(layout="constrained").subplots()
-
-
 BAD = {
     "flow": (lambda: sn.plot.density("flow", (-1, 1)), TypeError, "`flow` must be a FlowModel or a TFP"),
     "flow 3d": (
