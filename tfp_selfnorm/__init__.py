@@ -27,12 +27,21 @@ from tfp_selfnorm.bijectors import (
     SelfNormConv2D,
     SelfNormDense,
     SmoothLeakyReLU,
+    SplineAutoregressive,
     SplineCoupling,
     Squeeze,
     Standardize,
     trainable_spline,
 )
-from tfp_selfnorm.flows import conv_flow, coupling_flow, dense_flow, free_form_flow, glow_flow
+from tfp_selfnorm.flows import (
+    autoregressive_flow,
+    conv_flow,
+    coupling_flow,
+    dense_flow,
+    free_form_flow,
+    glow_flow,
+)
+from tfp_selfnorm.flows.autoregressive_network import autoregressive_network
 from tfp_selfnorm.flows.networks import coupling_network, dense_network, residual_network
 from tfp_selfnorm.initialization import adapt, is_adapted, whiten
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
@@ -69,11 +78,14 @@ __all__ = [
     "SelfNormConv2D",
     "SelfNormDense",
     "SmoothLeakyReLU",
+    "SplineAutoregressive",
     "SplineCoupling",
     "Squeeze",
     "Standardize",
     "Tracking",
     "adapt",
+    "autoregressive_flow",
+    "autoregressive_network",
     "baselines",
     "bijectors",
     "callbacks",

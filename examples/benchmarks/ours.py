@@ -11,7 +11,6 @@ from rules import FACTOR, PATIENCES, Clock
 
 import tfp_selfnorm as sn
 
-METHODS = ("dense_flow", "coupling_flow")
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
 
@@ -45,6 +44,8 @@ class Fit:
         if whitens:
             self.model.adapt(*_order(train), whitens=True)
         optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay, global_clipnorm=rules.clip)
+        # A decay of W would pull against its log-det.
+        optimizer.exclude_from_weight_decay(var_names=["inverse_kernel", "forward_kernel"])
         self.model.compile(optimizer)
         limit = Limit(clock, rules.limit)
         watched = {"monitor": "val_nll", "mode": "min", "min_delta": 0.0}

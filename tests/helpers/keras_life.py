@@ -182,7 +182,7 @@ def check_mixed_precision(builder, policy):
         keras.config.set_dtype_policy("float32")
     assert log_prob(mixed, images()).dtype == tf.float32
     assert all(variable.dtype == "float32" for variable in mixed.trainable_variables)
-    has_networks = builder.startswith(("glow", "coupling"))
+    has_networks = builder.startswith(("glow", "coupling", "autoregressive"))
     is_scaled = isinstance(mixed.optimizer, keras.optimizers.LossScaleOptimizer)
     assert is_scaled == (has_networks and policy == "mixed_float16")
     assert sum(histories[1]["skipped_updates"]) == 0

@@ -29,6 +29,10 @@ BUILDERS = {
         sn.coupling_flow,
         {"event_shape": (4, 4, 1), "condition_shape": 3, "num_layers": 2, "num_bins": 4, "width": 8},
     ),
+    "autoregressive_flow, conditions": (
+        sn.autoregressive_flow,
+        {"event_shape": (4, 4, 1), "condition_shape": 3, "num_layers": 1, "num_bins": 4, "width": 16},
+    ),
 }
 # The probes are other ones in two batches of half the size, or under XLA; the gradient depends on them.
 HAS_PROBES = ("free_form_flow",)

@@ -143,6 +143,7 @@ PUBLIC = {
     "SelfNormDense": (sn.SelfNormDense, lambda: {"forward_kernel": EYE, "inverse_kernel": EYE}),
     "SelfNormDense.trainable": (sn.SelfNormDense.trainable, lambda: {"event_size": 2}),
     "SmoothLeakyReLU": (sn.SmoothLeakyReLU, dict),
+    "SplineAutoregressive": (sn.SplineAutoregressive, lambda: {"network": identity_network}),
     "SplineCoupling": (sn.SplineCoupling, lambda: {"network": identity_network}),
     "Squeeze": (sn.Squeeze, dict),
     "Standardize": (sn.Standardize, lambda: {"mean": [0.0, 0.0], "deviation": [1.0, 1.0]}),
@@ -157,6 +158,11 @@ PUBLIC = {
     "TrainingScope.reconstruction_error": (error_in_scope, dict),
     "TrainingScope.reconstruction_loss": (loss_in_scope, dict),
     "adapt": (sn.adapt, lambda: {"distribution": sn.dense_flow(2), "x": EVENTS}),
+    "autoregressive_flow": (sn.autoregressive_flow, lambda: {"event_shape": 2, "num_layers": 1, "width": 4}),
+    "autoregressive_network": (
+        sn.autoregressive_network,
+        lambda: {"event_size": 2, "num_outputs": 2, "width": 4},
+    ),
     "bits_per_dim": (sn.images.bits_per_dim, lambda: {"log_prob": 1.0, "event_shape": 2}),
     "calibration": (
         sn.plot.calibration,

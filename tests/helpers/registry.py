@@ -22,10 +22,12 @@ from tfp_selfnorm import (
     SelfNormConv2D,
     SelfNormDense,
     SmoothLeakyReLU,
+    SplineAutoregressive,
     SplineCoupling,
     Squeeze,
     Standardize,
     adapt,
+    autoregressive_network,
     baselines,
     conv_flow,
     coupling_flow,
@@ -186,6 +188,13 @@ def _spline_coupling(dtype):
     return SplineCoupling(network, num_conditioning=1, num_bins=2, bound=2.0)
 
 
+def _spline_autoregressive(dtype):
+    network = autoregressive_network(3, 3 * 5, width=5, seed=1, dtype=dtype.name)
+    rng = np.random.default_rng(12)
+    network.set_weights([rng.normal(size=weight.shape) for weight in network.weights])
+    return SplineAutoregressive(network, num_bins=2, bound=2.0)
+
+
 def _circular_spline_coupling(dtype):
     network = dense_network(3, 7, width=5, seed=1, dtype=dtype.name)
     rng = np.random.default_rng(12)
@@ -289,6 +298,7 @@ REGISTRY = {
     "affine_coupling": Case(lambda dtype: _coupling(dtype=dtype), event_shape=(4, 4, 3)),
     "affine_coupling of halves": Case(lambda dtype: _coupling(4, 2, dtype, bound=1.0), event_shape=(4, 4, 4)),
     "spline_coupling": Case(_spline_coupling, event_shape=(3,)),
+    "spline_autoregressive": Case(_spline_autoregressive, event_shape=(3,)),
     "circular_spline_coupling": Case(_circular_spline_coupling, event_shape=(3,)),
     "coupling_flow": Case(
         _perturbed(lambda dtype: coupling_flow(4, num_layers=2, num_bins=3, width=5, dtype=dtype, seed=1)),

@@ -7,7 +7,7 @@ default, small, in this process.
 SLOW = (
     # Processes: killed and resumed, on several workers, or examples as users run them.
     r"test_keras_life.py::test_life\[.*(SIGKILL|two workers)",
-    r"test_keras_life.py::test_life\[((conv|glow)_flow-|coupling_flow, conditions-(?!save))",
+    r"test_keras_life.py::test_life\[((conv|glow)_flow-|(coupling|autoregressive)_flow, conditions-(?!save))",
     r"test_keras_life.py::test_life\[conv_flow, circulant-(export|save)",
     r"test_keras_life.py::test_life\[free_form_flow(, exact-|-[^s])",
     r"test_saving.py::test_a_file_keeps_how_a_model_was_made_compiled_and_trained",
@@ -51,7 +51,7 @@ SLOW = (
     r"test_flow_model_figures.py::test_a_layer_in_control_flow_trains_under_tracking",
     r"test_(more_)?public_reports.py::",
     r"test_peers_reports.py::",
-    r"test_conditions_and_targets_of_others.py::test_(posterior|the_normalising|evidence_of_a_model)",
+    r"test_conditions_and_targets_of_others.py::test_(posterior|a_square|the_normalising|evidence_of_a_model)",
     # The same routes in a callback stay.
     r"test_gradient_corrections.py::test_the_correction_is_that_of.*\[between",
     r"test_gradient_corrections.py::test_the_correction_is_that_of.*\[in_a_callback-(set|whole)",

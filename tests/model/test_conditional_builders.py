@@ -1,4 +1,4 @@
-"""ConditionalFlowModel.from_builder: conditional densities of `coupling_flow` and `free_form_flow`."""
+"""ConditionalFlowModel.from_builder: conditional densities of the builders that take a condition."""
 
 import keras
 import numpy as np
@@ -15,6 +15,7 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 BUILDERS = {
     "splines": (sn.coupling_flow, {"num_layers": 2, "num_bins": 4}),
     "affine": (sn.coupling_flow, {"num_layers": 2, "transform": "affine"}),
+    "autoregressive": (sn.autoregressive_flow, {"num_layers": 2, "num_bins": 4, "depth": 2}),
     "free form": (sn.free_form_flow, {"depth": 1}),
     "free form chain": (sn.free_form_flow, {"num_layers": 2, "depth": 1}),
 }
@@ -140,9 +141,9 @@ def draw_two_modes(rng, number):
     return x, y, np.logaddexp(*densities) - np.log(2.0)
 
 
-def fit_splines(steps, batch_size, rate, draw, **arguments):
+def fit_splines(builder, steps, batch_size, rate, draw, **arguments):
     model = sn.ConditionalFlowModel.from_builder(
-        sn.coupling_flow, condition_shape=1, num_bins=12, bound=6.0, seed=1, **arguments
+        builder, condition_shape=1, num_bins=12, bound=6.0, seed=1, **arguments
     )
     schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
     model.compile(keras.optimizers.Adam(schedule), steps_per_execution=10)
@@ -156,10 +157,10 @@ def excess_over_entropy(model, x, y, log_densities):
     return nll + np.mean(log_densities)
 
 
-def test_a_process_of_two_modes_and_many_deviations(rng):
-    model = fit_splines(
-        1800, 100, 1e-2, lambda n: draw_two_modes(rng, n), event_shape=1, num_layers=2, width=32
-    )
+@pytest.mark.parametrize("builder", [sn.coupling_flow, sn.autoregressive_flow])
+def test_a_process_of_two_modes_and_many_deviations(builder, rng):
+    options = {"event_shape": 1, "num_layers": 2, "depth": 2, "width": 32}
+    model = fit_splines(builder, 1800, 100, 1e-2, lambda n: draw_two_modes(rng, n), **options)
     x, y, log_densities = draw_two_modes(rng, 20_000)
     assert -0.01 < excess_over_entropy(model, x, y, log_densities) < 0.02
     # The quantiles are calibrated, for small and for large x: one dimension is mapped in its order.
@@ -175,7 +176,11 @@ def test_a_process_of_two_modes_and_many_deviations(rng):
         np.testing.assert_allclose(np.std(upper), np.exp(point / 2.0) / 3.0, rtol=0.15)
 
 
-def test_two_mixed_dimensions_of_two_modes_and_many_deviations(rng):
+@pytest.mark.parametrize(
+    ("builder", "options"),
+    [(sn.coupling_flow, {"num_layers": 4}), (sn.autoregressive_flow, {"num_layers": 2})],
+)
+def test_two_mixed_dimensions_of_two_modes_and_many_deviations(builder, options, rng):
     """A rotation mixes the process above and a normal one of deviation exp(-x / 2) / 3."""
 
     def draw(number):
@@ -184,5 +189,5 @@ def test_two_mixed_dimensions_of_two_modes_and_many_deviations(rng):
         log_densities += stats.norm.logpdf(second, 0.0, np.exp(-x / 2.0) / 3.0)
         return x, np.concatenate([first, second], axis=1) @ [[0.8, 0.6], [-0.6, 0.8]], log_densities
 
-    model = fit_splines(6000, 256, 5e-3, draw, event_shape=2, num_layers=4, width=64)
+    model = fit_splines(builder, 6000, 256, 5e-3, draw, event_shape=2, width=64, **options)
     assert -0.01 < excess_over_entropy(model, *draw(20_000)) < 0.02

@@ -13,7 +13,7 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 
 
 def trained(model, x, y, epochs, rate=1e-2, **options):
-    steps = epochs * -(-len(y) // 200)
+    steps = epochs * -(-len(x) // 200)
     model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, steps)))
     model.fit(x, y, epochs=epochs, batch_size=200, verbose=0, **options)
     return model
@@ -26,12 +26,17 @@ def fitted_to(target, flow, epochs=3, rate=2e-2):
     return model, history["log_z"][-1], history["ess"][-1]
 
 
-def test_posterior_of_a_linear_gaussian_simulator(rng):
+@pytest.mark.parametrize(
+    ("builder", "options"),
+    [(sn.coupling_flow, {"transform": "affine"}), (sn.autoregressive_flow, {"num_bins": 4})],
+    ids=["coupling_flow", "autoregressive_flow"],
+)
+def test_posterior_of_a_linear_gaussian_simulator(builder, options, rng):
     """The first tutorial of sbi: parameters from a prior, observations with noise, an amortized posterior."""
     matrix = np.array([[1.0, 0.5], [0.0, 1.0], [1.0, -1.0]])
     theta = rng.normal(size=[4000, 2])
     x = theta @ matrix.T + 0.5 * rng.normal(size=[4000, 3])
-    flow = sn.coupling_flow(2, 3, num_layers=2, transform="affine", width=32, seed=1)
+    flow = builder(2, 3, num_layers=2, width=32, seed=1, **options)
     model = trained(sn.ConditionalFlowModel(flow), x, theta, epochs=20)
     covariance = np.linalg.inv(np.eye(2) + matrix.T @ matrix / 0.25)
     observed = np.array([[0.5, 1.0, -1.0], [0.0, 0.0, 0.0]])
@@ -41,6 +46,24 @@ def test_posterior_of_a_linear_gaussian_simulator(rng):
     # KL(flow || posterior), whose samples are of the flow.
     assert np.all(np.mean(log_prob - exact.log_prob(samples), axis=0) < 0.05)
     np.testing.assert_allclose(np.mean(samples, axis=0), mean, atol=0.1)
+
+
+def test_a_square_of_the_dimension_before(rng):
+    """The data of TFP's `AutoregressiveNetwork`: a normal number about a quarter of the square of another."""
+
+    def draw(number):
+        second = 2.0 * rng.normal(size=number)
+        first = rng.normal(size=number) + second**2 / 4.0
+        log_density = stats.norm.logpdf(second, 0.0, 2.0) + stats.norm.logpdf(first, second**2 / 4.0)
+        return np.stack([first, second], axis=1), log_density
+
+    flow = sn.autoregressive_flow(2, num_layers=2, bound=12.0, seed=1)
+    model = trained(sn.FlowModel(flow), draw(100_000)[0], None, epochs=3)
+    x, log_density = draw(20_000)
+    assert -0.005 < np.mean(log_density - model.log_prob(x)) < 0.02
+    samples = model.sample(20_000, seed=1).numpy()
+    np.testing.assert_allclose(samples.mean(axis=0), [1.0, 0.0], atol=0.06)
+    np.testing.assert_allclose(np.cov(samples.T), [[3.0, 0.0], [0.0, 4.0]], atol=0.25)
 
 
 def test_posterior_of_sets_of_any_size(rng):

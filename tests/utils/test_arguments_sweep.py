@@ -195,6 +195,10 @@ WRONG |= {
         (2, -1),
         ((2,), (3,)),
     ],
+    "autoregressive_flow.layer": NO_NAME,
+    "autoregressive_flow.network": [value for value in NO_OBJECT if value is not None],
+    "autoregressive_network.dtype": WRONG["network_dtype"],
+    "autoregressive_network.seed": NO_INT,
     "coupling_flow.layer": NO_NAME,
     "table_flow.condition_shape": [*NO_SHAPE, (2, None), (2, 3), ()],
     "coupling_flow.network": [value for value in NO_OBJECT if value is not None],
@@ -227,6 +231,7 @@ NOT_HERE = {"arguments", "condition", "name", "x", "y"}
 MAKES_VARIABLES = (
     "trainable",
     "_flow",
+    "autoregressive_network",
     "coupling_network",
     "residual_network",
     "dense_network",

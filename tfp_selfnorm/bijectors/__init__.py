@@ -14,6 +14,7 @@ from tfp_selfnorm.bijectors.self_norm_dense import SelfNormDense
 from tfp_selfnorm.bijectors.self_normalizing import SelfNormalizing
 from tfp_selfnorm.bijectors.smooth_leaky_relu import SmoothLeakyReLU
 from tfp_selfnorm.bijectors.spline import trainable_spline
+from tfp_selfnorm.bijectors.spline_autoregressive import SplineAutoregressive
 from tfp_selfnorm.bijectors.spline_coupling import SplineCoupling
 from tfp_selfnorm.bijectors.squeeze import Squeeze
 from tfp_selfnorm.bijectors.standardize import Standardize
@@ -33,6 +34,7 @@ __all__ = [
     "SelfNormDense",
     "SelfNormalizing",
     "SmoothLeakyReLU",
+    "SplineAutoregressive",
     "SplineCoupling",
     "Squeeze",
     "Standardize",

@@ -1,7 +1,6 @@
 """`coupling_flow`: couplings of vectors with self-normalizing layers between them."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,18 +8,13 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors import AffineCoupling, SelfNormDense, SplineCoupling
+from tfp_selfnorm.bijectors import AffineCoupling, SplineCoupling
 from tfp_selfnorm.bijectors.spline import MAX_BINS
-from tfp_selfnorm.flows.building import check_base, check_preprocessing, layer_maker, standard_normal_flow
-from tfp_selfnorm.flows.dense_flow import lu_layer
+from tfp_selfnorm.flows.mixed_flow import mixed_flow, network_maker
 from tfp_selfnorm.flows.networks import dense_network
-from tfp_selfnorm.utils.integers import check_int, check_positive_int, check_sizes
-from tfp_selfnorm.utils.names import check_optional_name
-from tfp_selfnorm.utils.options import check_choice, check_dtype, check_positive
-from tfp_selfnorm.utils.seeds import split_seeds
+from tfp_selfnorm.utils.integers import check_int
+from tfp_selfnorm.utils.options import check_choice, check_positive
 from tfp_selfnorm.utils.types import DType, Seed, Shape
-
-tfb = tfp.bijectors
 
 
 @keras.saving.register_keras_serializable("tfp_selfnorm")
@@ -90,32 +84,22 @@ def coupling_flow(
     References: Durkan et al., "Neural Spline Flows", NeurIPS 2019; Keller et al., "Self Normalizing Flows",
     ICML 2021, section 5.3, for self-normalizing mixing layers between couplings.
     """
-    check_optional_name(name)
-    make_layer = layer_maker(coupling_flow, layer, layer_options, _LAYERS, SelfNormDense.check_options)
-    make_coupling = _coupling_maker(transform, num_bins, bound)
-    event_shape = check_sizes(event_shape, "event_shape", "fully defined, of positive sizes", bool)
-    size, condition_size = math.prod(event_shape), _condition_size(condition_shape)
-    if size == 1 and not condition_size:
-        raise ValueError("`condition_shape` must be given for events of one dimension; got None.")
-    num_layers, dtype = check_positive_int(num_layers, "num_layers"), check_dtype(dtype)
-    check_base(base, [size], dtype)
-    make_network = _network_maker(network, width, depth)
-    seeds = split_seeds(seed, 2 * num_layers, "coupling_flow")
-    bijectors = check_preprocessing(preprocessing)
-    if len(event_shape) != 1:
-        bijectors.append(tfb.Reshape(event_shape_out=event_shape, event_shape_in=[size]))
-    for i in range(num_layers):
-        if size > 1:
-            bijectors.append(make_layer(size, dtype=dtype, seed=seeds[2 * i], name=f"mixing_{i}"))
-        options = {"condition_size": condition_size, "seed": int(seeds[2 * i + 1][0]), "dtype": dtype.name}
-        bijectors.append(make_coupling(size, make_network, options, f"coupling_{i}"))
-    return standard_normal_flow([size], bijectors, dtype, name, preprocessing, base)
-
-
-def _condition_size(shape):
-    if shape is None:
-        return 0
-    return check_sizes(shape, "condition_shape", "one positive size", lambda sizes: len(sizes) == 1)[0]
+    return mixed_flow(
+        coupling_flow,
+        _coupling_maker(transform, num_bins, bound),
+        "coupling",
+        event_shape=event_shape,
+        condition_shape=condition_shape,
+        num_layers=num_layers,
+        layer=layer,
+        layer_options=layer_options,
+        network=network_maker(network, dense_network, width, depth),
+        preprocessing=preprocessing,
+        base=base,
+        dtype=dtype,
+        seed=seed,
+        name=name,
+    )
 
 
 def _coupling_maker(transform, num_bins, bound):
@@ -124,42 +108,14 @@ def _coupling_maker(transform, num_bins, bound):
     return functools.partial(_COUPLINGS[transform], num_bins=num_bins, bound=bound)
 
 
-def _network_maker(network, width, depth):
-    width, depth = check_positive_int(width, "width"), check_positive_int(depth, "depth")
-    if network is not None and not callable(network):
-        raise TypeError(f"`network` must be a function that makes a network, or None; got {network!r}.")
-
-    def make(num_inputs, num_outputs, **arguments):
-        return dense_network(num_inputs, num_outputs, width, depth, **arguments)
-
-    return network or make
-
-
-def _permute(size, dtype, seed, name):
-    return tfb.Permute(list(reversed(range(size))), name=name)
-
-
-def _self_norm(size, name, **options):
-    layer = SelfNormDense.trainable(size, name=name, **options)
-    for kernel in layer.inverse_kernel, layer.forward_kernel:
-        kernel.assign(tf.reverse(tf.eye(size, dtype=kernel.dtype), axis=[0]))
-    return layer
-
-
-def _lu(size, dtype, seed, name):
-    return lu_layer(size, dtype, seed, name, reverses=True)
-
-
-def _affine(size, make_network, options, name, num_bins, bound):
-    network = make_network(size // 2, 2 * (size - size // 2), name=f"{name}_network", **options)
+def _affine(size, make_network, name, num_bins, bound):
+    network = make_network(size // 2, 2 * (size - size // 2))
     return AffineCoupling(network, size // 2, event_ndims=1, bound=bound, name=name)
 
 
-def _spline(size, make_network, options, name, num_bins, bound):
-    num_outputs = (3 * num_bins - 1) * (size - size // 2)
-    network = make_network(size // 2, num_outputs, name=f"{name}_network", **options)
+def _spline(size, make_network, name, num_bins, bound):
+    network = make_network(size // 2, (3 * num_bins - 1) * (size - size // 2))
     return SplineCoupling(network, size // 2, num_bins=num_bins, bound=bound, name=name)
 
 
-_LAYERS = {"self_norm": _self_norm, "lu": _lu, "permute": _permute}
 _COUPLINGS = {"spline": _spline, "affine": _affine}

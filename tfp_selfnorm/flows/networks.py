@@ -124,15 +124,12 @@ def dense_network(
     check_name(name)
     seed = None if seed is None else check_int(seed, "seed")
     policy = check_policy(dtype)
-    inputs = _vector_inputs(num_inputs, condition_size, "num_inputs", policy)
+    inputs = vector_inputs(num_inputs, condition_size, "num_inputs", policy)
     hidden = inputs[0]
     if len(inputs) > 1:
         hidden = keras.layers.Concatenate(dtype=policy, name=f"{name}_inputs")(inputs)
     for layer in range(depth):
-        limit = hidden.shape[-1] ** -0.5
-        # The kernels and the biases have other seeds.
-        seeds = (None, None) if seed is None else (seed + layer, seed + depth + layer)
-        kernel, bias = (keras.initializers.RandomUniform(-limit, limit, seed) for seed in seeds)
+        kernel, bias = small_initializers(hidden.shape[-1], seed, layer, depth)
         new = keras.layers.Dense(
             width,
             "relu",
@@ -146,7 +143,16 @@ def dense_network(
     return keras.Model(inputs if len(inputs) > 1 else inputs[0], output(hidden), name=name)
 
 
-def _vector_inputs(size, condition_size, argument, policy):
+def small_initializers(num_inputs: int, seed: int | None, layer: int, depth: int) -> list:
+    """Those of a kernel and a bias: uniform within `1 / sqrt(num_inputs)` of 0, see `dense_network`."""
+    limit = num_inputs**-0.5
+    seeds = (None, None) if seed is None else (seed + layer, seed + depth + layer)
+    return [keras.initializers.RandomUniform(-limit, limit, seed) for seed in seeds]
+
+
+def vector_inputs(
+    size: int, condition_size: int, argument: str, policy: keras.DTypePolicy
+) -> list[keras.KerasTensor]:
     """The inputs of a network of vectors: the events and the condition, if they have dimensions."""
     sizes = [check_int(size, argument, 0), check_int(condition_size, "condition_size", 0)]
     if not any(sizes):
@@ -196,7 +202,7 @@ def residual_network(
     policy = check_policy(dtype)
     name = name or "residual_network"
     check_name(name)
-    inputs = _vector_inputs(event_size, condition_size, "event_size", policy)
+    inputs = vector_inputs(event_size, condition_size, "event_size", policy)
     events, *conditions = inputs
     for block in range(depth):
         hidden = events
