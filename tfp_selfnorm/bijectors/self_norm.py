@@ -98,8 +98,11 @@ class SelfNorm(SelfNormalizing, tfp.bijectors.AutoCompositeTensorBijector):
 
     def gradient_correction(self) -> tf.Tensor:
         """The exact gradient of `log |det W|` by W minus the approximation that `gradient` names."""
-        kernel = tf.convert_to_tensor(self._inverse_kernel)
-        return linear.gradient_correction(self._operations, kernel, self._gradient)
+        return self.log_det_gradient("exact") - self.log_det_gradient(self._gradient)
+
+    def log_det_gradient(self, name: str) -> tf.Tensor:
+        """The gradient of `log |det W|` by W: "exact", or the approximation with this name."""
+        return self._operations.log_det_gradients[name](tf.convert_to_tensor(self._inverse_kernel))
 
     def _inverse(self, y):
         terms = current_terms(self)

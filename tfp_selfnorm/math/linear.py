@@ -85,15 +85,18 @@ class Operations(Maps):
 
 
 class HeldCorrection(NamedTuple):
-    """How an approximate gradient of a log-det is corrected at a step.
+    """The correction of an approximate gradient of a log-det, as it was measured some steps before.
 
     Attributes:
-      error: the tensor to add.
-      takes_exact: bool tensor, whether the exact gradient takes the place of the approximation.
+      error: the exact gradient minus the approximation, which is added to later approximations.
+      approximation: the approximation.
+      largest_change: if the approximation has changed by more than this part of the exact gradient, its error
+        may have changed too. The exact gradient then takes its place.
     """
 
     error: tf.Tensor
-    takes_exact: tf.Tensor
+    approximation: tf.Tensor
+    largest_change: float
 
 
 def linear_map(
@@ -184,8 +187,7 @@ def log_det(
       gradient: "self_norm", or one of `operations.log_det_gradients`.
       mixture: Python float in [0, 1], used by "self_norm" alone.
       value: a known value to return, at no cost; `None` computes the value.
-      correction: a tensor to add to the gradient by the kernel alone, see `gradient_correction`, or a
-        `HeldCorrection`.
+      correction: a tensor to add to the gradient by the kernel alone, or a `HeldCorrection`.
     """
     if value is None:
         value = operations.log_det(kernel)
@@ -211,20 +213,16 @@ def log_det(
     return apply(tf.stop_gradient(value), kernel, other_kernel)
 
 
-def gradient_correction(operations: Operations, kernel: tf.Tensor, gradient: str) -> tf.Tensor:
-    """The exact gradient of `log_det` by the kernel minus the approximation that `gradient` names."""
-    functions = operations.log_det_gradients
-    return functions["exact"](kernel) - functions[gradient](kernel)
-
-
 def _corrected(operations, kernel, gradient, correction):
     functions = operations.log_det_gradients
+    approximation = functions[gradient](kernel)
     if not isinstance(correction, HeldCorrection):
-        return _add(functions[gradient](kernel), correction)
+        return _add(approximation, correction)
+    error, old, largest_change = correction
     return tf.cond(
-        correction.takes_exact,
+        tf.norm(approximation - old) <= largest_change * tf.norm(old + error),
+        lambda: approximation + error,
         lambda: functions["exact"](kernel),
-        lambda: functions[gradient](kernel) + correction.error,
     )
 
 
