@@ -13,7 +13,7 @@ RUN = {
     "free_form_flow": ["save/load", "weights", "export", "SIGKILL, resume", "float16", "run_eagerly"],
     "free_form_flow, exact": ["Mirrored"],
     "coupling_flow, conditions": keras_life.CHECKS,
-    "autoregressive_flow, conditions": keras_life.CHECKS,
+    "autoregressive_flow, conditions": ["save/load", "export", "SIGKILL, resume", "float16"],
 }
 
 
