@@ -91,12 +91,12 @@ class HeldCorrection(NamedTuple):
       error: the exact gradient minus the approximation, which is added to later approximations.
       approximation: the approximation.
       largest_change: if the approximation has changed by more than this part of the exact gradient, its error
-        may have changed too. The exact gradient then takes its place.
+        may have changed too. The exact gradient then takes its place, and always if this is negative.
     """
 
     error: tf.Tensor
     approximation: tf.Tensor
-    largest_change: float
+    largest_change: tf.Tensor
 
 
 def linear_map(
@@ -220,7 +220,7 @@ def _corrected(operations, kernel, gradient, correction):
         return _add(approximation, correction)
     error, old, largest_change = correction
     return tf.cond(
-        tf.norm(approximation - old) <= largest_change * tf.norm(old + error),
+        tf.norm(approximation - old) <= tf.cast(largest_change, kernel.dtype) * tf.norm(old + error),
         lambda: approximation + error,
         lambda: functions["exact"](kernel),
     )

@@ -10,17 +10,19 @@ from tfp_selfnorm.utils.types import TfpObject
 
 # The steps between two measurements of an error: the least and the most.
 _LEAST_STEPS, _MOST_STEPS = 8, 64
-# Parts of the exact gradient: if the error changes by more from one measurement to the next, the next follows
-# soon; if the approximation has changed by more since a measurement, a step takes the exact gradient.
-_ALLOWED_CHANGE, _LARGEST_CHANGE = 0.01, 0.1
+# Parts of the exact gradient. If the error changes by more from one measurement to the next, the next follows
+# soon. A step takes the exact gradient if the approximation has changed by more, or the error is larger.
+_ALLOWED_CHANGE, _LARGEST_CHANGE, _LARGEST_ERROR = 0.01, 0.1, 0.5
 
 
 class GradientCorrections:
     """Adds to an approximate gradient its error when it was measured last.
 
     The approximation follows W at each step. Its error is a bias, with which a long training drifts away.
-    The error mostly changes slowly, so that an old one removes the bias. Near singular kernels both change
-    fast. A step whose approximation is far from that of the measurement takes the exact gradient instead.
+    The error mostly changes slowly, so that an old one removes the bias. Near singular kernels it does not:
+    the gradient grows without bound there, which keeps a training away from them, and the approximation grows
+    elsewhere. So a step takes the exact gradient if the last error was above half of it, or if the
+    approximation has changed by more than a tenth of it since.
 
     A measurement costs the exact gradient. They follow each other after 8 to 64 steps, the later the less the
     error changes.
@@ -38,19 +40,23 @@ class GradientCorrections:
         self._held = [(layer, *_variables_of(layer, add_weight)) for layer in corrected]
         self.identities = {layer.identity for layer in corrected}
         if corrected:
+            options = {"shape": [len(corrected)], "trainable": False}
             self._intervals = add_weight(
-                shape=[len(corrected)],
                 initializer=keras.initializers.Constant(_LEAST_STEPS),
                 dtype="int64",
-                trainable=False,
                 name="correction_intervals",
+                **options,
+            )
+            # The largest changes of the approximations, or -1 for the exact gradient.
+            self._changes = add_weight(
+                initializer="zeros", dtype="float32", name="correction_changes", **options
             )
 
     def read(self) -> dict[TfpObject, HeldCorrection]:
         """Returns the `gradient_corrections` of a `training_scope`."""
         return {
-            layer: HeldCorrection(error.value, approximation.value, _LARGEST_CHANGE)
-            for layer, error, approximation in self._held
+            layer: HeldCorrection(error.value, approximation.value, self._changes.value[i])
+            for i, (layer, error, approximation) in enumerate(self._held)
         }
 
     def before_steps(self, step: int, count: int, moved: Collection) -> None:
@@ -61,7 +67,7 @@ class GradientCorrections:
         """
         if not self._held:
             return
-        intervals = self._intervals.numpy()
+        intervals, changes = self._intervals.numpy(), self._changes.numpy()
         due = [
             (i, *held)
             for i, held in enumerate(self._held)
@@ -69,15 +75,17 @@ class GradientCorrections:
         ]
         for i, layer, error, approximation in due:
             exact, new = layer.log_det_gradient("exact"), layer.log_det_gradient(layer.gradient)
-            change = float(tf.norm(exact - new - error.value) / tf.norm(exact))
+            change, size = (float(tf.norm(exact - new - old) / tf.norm(exact)) for old in (error.value, 0.0))
             error.assign(exact - new)
             approximation.assign(new)
+            changes[i] = _LARGEST_CHANGE if size <= _LARGEST_ERROR else -1.0
             if change > _ALLOWED_CHANGE:
                 intervals[i] = _LEAST_STEPS
             elif change < _ALLOWED_CHANGE / 4:
                 intervals[i] = min(2 * intervals[i], _MOST_STEPS)
         if due:
             self._intervals.assign(intervals)
+            self._changes.assign(changes)
 
 
 def _variables_of(layer, add_weight):
