@@ -63,6 +63,25 @@ def test_each_dimension_has_the_spline_of_tfp(rng):
     np.testing.assert_allclose(layer.forward(tf.identity(z)), y, atol=1e-9)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_gradients_of_the_samples_in_graphs_are_those_of_the_inverse_map(jit_compile, rng):
+    layer, z = make_layer(random_network(rng, 3, scale=0.5)), tf.constant(rng.normal(size=[1, 3]))
+
+    @tf.function(jit_compile=jit_compile)
+    def samples_and_jacobian(z):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(z)
+            y = layer.forward(z)
+            parts = [tf.reduce_sum(y[:, i]) for i in range(3)]
+        return y, tf.stack([tape.gradient(part, z)[0] for part in parts])
+
+    y, jacobian = samples_and_jacobian(z)
+    with tf.GradientTape() as tape:
+        tape.watch(y)
+        back = layer.inverse(tf.identity(y))
+    np.testing.assert_allclose(jacobian @ tape.jacobian(back, y)[0, :, 0], np.eye(3), atol=1e-9)
+
+
 def test_the_density_in_the_plane_integrates_to_one_for_each_condition(rng):
     layer = make_layer(random_network(rng, 2, scale=0.4, condition_size=2))
     flow = tfd.TransformedDistribution(tfd.MultivariateNormalDiag(tf.zeros(2, tf.float64)), layer)

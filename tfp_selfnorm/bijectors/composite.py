@@ -29,6 +29,8 @@ class OptionalComposite(CheckedBijector):
         super().__init_subclass__(**kwargs)
         arguments = list(inspect.signature(cls.__init__).parameters.values())[1:]
         cls.__signature__ = inspect.Signature(arguments)
+        # Of a CompositeTensor TFP would make it from the name of the private class.
+        cls._DEFAULT_NAME = next((a.default for a in arguments if a.name == "name"), cls._DEFAULT_NAME)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Makes a CompositeTensor if the part allows it."""

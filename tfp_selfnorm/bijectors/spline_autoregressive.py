@@ -9,6 +9,7 @@ from tfp_selfnorm.bijectors.channels import number_of_first_channels
 from tfp_selfnorm.bijectors.coupling import CompositeCoupling, Coupling
 from tfp_selfnorm.bijectors.spline import MAX_BINS
 from tfp_selfnorm.bijectors.spline_coupling import SplineCoupling
+from tfp_selfnorm.utils.compat import is_compiled_by_xla
 from tfp_selfnorm.utils.integers import check_int
 from tfp_selfnorm.utils.options import check_positive
 from tfp_selfnorm.utils.types import Parameter
@@ -27,8 +28,8 @@ class SplineAutoregressive(Coupling):
 
     The log-det is a closed form, the sum of the logarithms of the slopes. `inverse`, which training and
     `log_prob` take, costs one pass of the network and O(num_bins) an element. `forward`, which samples,
-    costs D passes one after the other, for events of D dimensions. Inside a `tf.function` both ends of a
-    pair share their passes.
+    costs D passes one after the other, for events of D dimensions; XLA compiles each of them. Inside a
+    `tf.function` both ends of a pair share their passes.
 
     Shapes: vectors, of a known size. Dtypes: as the events. Units: nats.
 
@@ -82,14 +83,21 @@ class SplineAutoregressive(Coupling):
         if direction == "inverse":
             _, output, log_det = step(0, value, None)
         else:
-            # After each step one more dimension of the data is known.
-            size, nothing = value.shape[-1], tf.zeros_like(value)
-            _, output, log_det = tf.while_loop(
-                lambda index, *_: index < size, step, (0, nothing, nothing), maximum_iterations=size
-            )
+            _, output, log_det = _repeated(step, value.shape[-1], tf.zeros_like(value))
         log_det = tf.reduce_sum(log_det, axis=-1)
         self._passes.add(direction, value, output, [log_det], condition)
         return output, log_det
+
+
+def _repeated(step, number, nothing):
+    """The result of so many steps from nothing. After each one more dimension of the data is known."""
+    state = 0, nothing, nothing
+    if not is_compiled_by_xla():
+        return tf.while_loop(lambda index, *_: index < number, step, state, maximum_iterations=number)
+    # XLA cannot compile the gradient of a loop whose shapes are computed in it.
+    for _ in range(number):
+        state = step(*state)
+    return state
 
 
 class _CompositeSplineAutoregressive(
