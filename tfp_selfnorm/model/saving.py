@@ -94,8 +94,8 @@ def config_of(model: keras.Model) -> dict[str, Any]:
     """Returns the config of a `FlowModel`; see `FlowModel.get_config`."""
     if model._recipe is None:
         raise ValueError(
-            "A FlowModel made from a distribution cannot be saved or cloned whole: make it with "
-            "`FlowModel.from_builder`, save its weights with `save_weights` (`save_weights_only=True` in "
+            f"A {type(model).__name__} made from a distribution cannot be saved or cloned whole: make it "
+            "with `from_builder`, save its weights with `save_weights` (`save_weights_only=True` in "
             "ModelCheckpoint), or `export` it."
         )
     state = {"name": model.name, "trainable_variables": model._named.trainable_names}
