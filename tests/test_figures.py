@@ -3,10 +3,13 @@
 import collections
 import csv
 import fnmatch
+import functools
 import math
 import pathlib
 import re
 import statistics
+import subprocess
+import sys
 
 import pytest
 
@@ -18,11 +21,10 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?!\w)")
 OF_PAPERS = "the paper"
 # Not measured, or computed from the file: the seed says which rows are alike, and the others which row it is.
 NO_FIGURES = {"seed", "date", "command"}
-# Columns that are sums and products of others: of the images of 32x32x3, and of three observations.
-DERIVED = {
-    "bits": lambda row: row["test_nll"] / (3072 * math.log(2)),
-    "c2st": lambda row: statistics.mean(row[f"c2st_{i}"] for i in range(3)),
-}
+# A column that is computed from another one, of the images of 32x32x3.
+DERIVED = {"bits": lambda row: row["test_nll"] / (3072 * math.log(2))}
+# Scripts with a command `table`, which chooses rows.
+SCRIPTS = {"benchmark_tables_zuko.csv": "tables.py", "benchmark_sbi.csv": "sbi.py"}
 
 
 def numbers(row):
@@ -40,6 +42,7 @@ def numbers(row):
     return found
 
 
+@functools.cache
 def figures_of(path):
     """The numbers of a file, and means and deviations over the rows that differ in numbers alone."""
     with open(path, newline="") as file:
@@ -54,6 +57,16 @@ def figures_of(path):
             values = [found[name] for found in group if name in found]
             if len(values) > 1:
                 figures.update([statistics.mean(values), statistics.pstdev(values), statistics.stdev(values)])
+    if path.name in SCRIPTS:
+        command = [
+            sys.executable,
+            ROOT / "examples" / "benchmarks" / SCRIPTS[path.name],
+            "table",
+            "--csv",
+            path,
+        ]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        figures.update(float(token) for token in NUMBER.findall(printed))
     return figures
 
 

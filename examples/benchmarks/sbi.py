@@ -167,7 +167,10 @@ def table(rows):
     print("| task | library | setting | C2ST | SBC | NLL | CPU seconds | parameters |\n" + "|---" * 8 + "|")
     for task in TASKS:
         for library in SETTINGS:
-            fits = [r for r in rows if (r["task"], r["library"]) == (task, library) and r["seed"] != "0"]
+            of_library = [row for row in rows if (row["task"], row["library"]) == (task, library)]
+            chosen = _chosen(rows, task, library) if of_library else None
+            names = ("method", "options", "rate")
+            fits = [r for r in of_library if r["seed"] != "0" and tuple(r[n] for n in names) == chosen]
             if not fits:
                 continue
             c2st = [np.mean([float(row[f"c2st_{i}"]) for i in range(NUM_OBSERVATIONS)]) for row in fits]
@@ -175,7 +178,7 @@ def table(rows):
             for name, places in (("sbc", 3), ("nll", 3), ("fit_s", 0)):
                 values = [float(row[name]) for row in fits]
                 cells.append(f"{np.mean(values):.{places}f} ± {np.std(values):.{places}f}")
-            setting = f"{fits[0]['options']}, rate {fits[0]['rate']}"
+            setting = f"{fits[0]['method']}, {fits[0]['options']}, rate {fits[0]['rate']}"
             print(f"| {task} | {library} | {setting} |", " | ".join(cells), f"| {fits[0]['parameters']} |")
 
 
