@@ -88,17 +88,17 @@ def test_the_map_of_the_learned_inverse_has_no_correction(kernel):
 @pytest.mark.parametrize(
     ("rate", "spread", "expected_steps", "expected_exact"),
     [
-        (1e-6, 1.0, [0, 8, 16], 0),
-        (3e-4, 1.0, [0, 8, 16, 24], 0),
-        (2e-3, 1.0, [0, 8, 16, 24], 6),
-        (3e-4, 1.5, [0, 8, 16, 24], 18),
+        (1e-6, 1.0, [0, 8, 16], 8),
+        (3e-4, 1.0, [0, 8, 16, 24], 8),
+        (2e-3, 1.0, [0, 8, 16, 24], 16),
+        (3e-4, 1.5, [0, 8, 16, 24], 26),
     ],
     ids=["slow", "fast", "moving", "far"],
 )
 def test_fit_adds_the_last_error_while_the_approximation_changes_little(
     rate, spread, expected_steps, expected_exact, compiled, kernel, rng
 ):
-    """Some steps of gradient descent, computed apart. The error of a wider kernel is large."""
+    """Some steps of gradient descent, computed apart. The error of a wider kernel changes fast."""
     centre = kernel[1, 1].copy()
     kernel = (spread * kernel).astype(np.float32)
     kernel[1, 1] = centre
@@ -116,10 +116,11 @@ def test_fit_adds_the_last_error_while_the_approximation_changes_little(
             new = of_log_det - approximation
             change = np.linalg.norm(new - error) / np.linalg.norm(of_log_det)
             error, old = new, approximation
+            is_steady = change <= 0.05
             interval = 8 if change > 0.01 else interval if change >= 0.0025 else min(2 * interval, 64)
             steps.append(step)
         size = np.linalg.norm(old + error)
-        if np.linalg.norm(error) <= 0.5 * size and np.linalg.norm(approximation - old) <= 0.1 * size:
+        if is_steady and np.linalg.norm(approximation - old) <= 0.1 * size:
             of_log_det = approximation + error
         else:
             num_exact += 1

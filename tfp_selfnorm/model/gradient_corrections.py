@@ -11,8 +11,8 @@ from tfp_selfnorm.utils.types import TfpObject
 # The steps between two measurements of an error: the least and the most.
 _LEAST_STEPS, _MOST_STEPS = 8, 64
 # Parts of the exact gradient. If the error changes by more from one measurement to the next, the next follows
-# soon. A step takes the exact gradient if the approximation has changed by more, or the error is larger.
-_ALLOWED_CHANGE, _LARGEST_CHANGE, _LARGEST_ERROR = 0.01, 0.1, 0.5
+# soon. A step takes the exact gradient if the error has changed by more, or the approximation since.
+_ALLOWED_CHANGE, _LARGEST_CHANGE_OF_ERROR, _LARGEST_CHANGE = 0.01, 0.05, 0.1
 
 
 class GradientCorrections:
@@ -21,8 +21,8 @@ class GradientCorrections:
     The approximation follows W at each step. Its error is a bias, with which a long training drifts away.
     The error mostly changes slowly, so that an old one removes the bias. Near singular kernels it does not:
     the gradient grows without bound there, which keeps a training away from them, and the approximation grows
-    elsewhere. So a step takes the exact gradient if the last error was above half of it, or if the
-    approximation has changed by more than a tenth of it since.
+    elsewhere. So a step takes the exact gradient if the error changed by more than a twentieth of it up to
+    the last measurement, or if the approximation has changed by more than a tenth of it since.
 
     A measurement costs the exact gradient. They follow each other after 8 to 64 steps, the later the less the
     error changes.
@@ -75,10 +75,10 @@ class GradientCorrections:
         ]
         for i, layer, error, approximation in due:
             exact, new = layer.log_det_gradient("exact"), layer.log_det_gradient(layer.gradient)
-            change, size = (float(tf.norm(exact - new - old) / tf.norm(exact)) for old in (error.value, 0.0))
+            change = float(tf.norm(exact - new - error.value) / tf.norm(exact))
             error.assign(exact - new)
             approximation.assign(new)
-            changes[i] = _LARGEST_CHANGE if size <= _LARGEST_ERROR else -1.0
+            changes[i] = _LARGEST_CHANGE if change <= _LARGEST_CHANGE_OF_ERROR else -1.0
             if change > _ALLOWED_CHANGE:
                 intervals[i] = _LEAST_STEPS
             elif change < _ALLOWED_CHANGE / 4:
