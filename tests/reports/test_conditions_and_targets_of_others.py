@@ -13,7 +13,7 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 
 
 def trained(model, x, y, epochs, rate=1e-2, **options):
-    steps = epochs * -(-len(x) // 200)
+    steps = epochs * -(-len(x if y is None else y) // 200)
     model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, steps)))
     model.fit(x, y, epochs=epochs, batch_size=200, verbose=0, **options)
     return model
