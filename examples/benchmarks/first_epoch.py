@@ -9,13 +9,14 @@ another version of the package, put it on `PYTHONPATH`; builders that it lacks a
 """
 
 import argparse
-import csv
 import datetime
 import os
 import statistics
 import subprocess
 import sys
 import time
+
+from rules import Rows
 
 SHAPE = (28, 28, 1)
 CASES = {
@@ -121,6 +122,9 @@ def main():
     if arguments.case:
         first_epoch(arguments.case)
         return
+    if arguments.csv is None:
+        parser.error("--csv is missing")
+    rows = Rows(arguments.csv, COLUMNS)
     commands = {case: [sys.executable, __file__, "--case", case] for case in arguments.cases}
     if arguments.zuko:
         commands["four spline couplings of zuko"] = [arguments.zuko, "-c", ZUKO]
@@ -129,11 +133,8 @@ def main():
         if values is None:
             continue
         row = (case, *values, arguments.repeats, arguments.version, datetime.date.today().isoformat())
-        print(dict(zip(COLUMNS, row, strict=True)), flush=True)
-        if arguments.csv:
-            is_new = not os.path.exists(arguments.csv)
-            with open(arguments.csv, "a", newline="") as file:
-                csv.writer(file).writerows([COLUMNS, row] if is_new else [row])
+        rows.add(dict(zip(COLUMNS, row, strict=True)))
+        print(rows.rows[-1], flush=True)
 
 
 if __name__ == "__main__":

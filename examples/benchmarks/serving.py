@@ -7,7 +7,6 @@ called by its signatures. To measure another version of the package, put it on `
 """
 
 import argparse
-import csv
 import datetime
 import os
 import tempfile
@@ -17,6 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
+from rules import Rows
 from timing import measure
 
 import tfp_selfnorm as sn
@@ -45,11 +45,12 @@ def calls_of(size):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--csv", help="the file of the figures; rows are added to it")
+    parser.add_argument("--csv", required=True, help="the file of the figures; rows are added to it")
     parser.add_argument("--sizes", type=int, nargs="+", default=[784, 2048])
     parser.add_argument("--seconds", type=float, default=5.0, help="for each call")
     parser.add_argument("--version", default="present", help="a name for the column `version`")
     arguments = parser.parse_args()
+    rows = Rows(arguments.csv, COLUMNS)
     for size in arguments.sizes:
         medians = {
             key: np.median(times) for key, times in measure(calls_of(size), 200, arguments.seconds).items()
@@ -58,11 +59,8 @@ def main():
             encode, log_prob = (medians[way, name] for name in ("encode", "log_prob"))
             values = [f"{value:.3g}" for value in (encode, log_prob, log_prob / encode)]
             row = (size, way, *values, arguments.version, datetime.date.today().isoformat())
-            print(dict(zip(COLUMNS, row, strict=True)), flush=True)
-            if arguments.csv:
-                is_new = not os.path.exists(arguments.csv)
-                with open(arguments.csv, "a", newline="") as file:
-                    csv.writer(file).writerows([COLUMNS, row] if is_new else [row])
+            rows.add(dict(zip(COLUMNS, row, strict=True)))
+            print(rows.rows[-1], flush=True)
 
 
 if __name__ == "__main__":
