@@ -38,7 +38,7 @@ SLOW = (
     r"test_circular_spline_coupling.py::test_a_von_mises_of_two_modes",
     r"test_table_flow.py::test_(fit_finds|files_and_exports|angles_alone|a_condition_turns)",
     r"test_table_flow.py::test_a_positive_and_a_periodic_column\[dtype1",
-    r"test_table_flow.py::test_all_kinds_at_once_are_a_change_of_variables\[coupling_flow",
+    r"test_table_flow.py::test_all_kinds_at_once_are_a_change_of_variables\[(coupling|autoregressive)_flow",
     r"test_conditional_builders.py::test_(a_process|two_mixed_dimensions)_of_two_modes",
     r"test_fit_to_target.py::test_the_log_z_of_a_banana",
     r"test_gradient_corrections.py::test_fit_adds_the_last_error_while_.*\[((fast|far|moving)-.*jit|(slow|far)-[{][}])",

@@ -107,7 +107,7 @@ def all_kinds(rng, number=60):
     return table, tables.prepare(table, kinds, dtype=tf.float64)
 
 
-@pytest.mark.parametrize("builder", [sn.coupling_flow, sn.dense_flow])
+@pytest.mark.parametrize("builder", [sn.coupling_flow, sn.autoregressive_flow, sn.dense_flow])
 def test_all_kinds_at_once_are_a_change_of_variables(builder, rng):
     """`log_prob` is the normal density of the latents and the Jacobian by differentiation; samples invert."""
     table, columns = all_kinds(rng)
