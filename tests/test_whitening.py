@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.stats
 import sklearn.datasets
 import tensorflow as tf
@@ -125,7 +126,7 @@ def test_constant_pixels_do_not_spoil_the_training():
     assert max(nll) < 130.0
 
 
-@pytest.mark.parametrize("count", [45, 300])
+@pytest.mark.parametrize("count", [15, 45, 300])
 def test_the_shrinkage_has_the_best_likelihood_of_held_out_events(count, rng):
     """Five parts in turn, in scipy."""
     x = correlated(rng, 20, count)
@@ -149,6 +150,39 @@ def test_the_shrinkage_has_the_best_likelihood_of_held_out_events(count, rng):
     assert held_out_nll(chosen) < min(held_out_nll(chosen / 1.8), held_out_nll(chosen * 1.8))
     assert held_out_nll(chosen) < held_out_nll(1e-8)
     assert np.isfinite(whitened_nll(x))
+
+
+@pytest.mark.parametrize("shrinkage", [0.01, 0.5, 1.0])
+def test_fewer_events_than_dimensions(shrinkage, rng):
+    """By the whole correlation, and its root in scipy. One column is constant."""
+    x = correlated(rng, 9, 6) * 10.0 ** np.arange(9)
+    x[:, 4] = 3.0
+    found = whitening(x, 1e-16, shrinkage)
+    deviations = x.std(axis=0, ddof=1)
+    deviations[4] = 1.0
+    standard = (x - x.mean(axis=0)) / deviations
+    shrunk = (1.0 - shrinkage) * standard.T @ standard / 5.0 + shrinkage * np.eye(9)
+    shrunk[4] = np.eye(9)[4]
+    expected = np.linalg.inv(scipy.linalg.sqrtm(shrunk)) / deviations
+    np.testing.assert_allclose(found.kernel * deviations, expected * deviations, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(found.kernel @ found.inverse_kernel, np.eye(9), atol=1e-9)
+    assert found.constant_columns == [4]
+    assert found.num_dependent == 0
+
+
+def test_fewer_events_than_pixels_are_a_better_start_than_none():
+    pictures = sklearn.datasets.load_digits().images[:, :, :, np.newaxis] / 17.0
+    noise = np.random.default_rng(0).uniform(size=pictures.shape) / 17.0
+    train, held_out = np.split((pictures + noise).astype(np.float32), [60])
+    nll = []
+    for whitens in (False, True):
+        flow = sn.dense_flow((8, 8, 1), num_layers=1, preprocessing=sn.images.pixel_sigmoid(17))
+        if whitens:
+            sn.whiten(flow, train)
+        nll.append(-np.mean(flow.log_prob(held_out)))
+        kernels = [layer.inverse_kernel @ layer.forward_kernel for layer in sn.self_norm_layers(flow)]
+        np.testing.assert_allclose(kernels, [np.eye(64)], atol=1e-3)
+    assert nll[1] < nll[0] - 20.0
 
 
 def test_a_column_of_rounding_errors_leaves_the_others_whitened(rng):
@@ -199,8 +233,10 @@ def test_what_is_refused(rng):
         ValueError, match=r"`x` has shape \(9, 4\); expected a batch of events of shape \(3,\)"
     ):
         sn.whiten(flow, np.ones([9, 4]))
-    with pytest.raises(ValueError, match="more events than `self_norm_dense` has dimensions, 3; got 3"):
-        sn.whiten(flow, rng.normal(size=[3, 3]))
+    with pytest.raises(ValueError, match="more events than dimensions, 3 for `self_norm_dense`; got 3"):
+        sn.whiten(flow, rng.normal(size=[3, 3]), shrinkage=0.0)
+    with pytest.raises(ValueError, match="two events or more for `self_norm_dense`; got 1"):
+        sn.whiten(flow, rng.normal(size=[1, 3]))
     with pytest.raises(ValueError, match="`self_norm_dense` from `x` must vary"):
         sn.whiten(flow, np.ones([9, 3]))
     with pytest.raises(ValueError, match="`self_norm_dense` from `x` must be finite"):

@@ -141,10 +141,11 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
     to a deviation near 1, before the flow or by a `preprocessing`.
 
     Each layer costs one pass of the data, eagerly and in one batch, and some eigendecompositions, O(D^3).
+    With no more events than dimensions W is `P^-1/2 S^-1`, and costs O(n D^2) for n events.
 
     Args:
       distribution: a TFP distribution, for example from `dense_flow`.
-      x: events `(batch, *event_shape)`, floating, more than the dimensions of each layer; ten times as many
+      x: events `(batch, *event_shape)`, floating, two or more; ten times as many as the dimensions of a layer
         are good.
       shrinkage: a number in [0, 1]. `None` chooses it: the Gaussian of four fifths of the data then has the
         largest likelihood on the rest.
@@ -154,8 +155,8 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
       TypeError: if `distribution` is no TFP distribution, if `x` is not floating, if `shrinkage` is no
         number, or if the parameters of a layer are no variables.
       ValueError: if `x` does not consist of events; if `shrinkage` is out of range; if the input of a layer
-        is not finite, does not vary, or has no more events than the layer has dimensions, with the name of
-        the layer.
+        is not finite or does not vary, or if `shrinkage` is 0 and it has no more events than the layer has
+        dimensions, with the name of the layer.
 
     >>> import numpy as np, tensorflow as tf, tfp_selfnorm as sn
     >>> flow = sn.dense_flow(event_shape=2, num_layers=1)
@@ -196,28 +197,30 @@ def _whiten_layer(layer, x, shrinkage):
     if not all(hasattr(value, "assign") for value in parameters):
         raise TypeError(f"The parameters of `{layer.name}` must be tf.Variables for `whiten` to set them.")
     x = np.reshape(np.asarray(x, np.float64), [-1, layer.event_size])
-    if len(x) <= layer.event_size:
-        raise ValueError(
-            f"`x` must have more events than `{layer.name}` has dimensions, {layer.event_size}; got {len(x)}."
-        )
+    if len(x) < 2 or (len(x) <= layer.event_size and shrinkage == 0.0):
+        least = "two events or more" if len(x) < 2 else f"more events than dimensions, {layer.event_size}"
+        raise ValueError(f"`x` must have {least} for `{layer.name}`; got {len(x)}, `shrinkage={shrinkage}`.")
     if not np.isfinite(x).all():
         raise ValueError(f"The input of `{layer.name}` from `x` must be finite; it is not.")
     result = whitening(x, np.finfo(layer.dtype.as_numpy_dtype).eps, shrinkage)
     if len(result.constant_columns) == layer.event_size:
         raise ValueError(f"The input of `{layer.name}` from `x` must vary; it is the same for all events.")
     _warn_of_constants(layer, result)
-    rotation = _rotation_of(layer)
-    kernel = rotation @ result.kernel
+    kernel, inverse_kernel = result.kernel, result.inverse_kernel
+    rotation = np.asarray(layer.inverse_kernel, np.float64)
+    if _is_rotation(rotation):
+        kernel, inverse_kernel = rotation @ kernel, inverse_kernel @ np.linalg.inv(rotation)
     layer.inverse_kernel.assign(tf.constant(kernel, layer.dtype))
-    layer.forward_kernel.assign(tf.constant(result.inverse_kernel @ np.linalg.inv(rotation), layer.dtype))
+    layer.forward_kernel.assign(tf.constant(inverse_kernel, layer.dtype))
     if layer.bias is not None:
         layer.bias.assign(tf.constant(-kernel @ result.mean, layer.dtype))
 
 
-def _rotation_of(layer):
-    """W if it is orthogonal, such as the permutations of `coupling_flow`, else I."""
-    kernel, identity = np.asarray(layer.inverse_kernel, np.float64), np.eye(layer.event_size)
-    return kernel if np.allclose(kernel @ kernel.T, identity, atol=1e-4) else identity
+def _is_rotation(kernel):
+    """Whether it is orthogonal but not I, such as the permutations of `coupling_flow`; by probes, O(D^2)."""
+    probes = np.random.default_rng(0).normal(size=[len(kernel), 4])
+    along = kernel.T @ probes
+    return np.allclose(kernel @ along, probes, atol=1e-4) and not np.allclose(along, probes, atol=1e-4)
 
 
 def _warn_of_constants(layer, result):

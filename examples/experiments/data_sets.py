@@ -22,8 +22,9 @@ PAPER_SPLITS = {
 }
 _TOY_SIZES = (50_000, 10_000, 10_000)
 _SHIFT = 1
-# The sides of the patches of photographs, the vertical strips of pixels that they are cut from, and how many.
-_PATCH = 32
+# The sides of the patches of photographs, the vertical strips of pixels that they are cut from, and how many
+# there are at most.
+_PATCH_SIDES = {"photo_patches": 32, "photo_patches/16": 16, "photo_patches/64": 64}
 _STRIPS = {
     "train": ((0, 192), (256, 448), (512, 640)),
     "validation": ((192, 256),),
@@ -49,15 +50,15 @@ class DataSet:
 def load(name, data_dir=None):
     """The data set of that name: `digits`, `photo_patches`, one of `toy_data.TOYS`, or one of TFDS.
 
-    TFDS may download it.
+    The patches are 32x32, of `photo_patches/16` and `photo_patches/64` 16x16 and 64x64. TFDS may download.
     """
     if name in TOYS:
         splits = [TOYS[name](size, seed).astype(np.float32) for seed, size in enumerate(_TOY_SIZES)]
         return DataSet(*splits, num_levels=None)
     if name == "digits":
         return _digits()
-    if name == "photo_patches":
-        return _photo_patches()
+    if name in _PATCH_SIDES:
+        return _photo_patches(_PATCH_SIDES[name])
     return _of_tfds(name, data_dir)
 
 
@@ -125,21 +126,21 @@ def _digits():
     return DataSet(pictures[:1297], pictures[1297:1547], pictures[1547:], num_levels=17)
 
 
-def _photo_patches():
-    """Random 32x32 patches of scikit-learn's two photographs.
+def _photo_patches(side):
+    """Random colour patches of scikit-learn's two photographs.
 
     Training, validation and test patches come from vertical strips that share no pixel. No patch comes twice.
     """
     from sklearn import datasets
 
     photographs = np.stack(datasets.load_sample_images().images)
-    windows = np.lib.stride_tricks.sliding_window_view(photographs, (_PATCH, _PATCH), axis=(1, 2))
+    windows = np.lib.stride_tricks.sliding_window_view(photographs, (side, side), axis=(1, 2))
     rng = np.random.default_rng(0)
     splits = {}
     for name, strips in _STRIPS.items():
-        columns = np.concatenate([np.arange(first, last - _PATCH + 1) for first, last in strips])
+        columns = np.concatenate([np.arange(first, last - side + 1) for first, last in strips])
         shape = len(photographs), windows.shape[1], len(columns)
-        chosen = rng.choice(np.prod(shape), _PATCHES[name], replace=False)
+        chosen = rng.choice(np.prod(shape), min(_PATCHES[name], np.prod(shape)), replace=False)
         photograph, row, column = np.unravel_index(chosen, shape)
         patches = windows[photograph, row, columns[column]]
         splits[name] = np.ascontiguousarray(np.moveaxis(patches, 1, -1))

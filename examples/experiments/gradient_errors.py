@@ -29,14 +29,13 @@ class GradientErrors(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         step = int(self.model.optimizer.iterations.numpy())
         if step == 1 or step % self._every == 0:
+            held = self.model._refresh.read(is_training=True)["gradient_corrections"]
             for layer in sn.self_norm_layers(self.model.distribution):
-                named, exact = gradient(layer), gradient(layer.copy(gradient="exact"))
-                correction = self.model._refresh.read(is_training=True)["gradient_corrections"].get(
-                    layer, 0.0
-                )
+                exact = gradient(layer.copy(gradient="exact"))
+                corrections = {layer: held[layer]} if layer in held else None
                 errors = {
-                    "error": named - exact,
-                    "corrected_error": named + correction - exact,
+                    "error": gradient(layer) - exact,
+                    "corrected_error": gradient(layer, corrections) - exact,
                 }
                 figures = {name: tf.norm(error) / tf.norm(exact) for name, error in errors.items()}
                 figures["exact_norm"] = tf.norm(exact)
@@ -44,13 +43,13 @@ class GradientErrors(keras.callbacks.Callback):
                 self.rows.append(row | {name: round(float(value), 6) for name, value in figures.items()})
 
 
-def gradient(layer):
+def gradient(layer, corrections=None):
     """The gradient of log |det W| by W, inside a scope."""
     kernel = layer.inverse_kernel
     mixture = {"mixture": 1.0} if layer.gradient == "self_norm" else {}
     layer = layer.copy(**mixture)
     x = tf.zeros([1, *layer.event_sizes], layer.dtype)
-    with tf.GradientTape() as tape, sn.training_scope(None):
+    with tf.GradientTape() as tape, sn.training_scope(None, gradient_corrections=corrections):
         log_det = layer.inverse_log_det_jacobian(x, len(layer.event_sizes))
     return tf.convert_to_tensor(tape.gradient(log_det, kernel))
 

@@ -35,8 +35,8 @@ import tfp_selfnorm as sn
 _NOISE = {"validation": 10_001, "test": 10_002}
 _GRIDS = 10
 _EVALUATION_BATCH = 500
-# For the initial values.
-_EXAMPLES = 20_000
+# For the initial values: events, and their numbers.
+_EXAMPLES, _NUMBERS = 20_000, 2**25
 
 
 class Stopwatch(keras.callbacks.Callback):
@@ -139,7 +139,7 @@ def train(
     size = min(_EVALUATION_BATCH, len(data.validation), len(data.test))
     if model is None:
         model = preset.make_model(data, seed)
-        examples = data.train[:_EXAMPLES]
+        examples = data.train[: min(_EXAMPLES, _NUMBERS // np.prod(data.event_shape))]
         model.adapt(batches(examples, len(examples), seed), len(examples), whitens=preset.whiten)
         model.compile(preset.make_optimizer(steps_per_epoch))
     first = rows[-1]["epoch"] if rows else 0

@@ -144,32 +144,39 @@ def test_data_of_tfds(name, shape, tmp_path):
     assert data.num_levels == 256
 
 
-def test_patches_of_photographs():
-    data, again = data_sets.load("photo_patches"), data_sets.load("photo_patches")
+@pytest.mark.parametrize(
+    ("name", "side", "counts"),
+    [
+        ("photo_patches", 32, (20_000, 2_000, 2_000)),
+        ("photo_patches/16", 16, (20_000, 2_000, 2_000)),
+        # One column of each strip, 364 rows, two photographs.
+        ("photo_patches/64", 64, (20_000, 728, 728)),
+    ],
+)
+def test_patches_of_photographs(name, side, counts):
+    data, again = data_sets.load(name), data_sets.load(name)
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
-    assert {name: part.shape for name, part in splits.items()} == {
-        "train": (20_000, 32, 32, 3),
-        "validation": (2_000, 32, 32, 3),
-        "test": (2_000, 32, 32, 3),
-    }
+    assert [part.shape for part in splits.values()] == [(count, side, side, 3) for count in counts]
     assert data.train.dtype == np.uint8
     assert data.num_levels == 256
     for part, other in ((data.train, again.train), (data.validation, again.validation)):
         np.testing.assert_array_equal(part, other)
     photographs = datasets.load_sample_images().images
-    for name, part in splits.items():
+    for split, part in splits.items():
         for patch in part[:5]:
             # Where its first pixels are in a photograph.
             found = [
                 (photograph, row, column)
                 for photograph in photographs
-                for row, column in np.argwhere((photograph[:-31, :-31] == patch[0, 0]).all(axis=-1))
-                if (photograph[row : row + 32, column : column + 32] == patch).all()
+                for row, column in np.argwhere(
+                    (photograph[: 1 - side, : 1 - side] == patch[0, 0]).all(axis=-1)
+                )
+                if (photograph[row : row + side, column : column + side] == patch).all()
             ]
             assert any(
-                first <= column and column + 32 <= last
+                first <= column and column + side <= last
                 for _, _, column in found
-                for first, last in data_sets._STRIPS[name]
+                for first, last in data_sets._STRIPS[split]
             )
     strips = sorted(strip for strips in data_sets._STRIPS.values() for strip in strips)
     assert all(last <= first for (_, last), (first, _) in zip(strips, strips[1:], strict=False))

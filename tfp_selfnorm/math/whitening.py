@@ -11,6 +11,8 @@ _MANY_DIMENSIONS = 512
 _NUM_PARTS = 5
 # The largest condition of a covariance whose root is computed.
 _MAX_CONDITION = 1e10
+# Of the largest variance: smaller ones are rounding errors of the products of events.
+_LEAST_VARIANCE = 1e-10
 
 
 class Whitening(NamedTuple):
@@ -42,10 +44,11 @@ def whitening(x: np.ndarray, precision: float, shrinkage: float | None = None) -
     Args:
       x: finite float64 `[n, D]`, n at least 2.
       precision: relative rounding error of the numbers, such as that of float32.
-      shrinkage: weight of I in the correlation, in [0, 1]; `None` chooses the weight whose Gaussian has the
-        largest likelihood on parts of the data that are held out.
+      shrinkage: weight of I in the correlation, in [0, 1], not 0 if n is at most D; `None` chooses the weight
+        whose Gaussian has the largest likelihood on parts of the data that are held out.
 
-    Cost: O(n D^2 + D^3), seven times the O(D^3) up to 512 dimensions, and three times above.
+    Cost: O(n D^2 + D^3), seven times the O(D^3) up to 512 dimensions, and three times above. With no more
+    events than dimensions it is O(n D^2).
     """
     mean = np.mean(x, axis=0)
     x = x - mean
@@ -58,29 +61,62 @@ def whitening(x: np.ndarray, precision: float, shrinkage: float | None = None) -
     deviations = size * np.where(varies, np.sqrt(np.sum(x**2, axis=0) / (len(x) - 1)), 1.0)
     x = x * (size / deviations)
 
-    variances, directions = np.linalg.eigh(_covariance(x))
+    size, units = deviations, deviations[varies]
+    x = x[:, varies]
+    variances, directions = _spectrum(x)
     # The variance that rounding alone gives to each direction.
-    noise = np.where(varies, precision * np.maximum(np.abs(mean) / deviations, 1.0), 0.0)
-    is_flat = (
-        variances <= 64.0 * np.sum((directions * noise[:, np.newaxis]) ** 2, axis=0) + 1e-14 * x.shape[1]
-    )
+    noise = precision * np.maximum(np.abs(mean[varies]) / units, 1.0)
+    is_flat = variances <= 64.0 * np.sum((directions * noise[:, np.newaxis]) ** 2, axis=0) + 1e-14 * len(size)
+    num_unseen = len(units) - len(variances)
     if shrinkage is None:
-        shrinkage = _best_shrinkage(x @ directions[:, ~is_flat])
+        shrinkage = _best_shrinkage(x @ directions[:, ~is_flat], num_unseen)
     variances = np.where(is_flat, 1.0, (1.0 - shrinkage) * variances + shrinkage)
-    units = deviations
-    if np.ptp(np.log(deviations**2)) + np.ptp(np.log(variances)) < np.log(_MAX_CONDITION):
+    spread = np.ptp(np.log(units**2)) + np.ptp(np.log(variances)) if len(units) else 0.0
+    if num_unseen == 0 and spread < np.log(_MAX_CONDITION):
         covariance = units[:, np.newaxis] * ((directions * variances) @ directions.T) * units
         variances, directions = np.linalg.eigh(covariance)
         units = np.ones_like(units)
-    roots = np.sqrt(variances)
+    unseen = shrinkage if num_unseen else 0.0
     return Whitening(
         mean=mean,
-        kernel=(directions / roots) @ directions.T / units,
-        inverse_kernel=units[:, np.newaxis] * ((directions * roots) @ directions.T),
+        kernel=_embedded(_power(variances, directions, unseen, -0.5) / units, varies),
+        inverse_kernel=_embedded(units[:, np.newaxis] * _power(variances, directions, unseen, 0.5), varies),
         shrinkage=float(shrinkage),
         constant_columns=np.flatnonzero(~varies).tolist(),
-        num_dependent=int(np.sum(is_flat) - np.sum(~varies)),
+        num_dependent=int(np.sum(is_flat)),
     )
+
+
+def _spectrum(x):
+    """The variances along orthogonal directions, of columns with the mean 0.
+
+    With no more events than columns these are the directions that the events have, and the others are left
+    out.
+    """
+    if len(x) > x.shape[1]:
+        return np.linalg.eigh(_covariance(x))
+    variances, events = np.linalg.eigh(x @ x.T / (len(x) - 1))
+    seen = variances > _LEAST_VARIANCE * variances[-1]
+    variances, events = variances[seen], events[:, seen]
+    return variances, x.T @ (events / np.sqrt((len(x) - 1) * variances))
+
+
+def _power(variances, directions, unseen, exponent):
+    """A power of a symmetric matrix, with the eigenvalue `unseen` in the directions that are not there."""
+    if not unseen:
+        return (directions * variances**exponent) @ directions.T
+    matrix = (directions * (variances**exponent - unseen**exponent)) @ directions.T
+    matrix[np.diag_indices_from(matrix)] += unseen**exponent
+    return matrix
+
+
+def _embedded(matrix, rows):
+    """The matrix at some rows and columns of an identity."""
+    if rows.all():
+        return matrix
+    result = np.eye(len(rows))
+    result[np.ix_(rows, rows)] = matrix
+    return result
 
 
 def _covariance(x):
@@ -88,8 +124,10 @@ def _covariance(x):
     return x.T @ x / (len(x) - 1)
 
 
-def _best_shrinkage(x):
+def _best_shrinkage(x, num_unseen):
     """The weight of the largest likelihood of held-out parts, with means and correlations of the others.
+
+    No event has a part in `num_unseen` further directions.
 
     The twentieth of the events that is farthest from the mean has no vote: one event could outweigh all.
     """
@@ -107,4 +145,5 @@ def _best_shrinkage(x):
             shrunk = (1.0 - weight) * np.maximum(variances, 0.0) + weight
             with np.errstate(divide="ignore", invalid="ignore"):
                 losses[i] += np.sum(len(held_out) * np.log(shrunk) + squares / shrunk)
+                losses[i] += len(held_out) * num_unseen * np.log(weight) if num_unseen else 0.0
     return _SHRINKAGES[np.nanargmin(np.where(np.isfinite(losses), losses, np.inf))]
