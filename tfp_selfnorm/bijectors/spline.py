@@ -37,55 +37,80 @@ class _Bins(NamedTuple):
 
 
 class _Spline(_TfpSpline):  # type: ignore[misc, valid-type]
-    """TFP's spline with a faster search: a pass finds its bins once, for the map and its log-det.
+    """TFP's spline with a faster search: a pass finds its bins once, for the map and its log-det."""
 
-    It reads them from one table of all bins. TFP's spline gathers six times from copies of the knots for each
-    element, and again for the log-det. Out of bounds, TFP's formulas are the identity and their gradients
-    overflow. There they get a knot instead of the element.
-    """
-
-    # The slope at both ends of a spline on a circle, which ends there. `None` is 1, and the identity outside.
-    _end_slopes: tf.Tensor | None = None
     # A pass computes the log-det too, as in TFP's FFJORD. Graphs drop a log-det that nothing uses.
     _cache = BijectorCacheWithGreedyAttrs(
         forward_name="_augmented_forward", inverse_name="_augmented_inverse"
     )
 
     def _augmented_forward(self, x):
-        bins = self._compute_shared(x=x)
-        inside = tf.where(bins.out_of_bounds, bins.x_k, x)
-        y = tf.where(bins.out_of_bounds, x, _TfpSpline._forward(bins, inside))
-        return y, {"ildj": -_TfpSpline._forward_log_det_jacobian(bins, inside)}
+        y, log_slope = self._map("forward", x)
+        return y, {"ildj": -log_slope}
 
     def _augmented_inverse(self, y):
-        bins = self._compute_shared(y=y)
-        inside = _inverse_in_bins(bins, tf.where(bins.out_of_bounds, bins.y_k, y))
-        x = tf.where(bins.out_of_bounds, y, inside)
-        return x, {"ildj": -_TfpSpline._forward_log_det_jacobian(bins, inside)}
+        x, log_slope = self._map("inverse", y)
+        return x, {"ildj": -log_slope}
 
     def _forward_log_det_jacobian(self, x):
-        bins = self._compute_shared(x=x)
-        return _TfpSpline._forward_log_det_jacobian(bins, tf.where(bins.out_of_bounds, bins.x_k, x))
+        return self._map("forward", x)[1]
 
-    def _compute_shared(self, x=None, y=None):
-        range_min = tf.convert_to_tensor(self.range_min)
-        x_knots, y_knots = (_knots(sizes, range_min) for sizes in (self.bin_widths, self.bin_heights))
-        slopes = tf.convert_to_tensor(self.knot_slopes)
-        ends = tf.ones_like(slopes[..., :1]) if self._end_slopes is None else self._end_slopes
-        slopes = tf.concat([ends, slopes, ends], axis=-1)
-        widths, heights = (knots[..., 1:] - knots[..., :-1] for knots in (x_knots, y_knots))
-        corners = x_knots[..., :-1], y_knots[..., :-1]
-        columns = *corners, widths, heights, heights / widths, slopes[..., :-1], slopes[..., 1:]
-        table = tf.reshape(tf.stack(columns, axis=-1), [-1, len(columns)])
-        sought, knots = (x, x_knots) if y is None else (y, y_knots)
-        out_of_bounds = (sought <= knots[..., 0]) | (sought >= knots[..., -1])
-        if self._end_slopes is not None:
-            out_of_bounds = tf.zeros_like(out_of_bounds)
-        is_right = sought[..., tf.newaxis] >= knots[..., 1:-1]
-        indices = tf.where(out_of_bounds, 0, tf.reduce_sum(tf.cast(is_right, tf.int32), axis=-1))
-        shape = tf.shape(widths)
-        first_rows = tf.reshape(tf.range(tf.size(widths), delta=shape[-1]), shape[:-1])
-        return _Bins(out_of_bounds, *tf.unstack(tf.gather(table, first_rows + indices), axis=-1))
+    def _map(self, direction, x):
+        parameters = (self.bin_widths, self.bin_heights, self.knot_slopes, self.range_min)
+        return _traced_once(_map, direction, x, *map(tf.convert_to_tensor, parameters))
+
+
+def _map(direction, x, widths, heights, slopes, range_min, end_slopes=None):
+    """The mapped elements, and the logarithm of the slope of the spline at each.
+
+    Out of bounds, TFP's formulas are the identity and their gradients overflow. There they get a knot instead
+    of the element.
+    """
+    bins = _find_bins(direction, x, widths, heights, slopes, range_min, end_slopes)
+    if direction == "forward":
+        inside = tf.where(bins.out_of_bounds, bins.x_k, x)
+        output = _TfpSpline._forward(bins, inside)
+    else:
+        inside = output = _inverse_in_bins(bins, tf.where(bins.out_of_bounds, bins.y_k, x))
+    output = tf.where(bins.out_of_bounds, x, output)
+    return output, _TfpSpline._forward_log_det_jacobian(bins, inside)
+
+
+def _traced_once(function, direction, x, *arguments):
+    """Calls a function. In a graph splines of one shape share its trace. Traces are most of a first step."""
+    if tf.executing_eagerly():
+        return function(direction, x, *arguments)
+    return _tf_function(function, direction, tuple(x.shape))(x, *arguments)
+
+
+# With a function for each shape, TensorFlow does not warn that one function is retraced often.
+@functools.cache
+def _tf_function(function, direction, shape):
+    return tf.function(functools.partial(function, direction), autograph=False)
+
+
+def _find_bins(direction, x, widths, heights, slopes, range_min, end_slopes):
+    """Reads the bins from one table. TFP's spline gathers six times, from copies of the knots.
+
+    `end_slopes` are the slopes at both ends of splines on a circle, which end there. `None` is 1, and the
+    identity outside.
+    """
+    x_knots, y_knots = (_knots(sizes, range_min) for sizes in (widths, heights))
+    ends = tf.ones_like(slopes[..., :1]) if end_slopes is None else end_slopes
+    slopes = tf.concat([ends, slopes, ends], axis=-1)
+    widths, heights = (knots[..., 1:] - knots[..., :-1] for knots in (x_knots, y_knots))
+    corners = x_knots[..., :-1], y_knots[..., :-1]
+    columns = *corners, widths, heights, heights / widths, slopes[..., :-1], slopes[..., 1:]
+    table = tf.reshape(tf.stack(columns, axis=-1), [-1, len(columns)])
+    knots = x_knots if direction == "forward" else y_knots
+    out_of_bounds = (x <= knots[..., 0]) | (x >= knots[..., -1])
+    if end_slopes is not None:
+        out_of_bounds = tf.zeros_like(out_of_bounds)
+    is_right = x[..., tf.newaxis] >= knots[..., 1:-1]
+    indices = tf.where(out_of_bounds, 0, tf.reduce_sum(tf.cast(is_right, tf.int32), axis=-1))
+    shape = tf.shape(widths)
+    first_rows = tf.reshape(tf.range(tf.size(widths), delta=shape[-1]), shape[:-1])
+    return _Bins(out_of_bounds, *tf.unstack(tf.gather(table, first_rows + indices), axis=-1))
 
 
 def _knots(bin_sizes, range_min):
@@ -143,22 +168,13 @@ def spline_of_logits(
     Returns:
       The mapped elements, and the logarithm of the slope of the spline at each.
     """
-    function = _apply if tf.executing_eagerly() else _apply_once_traced
-    return function(direction, x, widths, heights, slopes, bound, end_slope)
+    return _traced_once(_map_of_logits, direction, x, widths, heights, slopes, bound, end_slope)
 
 
-def _apply(direction, x, widths, heights, slopes, bound, end_slope):
-    spline = _Spline(
-        _bin_sizes(widths, bound), _bin_sizes(heights, bound), _slopes(slopes), tf.constant(-bound, x.dtype)
-    )
-    if end_slope is not None:
-        spline._end_slopes = _slopes(end_slope)
-    output, known = spline._augmented_forward(x) if direction == "forward" else spline._augmented_inverse(x)
-    return output, -known["ildj"]
-
-
-# In a graph the couplings of a flow call one function. Tracing is most of the time of a first step.
-_apply_once_traced = tf.function(_apply, autograph=False)
+def _map_of_logits(direction, x, widths, heights, slopes, bound, end_slope):
+    sizes = (_bin_sizes(logits, bound) for logits in (widths, heights))
+    end_slopes = None if end_slope is None else _slopes(end_slope)
+    return _map(direction, x, *sizes, _slopes(slopes), tf.constant(-bound, x.dtype), end_slopes)
 
 
 def trainable_spline(
