@@ -93,9 +93,9 @@ def _part(condition, start, size):
 
 
 def _adapting_pass(flow, x, condition):
-    """Passes events until a bijector wants all of them; else `None`."""
+    """Passes events until a bijector wants all of them; else `None`. Log-dets have no use here."""
     try:
-        with adaptation_mode("adapt"):
+        with training_scope(inverse_learning=None), adaptation_mode("adapt"):
             flow.log_prob(tf.identity(x), **condition_arguments(condition))
     except AllEventsWanted as wanted:
         return wanted

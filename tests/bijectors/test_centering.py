@@ -11,6 +11,7 @@ from scipy import stats
 
 import tfp_selfnorm as sn
 from tfp_selfnorm import initialization
+from tfp_selfnorm.math import conv, dense, networks
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
@@ -143,6 +144,19 @@ def test_means_are_of_all_events_and_few_of_them_pass_the_layers_behind(rng, mon
     scaled = (centred - centred[:4].mean(axis=0)) / centred[:4].std(axis=0)
     np.testing.assert_allclose(second.mean, -scaled.mean(axis=0), atol=1e-12)
     assert passed == [4]
+
+
+@pytest.mark.parametrize("make", [sn.conv_flow, sn.glow_flow, sn.free_form_flow, sn.dense_flow])
+def test_initial_values_cost_no_exact_log_det(make, rng, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("An exact log-det was computed.")
+
+    for owner in (conv.ConvMap, dense.DenseMap, networks):
+        monkeypatch.setattr(owner, "log_det", refuse)
+    flow, data = make((8, 8, 1), seed=1), rng.normal(size=[20, 8, 8, 1]).astype(np.float32)
+    sn.adapt(flow, data)
+    with pytest.raises(AssertionError, match="exact log-det"):
+        flow.log_prob(data)
 
 
 def test_a_model_reads_a_bounded_number_of_events(rng):
