@@ -4,7 +4,8 @@
     python examples/benchmarks/steps.py --parts dense conv
 
 Parts: one dense layer, one 3x3 convolution, whole models (a step in Keras's `fit` against the compiled step
-alone), sampling and evaluation, and what a fresh process pays: import, first call, peak memory. Each part
+alone), sampling and evaluation, what a fresh process pays: import, first call, peak memory. Without a name
+"large" is left out: training steps of one large dense layer, each method in a process of its own. Each part
 writes its table, `benchmark_dense.csv` and so on; `benchmark.png` draws some steps of the first two. Ratios
 are of medians and within a run: to a limit, which is the least that such a step can do, and from the exact
 gradient. What the names mean is in `cases.py`.
@@ -27,9 +28,12 @@ from timing import measure, memory_in_use, quartiles, wait
 
 import tfp_selfnorm as sn
 
-PARTS = ("process", "dense", "conv", "models", "sampling")
+PARTS = ("process", "dense", "conv", "models", "sampling", "large")
 BATCH = 100
 SIZES, QUICK_SIZES = (256, 784, 2048, 4096), (64, 256)
+# Patches of 16, 32 and 64 pixels in colour. A step that takes longer is measured once.
+LARGE_SIZES, LONG_STEP_S = (768, 3072, 12288), 10.0
+LARGE_STEPS = tuple(n + cases.ADAM for n in (cases.DENSE, cases.TRACKED, cases.PAPER, cases.EXACT))
 SHAPES, QUICK_SHAPES = ((28, 28, 1), (14, 14, 4), (32, 32, 3), (16, 16, 12)), ((8, 8, 1),)
 # One dense size and one image whose steps are compiled by XLA as well.
 XLA, XLA_SIZE, XLA_SHAPE = ", XLA", 784, (28, 28, 1)
@@ -200,18 +204,43 @@ def sampling_rows(flows, counts, repeats, seconds):
 
 
 def in_this_process(shape, name):
-    """Seconds of the first call, and the MiB that TensorFlow holds for the case at its peak; as JSON."""
+    """Seconds of the first call and of later ones, and the MiB that TensorFlow holds at its peak; as JSON."""
     in_use = memory_in_use("current")
     steps = cases.dense_steps(*shape) if len(shape) == 1 else cases.conv_steps(shape)
     step = steps[name](cases.batch(BATCH, *shape))
     # What the case was made from is gone by now.
     memory_in_use("peak", reset=True)
-    start = time.perf_counter()
-    step()
-    first_call = time.perf_counter() - start
-    step()
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < 8 and seconds[-1] < LONG_STEP_S):
+        start = time.perf_counter()
+        step()
+        wait()
+        seconds.append(time.perf_counter() - start)
     peak = None if in_use is None else memory_in_use("peak") - in_use
-    print(json.dumps({"first_call_s": first_call, "peak_mib": peak}))
+    print(json.dumps({"first_call_s": seconds[0], "later_s": seconds[1:], "peak_mib": peak}))
+
+
+def of_a_process(shape, name):
+    """What `in_this_process` prints in another process."""
+    command = [sys.executable, __file__, "--case", json.dumps(shape), name]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def large_rows(sizes):
+    """Training steps of one dense layer, without refreshes."""
+    for size in sizes:
+        limit = None
+        for name in LARGE_STEPS:
+            figures = of_a_process((size,), name)
+            values = 1e3 * np.array(figures["later_s"])
+            limit = limit or np.median(values)
+            ratios = {"over_limit": np.median(values) / limit, "exact_over_this": None}
+            yield row("large", size, name, values, **ratios) | {"peak_mib": rounded(figures["peak_mib"])}
+
+
+def rounded(mib):
+    return "" if mib is None else round(mib)
 
 
 def process_rows(process_cases):
@@ -225,16 +254,14 @@ def process_rows(process_cases):
     yield process_row("", "import tfp_selfnorm, with them", time.perf_counter() - start, None)
     for shape, names in process_cases.items():
         for name in names:
-            command = [sys.executable, __file__, "--case", json.dumps(shape), name]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            figures = json.loads(output.splitlines()[-1])
+            figures = of_a_process(shape, name)
             size = "x".join(map(str, shape))
             yield process_row(size, name, figures["first_call_s"], figures["peak_mib"])
 
 
 def process_row(size, name, seconds, peak):
     columns = row("process", size, name, [1e3 * seconds], over_limit=None, exact_over_this=None)
-    return columns | {"peak_mib": "" if peak is None else round(peak)}
+    return columns | {"peak_mib": rounded(peak)}
 
 
 def all_rows(arguments):
@@ -250,6 +277,7 @@ def all_rows(arguments):
         "conv": lambda: conv_rows(QUICK_SHAPES if quick else SHAPES, repeats, seconds),
         "models": lambda: model_rows(flows, repeats, seconds),
         "sampling": lambda: sampling_rows(flows, (1, 10) if quick else (1, 100, 10_000), repeats, seconds),
+        "large": lambda: large_rows(arguments.sizes or (QUICK_SIZES[:1] if quick else LARGE_SIZES)),
     }
     for part in arguments.parts:
         yield part, ({"peak_mib": "", **columns} for columns in parts[part]())
@@ -284,10 +312,10 @@ def draw(rows, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:-1]))
     parser.add_argument("--quick", action="store_true", help="small sizes, a minute")
     parser.add_argument("--seconds", type=float, default=1.5, help="bound on the turns of one step")
-    parser.add_argument("--sizes", type=int, nargs="+", help="of the dense layers, default: 256 to 4096")
+    parser.add_argument("--sizes", type=int, nargs="+", help="of the dense layers")
     parser.add_argument("--intra-op-threads", type=int, help="default: the cores")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmark_output"))
     parser.add_argument("--case", nargs=2, metavar=("SHAPE", "NAME"), help=argparse.SUPPRESS)

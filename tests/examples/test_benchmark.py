@@ -62,10 +62,22 @@ def test_what_a_process_pays(shape, name, least_mib, capfd):
     benchmark.in_this_process(shape, name)
     figures = json.loads(capfd.readouterr().out)
     assert figures["first_call_s"] > 0.0
+    assert min(figures["later_s"]) > 0.0
     if figures["peak_mib"] is None:
         pytest.skip("TensorFlow does not count its memory on this device")
     # Of 512: W, its two moments, R and a gradient, of 1 MiB each, and not much more.
     assert least_mib <= figures["peak_mib"] < 10.0 + least_mib
+
+
+def test_large_layers(monkeypatch):
+    figures = {name: {"later_s": [0.1, 0.3, 0.2], "peak_mib": 7.4} for name in benchmark.LARGE_STEPS}
+    figures[cases.EXACT + cases.ADAM] = {"later_s": [0.8], "peak_mib": None}
+    monkeypatch.setattr(benchmark, "of_a_process", lambda shape, name: figures[name])
+    rows = {row["step"]: row for row in benchmark.large_rows((8,))}
+    assert rows[cases.DENSE + cases.ADAM]["over_limit"] == 1.0
+    assert rows[cases.EXACT + cases.ADAM]["over_limit"] == 4.0
+    assert [row["median_ms"] for row in rows.values()] == [200.0, 200.0, 200.0, 800.0]
+    assert [row["peak_mib"] for row in rows.values()] == [7, 7, 7, ""]
 
 
 def test_the_steps_with_and_without_held_log_dets_have_the_same_gradients():
