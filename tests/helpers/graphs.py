@@ -25,3 +25,14 @@ def captured_by(graph, tensor):
             waiting += [(x.op, x.value_index) for x in inputs] + [(op, 0) for op in op.control_inputs]
     ops = {op for op, _ in seen}
     return {id(outer) for outer, inner in graph.captures if inner.op in ops}
+
+
+def needed_ops(graph):
+    """The ops that a graph runs: its outputs and its effects, and all that they wait for."""
+    waiting, seen = [*(output.op for output in graph.outputs), *graph.control_outputs], set()
+    while waiting:
+        op = waiting.pop()
+        if op not in seen:
+            seen.add(op)
+            waiting += [*(x.op for x in op.inputs), *op.control_inputs]
+    return seen

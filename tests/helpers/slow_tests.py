@@ -14,6 +14,7 @@ SLOW = (
     r"test_export.py::test_(a_process_without_the_package_gets_the_same|gradients_are_kept)\[(dense|conv|glow)",
     r"test_conditional_saving.py::test_a_file_goes_on_to_the_bit\[(plain|kwargs)",
     r"test_(examples|train|study|benchmark).py::",
+    r"test_step_model.py::test_(all_reduces|a_quick_measurement)",
     r"test_toy_examples.py::test_toy_gallery",
     r"test_toy_examples.py::test_benchmark_scaling",
     r"test_toy_examples.py::test_the_densities_of_the_toys\[(spirals|two_moons)",
