@@ -24,7 +24,11 @@ NO_FIGURES = {"seed", "date", "command"}
 # A column that is computed from another one, of the images of 32x32x3.
 DERIVED = {"bits": lambda row: row["test_nll"] / (3072 * math.log(2))}
 # Scripts with a command `table`, which chooses rows.
-SCRIPTS = {"benchmark_tables_zuko.csv": "tables.py", "benchmark_sbi.csv": "sbi.py"}
+SCRIPTS = {
+    "benchmark_tables_zuko.csv": "tables.py",
+    "benchmark_sbi.csv": "sbi.py",
+    "benchmark_side_by_side.csv": "side_by_side.py",
+}
 
 
 def numbers(row):
