@@ -172,9 +172,10 @@ def spline_of_logits(
 
 
 def _map_of_logits(direction, x, widths, heights, slopes, bound, end_slope):
-    sizes = (_bin_sizes(logits, bound) for logits in (widths, heights))
+    widths, heights = (_bin_sizes(logits, bound) for logits in (widths, heights))
     end_slopes = None if end_slope is None else _slopes(end_slope)
-    return _map(direction, x, *sizes, _slopes(slopes), tf.constant(-bound, x.dtype), end_slopes)
+    range_min = tf.constant(-bound, x.dtype)
+    return _map(direction, x, widths, heights, _slopes(slopes), range_min, end_slopes)
 
 
 def trainable_spline(
