@@ -111,7 +111,7 @@ def test_refreshes_come_at_the_interval_of_the_layer(size):
     assert step.refresh_operations() == pytest.approx(3 * (2 + 2 / 3) * size**3 / interval)
 
 
-@pytest.mark.parametrize(("method", "layers"), [("tracked", 2), ("paper", 1), ("exact", 1)])
+@pytest.mark.parametrize(("method", "layers"), [("tracked", 2), ("paper", 1)])
 def test_all_reduces_of_two_workers(method, layers):
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
     script = ROOT / "tests" / "helpers" / "collectives.py"
@@ -122,7 +122,11 @@ def test_all_reduces_of_two_workers(method, layers):
         environment = {**os.environ, "TF_CONFIG": task, "PYTHONPATH": os.pathsep.join(folders)}
         command = [sys.executable, str(script), method, "17", "13", str(layers)]
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True))
-    printed, _ = [process.communicate(timeout=300)[0] for process in processes]
+    try:
+        printed, _ = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     sizes, step = json.loads(printed.splitlines()[-1]), Step(method, 17, 13, layers, replicas=2, hosts=2)
     assert len(sizes) == step.collectives()
     assert 4 * sum(size for size in sizes if size > 1) == step.reduced_bytes()
