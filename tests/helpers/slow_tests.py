@@ -13,7 +13,7 @@ SLOW = (
     r"test_saving.py::test_a_file_keeps_how_a_model_was_made_compiled_and_trained",
     r"test_export.py::test_(a_process_without_the_package_gets_the_same|gradients_are_kept)\[(dense|conv|glow)",
     r"test_conditional_saving.py::test_a_file_goes_on_to_the_bit\[(plain|kwargs)",
-    r"test_(examples|train|study|benchmark|side_by_side).py::",
+    r"test_(examples|train|data_sets|study|benchmark|side_by_side).py::",
     r"test_step_model.py::test_(all_reduces|a_quick_measurement)",
     r"test_toy_examples.py::test_toy_gallery",
     r"test_toy_examples.py::test_benchmark_scaling",
