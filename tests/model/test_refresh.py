@@ -1,5 +1,7 @@
 """Held log-dets and learned inverses are of the weights that they are used with, whoever changed these."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -190,3 +192,40 @@ def test_an_evaluation_of_the_same_weights_pays_once(data, monkeypatch):
     assert len(calls) == 3
     monkeypatch.undo()
     np.testing.assert_allclose(found, exact_nll(model, data), rtol=1e-5)
+
+
+def fitted(learning, data, gradient="self_norm", steps=300):
+    """One layer, fitted to centred data; returns the distance from the optimum in nats, and the warnings."""
+    model = sn.FlowModel(sn.dense_flow(3, num_layers=1, gradient=gradient, seed=1), learning)
+    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, steps)))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        model.fit(np.tile(data, [steps, 1]), batch_size=len(data), shuffle=False, verbose=0)
+    entropy = 0.5 * np.linalg.slogdet(2.0 * np.pi * np.e * np.cov(data.T, bias=True))[1]
+    return exact_nll(model, data) - entropy, [str(warning.message) for warning in found]
+
+
+def test_a_warning_tells_of_a_gradient_by_an_inverse_that_nothing_teaches(rng):
+    """The likelihood alone leaves W and R apart: it does not end at the normal density of the data."""
+    data = rng.normal(size=[400, 3]) @ [[1.4, 0.5, 0.0], [0.0, 0.9, 0.3], [0.0, 0.0, 0.6]]
+    data = (data - data.mean(axis=0)).astype(np.float32)
+    distance, warned = fitted(None, data)
+    assert distance > 1.0
+    assert any("nothing holds R close" in text and "['dense_0']" in text for text in warned)
+    taught = [(sn.Tracking(), "self_norm"), (sn.Reconstruction(), "self_norm"), (None, "exact")]
+    for learning, gradient in taught:
+        distance, warned = fitted(learning, data, gradient)
+        assert abs(distance) < 1e-3
+        assert not any("inverse_learning" in text for text in warned)
+
+
+def test_frozen_layers_and_layers_without_an_inverse_of_their_own_need_no_teacher(data):
+    flow = sn.dense_flow(3, num_layers=1, seed=1)
+    model = sn.FlowModel(flow, None)
+    model.trainable = False
+    own = sn.FlowModel(sn.dense_flow(3, num_layers=1, gradient="relative", seed=1), None)
+    for chosen in (model, own):
+        chosen.compile(keras.optimizers.Adam(0.0))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*nothing holds R")
+            chosen.fit(data, verbose=0)

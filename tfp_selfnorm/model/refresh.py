@@ -49,6 +49,7 @@ class Refresh:
     ) -> None:
         self._learning, self._distribution, self._condition = learning, distribution, condition
         self._tracked = [layer for layer in layers if learning.tracks(layer)]
+        self._inverting = [layer for layer in layers if layer.gradient == "self_norm"]
         self._untaught = [layer for layer in layers if _is_untaught(layer, learning)]
         # Training leaves their R behind. It is set where it is used.
         self._left = [layer for layer in self._untaught if not learning.trains_inverse(layer)]
@@ -81,6 +82,18 @@ class Refresh:
                     "than 1x1, and there is none. Make the layer with `inversion='exact'`, which is the "
                     "default with this gradient, or give the model a Reconstruction."
                 )
+
+    def warn_of_untaught_inverses(self) -> None:
+        """Warns if the gradient of a layer uses an R that nothing holds close to the inverse of W."""
+        names = [layer.name for layer in self._inverting if _is_without_teacher(layer, self._learning)]
+        if names:
+            warnings.warn(
+                f"`inverse_learning=None`: nothing holds R close to the inverse of W in {names}, and the "
+                "gradient of these layers uses R as that inverse. Such a training ends at a wrong place. "
+                "Give the model `Tracking()`, which is the default, or a `Reconstruction`; or make the "
+                "layers with `gradient='exact'`.",
+                stacklevel=6,
+            )
 
     def read(self, is_training: bool) -> dict[str, dict[TfpObject, tf.Tensor]]:
         """Returns the held `log_dets` and `gradient_corrections` of a `training_scope`.
@@ -262,6 +275,13 @@ class Refresh:
 def _is_untaught(layer, learning):
     """Whether the layer needs an R that can be set, and only the likelihood trains it."""
     return layer.needs_inverse and can_be_set(layer) and not learning.teaches_inverse(layer)
+
+
+def _is_without_teacher(layer, learning):
+    """Whether W is trained by means of an R of other variables, which only the likelihood trains."""
+    kernels, inverses = ({v.ref() for v in variables} for variables in layer.map_variables)
+    moves = any(v.trainable for v in layer.map_variables[0])
+    return layer.needs_inverse and moves and inverses - kernels and not learning.teaches_inverse(layer)
 
 
 def _stays_behind(layer, learning):

@@ -217,6 +217,8 @@ class FlowTrainer(ScoringModel):
         # Keras calls this method before each `fit` and `train_on_batch`.
         self._warn_of_a_rate_of_zero()
         self._refresh.check_inverses()
+        if self.trainable:
+            self._refresh.warn_of_untaught_inverses()
         self._refresh.forget_step()
         if self.train_function is not None and not force:
             return
