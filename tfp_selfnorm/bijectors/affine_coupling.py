@@ -1,15 +1,14 @@
 """`AffineCoupling`: a network of some channels scales and shifts the other channels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.coupling import CompositeCoupling, Coupling
+from tfp_selfnorm.bijectors.coupling import Coupling, with_composite
 from tfp_selfnorm.utils.options import check_positive
-from tfp_selfnorm.utils.types import Parameter
 
 
+@with_composite
 class AffineCoupling(Coupling):
     """Scales and shifts some channels by a network of the other channels, which do not change.
 
@@ -93,23 +92,3 @@ class AffineCoupling(Coupling):
         if direction == "inverse":
             return changed * tf.exp(log_scale) + shift, log_scale
         return (changed - shift) * tf.exp(-log_scale), log_scale
-
-
-class _CompositeAffineCoupling(CompositeCoupling, AffineCoupling, tfp.bijectors.AutoCompositeTensorBijector):
-    """An affine coupling that is a CompositeTensor."""
-
-    def __init__(
-        self,
-        network: Callable,
-        num_conditioning: int | None = None,
-        event_ndims: int = 3,
-        bound: float = 2.0,
-        validate_args: bool = False,
-        name: str = "affine_coupling",
-        network_variables: Sequence[Parameter] | None = None,
-    ) -> None:
-        AffineCoupling.__init__(self, network, num_conditioning, event_ndims, bound, validate_args, name)
-        self._take_variables(network_variables)
-
-
-AffineCoupling._PLAIN, AffineCoupling._COMPOSITE = AffineCoupling, _CompositeAffineCoupling

@@ -1,18 +1,17 @@
 """`CircularSplineCoupling`: a network of some channels gives the distribution of angles on the circle."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.coupling import CompositeCoupling, Coupling
+from tfp_selfnorm.bijectors.coupling import Coupling, with_composite
 from tfp_selfnorm.bijectors.spline import MAX_BINS, spline_of_logits
 from tfp_selfnorm.utils.integers import check_int
-from tfp_selfnorm.utils.types import Parameter
 
 
+@with_composite
 class CircularSplineCoupling(Coupling):
     """Maps angles to standard normal numbers, by circular splines that a network of other channels gives.
 
@@ -112,28 +111,3 @@ class CircularSplineCoupling(Coupling):
 
 def _wrapped(angle):
     return tf.math.floormod(angle + math.pi, 2.0 * math.pi) - math.pi
-
-
-class _CompositeCircularSplineCoupling(
-    CompositeCoupling, CircularSplineCoupling, tfp.bijectors.AutoCompositeTensorBijector
-):
-    """A circular spline coupling that is a CompositeTensor."""
-
-    def __init__(
-        self,
-        network: Callable,
-        num_conditioning: int | None = None,
-        num_angles: int = 0,
-        num_bins: int = 8,
-        validate_args: bool = False,
-        name: str = "circular_spline_coupling",
-        network_variables: Sequence[Parameter] | None = None,
-    ) -> None:
-        CircularSplineCoupling.__init__(
-            self, network, num_conditioning, num_angles, num_bins, validate_args, name
-        )
-        self._take_variables(network_variables)
-
-
-CircularSplineCoupling._PLAIN = CircularSplineCoupling
-CircularSplineCoupling._COMPOSITE = _CompositeCircularSplineCoupling

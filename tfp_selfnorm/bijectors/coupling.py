@@ -1,11 +1,14 @@
 """`Coupling`, the base class of the couplings: a network of some channels changes the other channels."""
 
 import abc
+import inspect
 import operator
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.channels import number_of_first_channels
 from tfp_selfnorm.bijectors.composite import OptionalComposite
@@ -19,6 +22,8 @@ from tfp_selfnorm.bijectors.network_call import (
 from tfp_selfnorm.bijectors.pair_memory import PairMemory
 from tfp_selfnorm.utils.compat import CompositeTensor
 from tfp_selfnorm.utils.integers import check_int, check_positive_int
+
+_Class = TypeVar("_Class")
 
 
 class Coupling(OptionalComposite):
@@ -168,3 +173,25 @@ class CompositeCoupling(Coupling):
             if hasattr(variable, "assign"):
                 variable.assign(value)
         return output
+
+
+def with_composite(cls: type[_Class]) -> type[_Class]:
+    """Gives a class of couplings its `_COMPOSITE`, which has one more argument, `network_variables`."""
+    coupling: Any = cls
+
+    def initialize(self, *args, network_variables=None, **kwargs):
+        coupling.__init__(self, *args, **kwargs)
+        self._take_variables(network_variables)
+
+    # TFP reads the names of the arguments from the signature.
+    signature = inspect.signature(coupling.__init__)
+    added = inspect.Parameter("network_variables", inspect.Parameter.KEYWORD_ONLY, default=None)
+    parameters = [*signature.parameters.values(), added]
+    setattr(initialize, "__signature__", signature.replace(parameters=parameters))  # noqa: B010
+    contents = {"__init__": initialize, "__module__": coupling.__module__, "__doc__": coupling.__doc__}
+    bases = (CompositeCoupling, coupling, tfp.bijectors.AutoCompositeTensorBijector)
+    composite = type(coupling)(f"_Composite{coupling.__name__}", bases, contents)
+    coupling._PLAIN, coupling._COMPOSITE = coupling, composite
+    # Pickles find a class by its name in its module.
+    setattr(sys.modules[coupling.__module__], composite.__name__, composite)
+    return cls

@@ -1,20 +1,19 @@
 """`SplineAutoregressive`: the dimensions before each one give its monotone spline."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.channels import number_of_first_channels
-from tfp_selfnorm.bijectors.coupling import CompositeCoupling, Coupling
+from tfp_selfnorm.bijectors.coupling import Coupling, with_composite
 from tfp_selfnorm.bijectors.spline import MAX_BINS
 from tfp_selfnorm.bijectors.spline_coupling import SplineCoupling
 from tfp_selfnorm.utils.compat import is_compiled_by_xla
 from tfp_selfnorm.utils.integers import check_int
 from tfp_selfnorm.utils.options import check_positive
-from tfp_selfnorm.utils.types import Parameter
 
 
+@with_composite
 class SplineAutoregressive(Coupling):
     """Maps each dimension by a rational quadratic spline, which a network of the dimensions before it gives.
 
@@ -98,25 +97,3 @@ def _repeated(step, number, nothing):
     for _ in range(number):
         state = step(*state)
     return state
-
-
-class _CompositeSplineAutoregressive(
-    CompositeCoupling, SplineAutoregressive, tfp.bijectors.AutoCompositeTensorBijector
-):
-    """An autoregressive layer of splines that is a CompositeTensor."""
-
-    def __init__(
-        self,
-        network: Callable,
-        num_bins: int = 8,
-        bound: float = 5.0,
-        validate_args: bool = False,
-        name: str = "spline_autoregressive",
-        network_variables: Sequence[Parameter] | None = None,
-    ) -> None:
-        SplineAutoregressive.__init__(self, network, num_bins, bound, validate_args, name)
-        self._take_variables(network_variables)
-
-
-SplineAutoregressive._PLAIN = SplineAutoregressive
-SplineAutoregressive._COMPOSITE = _CompositeSplineAutoregressive

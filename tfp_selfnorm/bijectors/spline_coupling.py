@@ -1,17 +1,16 @@
 """`SplineCoupling`: a network of some channels gives monotone splines for the other channels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors.coupling import CompositeCoupling, Coupling
+from tfp_selfnorm.bijectors.coupling import Coupling, with_composite
 from tfp_selfnorm.bijectors.spline import MAX_BINS, spline_of_logits
 from tfp_selfnorm.utils.integers import check_int
 from tfp_selfnorm.utils.options import check_positive
-from tfp_selfnorm.utils.types import Parameter
 
 
+@with_composite
 class SplineCoupling(Coupling):
     """Maps some channels by rational quadratic splines, which a network of the other channels gives.
 
@@ -81,26 +80,3 @@ class SplineCoupling(Coupling):
         # `inverse`, data to latent, is the spline itself: it is cheaper than its inverse.
         opposite = {"inverse": "forward", "forward": "inverse"}[direction]
         return spline_of_logits(opposite, changed, widths, heights, slopes, self._bound)
-
-
-class _CompositeSplineCoupling(CompositeCoupling, SplineCoupling, tfp.bijectors.AutoCompositeTensorBijector):
-    """A spline coupling that is a CompositeTensor."""
-
-    def __init__(
-        self,
-        network: Callable,
-        num_conditioning: int | None = None,
-        event_ndims: int = 1,
-        num_bins: int = 8,
-        bound: float = 5.0,
-        validate_args: bool = False,
-        name: str = "spline_coupling",
-        network_variables: Sequence[Parameter] | None = None,
-    ) -> None:
-        SplineCoupling.__init__(
-            self, network, num_conditioning, event_ndims, num_bins, bound, validate_args, name
-        )
-        self._take_variables(network_variables)
-
-
-SplineCoupling._PLAIN, SplineCoupling._COMPOSITE = SplineCoupling, _CompositeSplineCoupling

@@ -32,6 +32,9 @@ class Reconstruction(InverseLearning):
     The weight 1 is the paper's. If the inverse error stays above some hundredths, a larger weight (10 to 100)
     or `Tracking` gives a better likelihood.
 
+    When `fit` of a `FlowModel` ends, it sets each R that is a matrix to the inverse of W, so that samples are
+    exact. The next `fit` starts from there. So many short calls of `fit` are not the same as one long call.
+
     Each loss is a mean over the batch (or the probes) and a sum over the layers. Cost: with "data" a
     training step has six products of a batch with a kernel instead of four.
 
