@@ -245,3 +245,10 @@ def test_what_is_refused(rng):
     constant = flow_of([sn.SelfNormDense(tf.eye(3, dtype=tf.float64), tf.eye(3, dtype=tf.float64))], 3)
     with pytest.raises(TypeError, match="parameters of `self_norm_dense` must be tf.Variables"):
         sn.whiten(constant, rng.normal(size=[9, 3]))
+
+
+@pytest.mark.parametrize("name", ["adapt", "whiten"])
+def test_initial_values_are_not_set_in_a_graph(name):
+    flow = sn.dense_flow(2, seed=1)
+    with pytest.raises(ValueError, match=f"`{name}` sets variables from data: call it outside"):
+        tf.function(lambda x: getattr(sn, name)(flow, x))(tf.zeros([4, 2]))

@@ -53,6 +53,7 @@ def adapt(distribution: TfpObject, x: Array, whitens: bool = False, condition: A
 
     References: Kingma & Dhariwal, "Glow", NeurIPS 2018, section 3.1.
     """
+    _check_is_eager("adapt")
     check_is_distribution(distribution)
     check_bool(whitens, "whitens")
     adaptables = bijectors_of(Adaptable, distribution)
@@ -72,6 +73,11 @@ def adapt(distribution: TfpObject, x: Array, whitens: bool = False, condition: A
             if isinstance(has_values, tf.Variable):
                 has_values.assign(False)
         raise
+
+
+def _check_is_eager(name):
+    if not tf.executing_eagerly():
+        raise ValueError(f"`{name}` sets variables from data: call it outside of a `tf.function`.")
 
 
 def _set_adaptables(distribution, x, condition):
@@ -168,6 +174,7 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
 
     References: Kessy, Lewin & Strimmer, "Optimal whitening and decorrelation", American Statistician, 2018.
     """
+    _check_is_eager("whiten")
     check_is_distribution(distribution)
     if shrinkage is not None:
         check_number(shrinkage, "shrinkage", "in [0, 1], or None", lambda value: 0.0 <= value <= 1.0)

@@ -246,7 +246,7 @@ def test_a_training_that_goes_on_has_the_mean_that_it_began_with(rng, tmp_path):
 
 def test_data_without_a_finite_mean_are_refused():
     flow = flow_of(tfb.Chain([tfb.Log(), sn.Centering.trainable([2])]), [2], tf.float32)
-    with pytest.raises(ValueError, match="`centering` cannot adapt to data whose mean is not finite"):
+    with pytest.raises(ValueError, match="`centering` cannot adapt: event 0 "):
         sn.adapt(flow, np.full([3, 2], 1000.0, np.float32))
     assert not sn.is_adapted(flow)
 

@@ -203,3 +203,52 @@ def test_a_planar_flow_whose_inverse_nobody_can_write_down(rng):
     log_det = np.log(np.abs(1.0 + (1.0 - np.tanh(y @ w) ** 2) * (w @ u)))
     np.testing.assert_allclose(layer.inverse_log_det_jacobian(tf.constant(y)), log_det, rtol=1e-9)
     np.testing.assert_allclose(layer.forward_log_det_jacobian(tf.constant(z)), -log_det, rtol=1e-7)
+
+
+def cubic_pair(inversion="exact"):
+    return sn.LearnedInverse(lambda y: y + y**3 / 3.0, lambda z: z - z**3 / 3.0, 1, inversion=inversion)
+
+
+@pytest.mark.parametrize("use", ["forward", "log_prob", "by a variable"])
+def test_a_second_derivative_of_the_exact_inverse_is_refused(use):
+    """It would be that of one step of Newton's method, which is another one."""
+    factor = tf.Variable(1.0, dtype=tf.float64)
+    pair = cubic_pair()
+    if use == "by a variable":
+        pair = sn.LearnedInverse(lambda y: factor * y + y**3 / 3.0, lambda z: z, 1, inversion="exact")
+    flow = normal_flow(tfb.Invert(pair), 1)
+    x = tf.constant([[0.8]], tf.float64)
+    with tf.GradientTape(persistent=True) as outer:
+        outer.watch(x)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = flow.log_prob(x) if use == "log_prob" else pair.forward(x)
+        gradient = tape.gradient(value, x)
+    if use == "log_prob":
+        step = 1e-5
+        below, above = (flow.log_prob(x + shift).numpy()[0] for shift in (-step, step))
+        np.testing.assert_allclose(gradient[0, 0], (above - below) / (2.0 * step), rtol=1e-7)
+    with pytest.raises(NotImplementedError, match="exact solves of a `LearnedInverse`"):
+        outer.gradient(gradient, factor if use == "by a variable" else x)
+
+
+def test_a_latent_that_is_not_finite_spoils_no_other_event():
+    z = tf.constant([[0.3], [np.nan], [0.9]], tf.float64)
+    y = cubic_pair().forward(z).numpy()
+    np.testing.assert_array_equal(np.isnan(y[:, 0]), [False, True, False])
+    np.testing.assert_allclose((y + y**3 / 3.0)[[0, 2]], z.numpy()[[0, 2]], rtol=1e-10)
+
+
+def test_events_of_unknown_rank():
+    pair = cubic_pair("learned")
+    signature = [tf.TensorSpec(None, tf.float64)]
+    passes = tf.function(
+        lambda y: (pair.inverse(y), pair.inverse_log_det_jacobian(y)), input_signature=signature
+    )
+    y = np.linspace(-1.0, 1.0, 12).reshape([2, 6, 1])
+    z, log_det = passes(y)
+    np.testing.assert_allclose(z, y + y**3 / 3.0, rtol=1e-12)
+    np.testing.assert_allclose(log_det, np.log(1.0 + y[..., 0] ** 2), rtol=1e-10)
+    conditional = tf.function(lambda y: pair.inverse(y, condition=y), input_signature=signature)
+    with pytest.raises(ValueError, match="`y` of `learned_inverse` must have a known rank"):
+        conditional(y)

@@ -64,12 +64,13 @@ def invertible_pair(rng, sizes, channels):
 def torus_gradient(kernel, spatial_shape):
     """The gradient of the log-det on a torus, divided by its pixels, from the inverse of the dense matrix.
 
-    In each dimension the torus is longer than the image by twice the radius of the kernel; at most 16 long.
+    In each dimension the torus is longer than the image by twice the radius of the kernel; at most as
+    long as two kernels, or 16.
     It has length 1 where the kernel or the image has. Elements outside of an image are no part of it.
     """
     *sizes, channels, _ = kernel.shape
     torus = [
-        1 if size == 1 or length == 1 else min(length + size - 1, 16)
+        1 if size == 1 or length == 1 else min(length + size - 1, max(16, 2 * size))
         for size, length in zip(sizes, spatial_shape, strict=True)
     ]
     matrix, places = np.zeros([*torus, channels, *torus, channels]), []

@@ -75,3 +75,13 @@ def test_large_images_have_a_torus_of_sixteen(rng):
     kernel = dense.random_kernel(rng, (3, 1), 2)
     found = circulant_conv.mean_log_det_gradient(tf.constant(kernel), (100, 3))
     np.testing.assert_allclose(found, dense.torus_gradient(kernel, (14, 3)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "length"), [(17, 64), (21, 64), (33, 40)])
+def test_a_long_kernel_does_not_lie_over_itself(size, length, rng):
+    kernel = dense.random_kernel(rng, (size, 1), 2, noise=0.02)
+    found = circulant_conv.mean_log_det_gradient(tf.constant(kernel), (length, 1))
+    np.testing.assert_allclose(found, dense.torus_gradient(kernel, (length, 1)), rtol=1e-5, atol=1e-6)
+    counts = conv.multiplicity((size, 1), (length, 1))[..., np.newaxis, np.newaxis]
+    exact = exact_conv.log_det_gradient(tf.constant(kernel), (length, 1))
+    assert np.linalg.norm(counts * found - exact) < 0.05 * np.linalg.norm(exact)

@@ -59,6 +59,8 @@ def test_networks_of_any_kind_are_trained_and_a_decoder_without_a_gradient_is_fr
         before = {v.value.ref(): v.numpy() for v in model.named_variables.values()}
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            # Without a teacher the package itself warns.
+            warnings.filterwarnings("ignore", message="`inverse_learning=None`: nothing")
             fit(model, x)
         moved = [
             r
@@ -96,6 +98,17 @@ def test_an_encoder_that_shares_its_weights_with_the_decoder_is_trained(x):
     fit(model, x)
     assert len(model.trainable_variables) == 1
     assert not np.allclose(encoder.kernel, matrix(1), atol=1e-6)
+
+
+def test_a_warning_tells_of_a_decoder_that_nothing_trains(x):
+    model = make_model(sn.LearnedInverse(residual(1), residual(2), SIZE), None)
+    with pytest.warns(UserWarning, match=r"nothing trains the decoders of \['learned_inverse'\]"):
+        fit(model, x)
+    fixed, taught = (sn.LearnedInverse(residual(1), g, SIZE) for g in (lambda z: z, residual(2)))
+    for layer, learning in [(fixed, None), (taught, sn.Tracking())]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*nothing trains")
+            fit(make_model(layer, learning), x)
 
 
 def test_evaluate_is_the_exact_likelihood_of_each_event(x):

@@ -111,11 +111,18 @@ class Centering(AdaptableToAll):
         """Sets the mean to that of all batches, so that the result of `forward` or `inverse` has mean 0.
 
         Raises:
-          ValueError: if the mean is not finite.
+          ValueError: if an event, or the mean, is not finite.
         """
         total, count = np.zeros(self._mean.shape), 0
         for data in batches:
             events = np.reshape(data, [-1, *self._mean.shape])
+            bad = np.flatnonzero(~np.isfinite(events).reshape([len(events), -1]).all(axis=1))
+            if bad.size:
+                raise ValueError(
+                    f"`{self.name}` cannot adapt: event {count + bad[0]} (counted from 0) is not finite "
+                    "here. It is not finite in the data, or the bijectors before this one make it so, such "
+                    "as a preprocessing of data outside of its range."
+                )
             total, count = total + np.sum(events, axis=0), count + len(events)
         mean = total / count
         if not np.isfinite(mean).all():

@@ -50,9 +50,9 @@ class LearnedInverse(SelfNormalizing):
     direction reports the log-det of the map that it computes.
 
     The exact `forward` is Broyden's method from the decoder, and a step of Newton's method: some ten passes,
-    and O(D^3). Its gradient is exact. All compiles for XLA, which computes the exact log-det by a QR
-    decomposition, at some times the cost. For an estimate with a standard error, for large D, see
-    `estimate_log_det`.
+    and O(D^3). Its gradient is exact; it is differentiable once. All compiles for XLA, which computes the
+    exact log-det by a QR decomposition, at some times the cost. For an estimate with a standard error, for
+    large D, see `estimate_log_det`.
 
     The input of the networks has one batch dimension, `[B, *event_shape]`. They must treat each event alone,
     and each call alike. In training mode batch normalization and dropout make the surrogate inaccurate; the
@@ -207,7 +207,9 @@ class LearnedInverse(SelfNormalizing):
         y, residual = networks.solve(encode.function, decode.function, flat, *conditions, tolerance=tolerance)
         message = f"`forward` of `{self.name}` has not converged. The decoder is too far from the inverse of "
         message += "the encoder, or the encoder is not invertible. The largest residual is"
-        worst = largest(residual)
+        # A latent that is not finite is NaN in the data, and no fault of the maps.
+        is_finite = tf.reduce_all(tf.math.is_finite(flat), axis=list(range(1, flat.shape.rank)))
+        worst = largest(tf.where(is_finite, residual, tf.zeros_like(residual)))
         y = tf.reshape(checked(y, worst <= _ERROR_FACTOR * tolerance, message, worst), tf.shape(x))
         self._pairs.add("forward", x, y, condition=condition)
         return y
@@ -291,6 +293,10 @@ class LearnedInverse(SelfNormalizing):
     def _flat(self, x, condition, name):
         """The events and the conditions, with one batch dimension."""
         check_event_shape(x, self._event_sizes, name, self.name)
+        if x.shape.rank is None:
+            if condition is not None:
+                raise ValueError(f"`{name}` of `{self.name}` must have a known rank, with a condition.")
+            return tf.reshape(x, [-1, *self._event_sizes]), ()
         num_leading = x.shape.rank - len(self._event_sizes)
         flat = with_one_batch_dimension(x, num_leading)
         flat = tf.ensure_shape(flat, [None, *self._event_sizes])

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-# The most frequencies of one dimension. More were no better in training.
+# The most frequencies of one dimension, for kernels of up to 8. More were no better in training.
 _MOST_FREQUENCIES = 16
 # Relative to the mean squared singular value of the symbols. It bounds the inverse of a singular symbol.
 _DAMPING = 1e-8
@@ -26,14 +26,16 @@ def mean_log_det_gradient(kernel: tf.Tensor, spatial_shape: Sequence[int]) -> tf
     inverse is damped: `(A^H A + e)^-1 A^H`, where e is 1e-8 times the mean squared singular value of the
     symbols. So it is finite for each finite kernel, and NaN for others. The computation is in float64.
 
-    In each dimension the torus is longer than the image by twice the radius of the kernel, and at most 16
-    pixels long. Elements of the kernel that multiply only zeros of the padding are left out.
+    In each dimension the torus is longer than the image by twice the radius of the kernel, and at most as
+    long as two kernels, or 16 pixels if that is more. Elements of the kernel that multiply only zeros of the
+    padding are left out.
 
     Args:
       kernel: float `[kh, kw, C, C]` (height, width, input and output channels), sizes odd.
       spatial_shape: `(H, W)`, the sizes of the images.
 
-    Cost: O(F C^3) for about half as many frequencies F as the torus has pixels, at most 16 x 16.
+    Cost: O(F C^3) for about half as many frequencies F as the torus has pixels: at most 16 x 16
+    for kernels of up to 8 x 8.
     """
     if tf.executing_eagerly():
         # Compiled, the dozens of small operations take a third of their eager time.
@@ -72,7 +74,9 @@ def _waves(kernel_size, spatial_shape):
     frequencies, offsets, inside = [], [], []
     for size, length in zip(kernel_size, spatial_shape, strict=True):
         radius = size // 2
-        number = 1 if radius == 0 or length == 1 else min(length + 2 * radius, _MOST_FREQUENCIES)
+        # On a shorter torus a kernel would lie over itself.
+        most = max(_MOST_FREQUENCIES, 2 * size)
+        number = 1 if radius == 0 or length == 1 else min(length + 2 * radius, most)
         frequencies.append(np.arange(number) / number)
         offsets.append(np.arange(size) - radius)
         # Elements that multiply only zeros of the padding.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.math import circulant_conv, exact_conv
+from tfp_selfnorm.math import circulant_conv, exact_conv, linear
 from tfp_selfnorm.math.linear import Operations
 
 
@@ -63,7 +63,7 @@ def solve(kernel: tf.Tensor, z: tf.Tensor, name: str = "kernel") -> tf.Tensor:
         def gradients(d_x):
             d_z = solve(flip(kernel), d_x, name)
             d_kernel = -kernel_gradient(x, d_z, kernel.shape[:2])
-            return exact_conv.differentiated_once(d_kernel, kernel, z), d_z
+            return linear.differentiated_once(d_kernel, kernel, z), d_z
 
         return x, gradients
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.math import block_tridiagonal
+from tfp_selfnorm.math import block_tridiagonal, linear
 from tfp_selfnorm.utils import graphs
 from tfp_selfnorm.utils.compat import NOT_INLINED
 
@@ -37,7 +37,7 @@ def log_det(kernel: tf.Tensor, spatial_shape: Sequence[int], name: str = "kernel
     def apply(kernel):
         def gradient(upstream):
             scale = upstream[..., tf.newaxis, tf.newaxis, tf.newaxis, tf.newaxis]
-            return scale * differentiated_once(log_det_gradient(kernel, spatial_shape, name), kernel)
+            return scale * linear.differentiated_once(log_det_gradient(kernel, spatial_shape, name), kernel)
 
         return in_double(_log_det_and_error, layout, name, kernel), gradient
 
@@ -58,25 +58,6 @@ def solve(kernel: tf.Tensor, z: tf.Tensor, name: str = "kernel") -> tf.Tensor:
     """
     layout = _layout(kernel.shape[-4:-2], z.shape[1:3])
     return in_double(_solution_and_error, layout, name, kernel, z)
-
-
-def differentiated_once(gradient: tf.Tensor, *arguments: tf.Tensor) -> tf.Tensor:
-    """Returns `gradient`. A second derivative by the arguments raises an error.
-
-    Without it a second derivative would be wrong: no tape records how `gradient` depends on the arguments.
-
-    Raises:
-      NotImplementedError: when the result is differentiated.
-    """
-
-    @tf.custom_gradient
-    def apply(gradient, *arguments):
-        def refuse(*_):
-            raise NotImplementedError("Exact log-dets and solves of convolutions are differentiable once.")
-
-        return tf.identity(gradient), refuse
-
-    return apply(gradient, *arguments)
 
 
 def in_double(

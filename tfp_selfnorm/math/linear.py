@@ -268,3 +268,25 @@ def sum_to_shape(x: tf.Tensor, like: tf.Tensor | None = None, shape: tf.Tensor |
     shape = tf.shape(like) if shape is None else shape
     _, axes = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(x), s1=shape)
     return tf.reshape(tf.reduce_sum(x, axes), shape)
+
+
+def differentiated_once(gradient: tf.Tensor, *arguments: tf.Tensor) -> tf.Tensor:
+    """Returns `gradient`. A second derivative by the arguments raises an error.
+
+    Without it a second derivative would be wrong: no tape records how `gradient` depends on the arguments.
+
+    Raises:
+      NotImplementedError: when the result is differentiated.
+    """
+
+    @tf.custom_gradient
+    def apply(gradient, *arguments):
+        def refuse(*_):
+            raise NotImplementedError(
+                "Exact log-dets and solves of convolutions, and exact solves of a `LearnedInverse`, are "
+                "differentiable once."
+            )
+
+        return tf.identity(gradient), refuse
+
+    return apply(gradient, *arguments)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.math.linear import Maps, log_abs_det
+from tfp_selfnorm.math.linear import Maps, differentiated_once, log_abs_det
 
 Map = Callable[..., tf.Tensor]
 
@@ -148,7 +148,7 @@ def solve(
     Jacobian. Each step costs a pass of each map, and products with the earlier steps. The residual of
     Broyden's method may grow for a while, so that the best events are kept. A step of Newton's method ends
     the search, with the exact Jacobian, O(D^3). It also gives the exact gradient, of z and of the variables
-    of `function`.
+    of `function`; it is differentiable once.
 
     Args:
       function: the map.
@@ -182,8 +182,19 @@ def solve(
     diagonal = tf.linalg.diag_part(tf.linalg.qr(matrix).r)
     is_regular = tf.reduce_all(tf.math.is_finite(diagonal) & (diagonal != 0.0), axis=-1)
     matrix = tf.where(is_regular[:, tf.newaxis, tf.newaxis], matrix, tf.eye(size, dtype=z.dtype))
-    x = x - tf.linalg.matvec(tf.linalg.inv(matrix), residual(x, z))
+    x = x - _newton_step(tf.linalg.inv(matrix), residual(x, z))
     return tf.reshape(x, shape), tf.stop_gradient(_root_mean_square(residual(x)))
+
+
+@tf.custom_gradient
+def _newton_step(inverses, residuals):
+    """The product of a constant inverse Jacobian with the residual, differentiable once."""
+
+    def gradient(d_step):
+        product = tf.linalg.matvec(inverses, d_step, transpose_a=True)
+        return None, differentiated_once(product, residuals)
+
+    return tf.linalg.matvec(inverses, residuals), gradient
 
 
 def _broyden(residual, learned, x, max_steps, tolerance):

@@ -48,8 +48,8 @@ class Refresh:
         condition: Any = None,
     ) -> None:
         self._learning, self._distribution, self._condition = learning, distribution, condition
+        self._layers = list(layers)
         self._tracked = [layer for layer in layers if learning.tracks(layer)]
-        self._inverting = [layer for layer in layers if layer.gradient == "self_norm"]
         self._untaught = [layer for layer in layers if _is_untaught(layer, learning)]
         # Training leaves their R behind. It is set where it is used.
         self._left = [layer for layer in self._untaught if not learning.trains_inverse(layer)]
@@ -84,14 +84,23 @@ class Refresh:
                 )
 
     def warn_of_untaught_inverses(self) -> None:
-        """Warns if the gradient of a layer uses an R that nothing holds close to the inverse of W."""
-        names = [layer.name for layer in self._inverting if _is_without_teacher(layer, self._learning)]
+        """Warns of learned inverses that the gradient or samples use, and nothing teaches."""
+        untaught = [layer for layer in self._layers if _is_without_teacher(layer, self._learning)]
+        names = [layer.name for layer in untaught if layer.gradient == "self_norm"]
         if names:
             warnings.warn(
                 f"`inverse_learning=None`: nothing holds R close to the inverse of W in {names}, and the "
                 "gradient of these layers uses R as that inverse. Such a training ends at a wrong place. "
                 "Give the model `Tracking()`, which is the default, or a `Reconstruction`; or make the "
                 "layers with `gradient='exact'`.",
+                stacklevel=6,
+            )
+        names = [layer.name for layer in untaught if layer.gradient != "self_norm"]
+        if names:
+            warnings.warn(
+                f"`inverse_learning=None`: nothing trains the decoders of {names}. The density is trained, "
+                "but samples need the decoders. Give the model `Tracking()`, which is the default, or a "
+                "`Reconstruction`.",
                 stacklevel=6,
             )
 
@@ -278,10 +287,15 @@ def _is_untaught(layer, learning):
 
 
 def _is_without_teacher(layer, learning):
-    """Whether W is trained by means of an R of other variables, which only the likelihood trains."""
-    kernels, inverses = ({v.ref() for v in variables} for variables in layer.map_variables)
-    moves = any(v.trainable for v in layer.map_variables[0])
-    return layer.needs_inverse and moves and inverses - kernels and not learning.teaches_inverse(layer)
+    """Whether W is trained, and an R of other variables, which the layer uses, has no `InverseLearning`."""
+    kernels, inverses = layer.map_variables
+    known = {variable.ref() for variable in kernels}
+    own = [variable for variable in inverses if variable.ref() not in known]
+    is_used = layer.gradient == "self_norm" or not layer.is_constant_jacobian
+    if layer.gradient != "self_norm":
+        own = [variable for variable in own if variable.trainable]
+    moves = any(variable.trainable for variable in kernels)
+    return bool(layer.needs_inverse and is_used and moves and own and not learning.teaches_inverse(layer))
 
 
 def _stays_behind(layer, learning):

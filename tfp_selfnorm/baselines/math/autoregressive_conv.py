@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.baselines.math.line_conv import line_matrices
-from tfp_selfnorm.math import conv, exact_conv
+from tfp_selfnorm.math import conv, exact_conv, linear
 
 _NUM_PROBES = 4
 
@@ -59,7 +59,7 @@ def solve(kernel: tf.Tensor, z: tf.Tensor, reverse: bool = False, name: str = "k
         def gradients(d_x):
             d_z = solve(conv.flip(kernel), d_x, not reverse, name)
             d_kernel = -masked(conv.kernel_gradient(x, d_z, kernel.shape[:2]), reverse)
-            return exact_conv.differentiated_once(d_kernel, kernel, z), d_z
+            return linear.differentiated_once(d_kernel, kernel, z), d_z
 
         return x, gradients
 
