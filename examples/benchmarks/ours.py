@@ -39,8 +39,13 @@ class Fit:
         whitens = options.pop("whitens", False)
         if condition is not None:
             options["condition_shape"] = condition.shape[1:]
+        # Networks with learned inverses are sampled by their decoders, as their authors do.
+        weight = options.pop("reconstruction", None)
+        self.samples_exactly = weight is None
+        learning = sn.Tracking(reconstruction=sn.Reconstruction(weight=1.0 if weight is None else weight))
         flow = getattr(sn, method)(events.shape[1:], seed=seed, **options)
-        self.model = sn.FlowModel(flow) if condition is None else sn.ConditionalFlowModel(flow)
+        kind = sn.FlowModel if condition is None else sn.ConditionalFlowModel
+        self.model = kind(flow, inverse_learning=learning)
         if whitens:
             self.model.adapt(*_order(train), whitens=True)
         optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay, global_clipnorm=rules.clip)
@@ -79,7 +84,7 @@ class Fit:
 
     def sample(self, n, condition, seed):
         """Samples `[n, *batch, dimensions]` for each condition."""
-        return self.model.sample(n, condition, seed=seed, exact=True).numpy()
+        return self.model.sample(n, condition, seed=seed, exact=self.samples_exactly).numpy()
 
 
 def _order(data):

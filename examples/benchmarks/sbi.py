@@ -4,6 +4,7 @@ Run once with the environment of the package, and once with an environment of it
 
     python -m venv zuko_env && zuko_env/bin/pip install torch zuko scikit-learn scipy
     python examples/benchmarks/sbi.py ours --csv FILE
+    python examples/benchmarks/sbi.py free_form --csv FILE
     zuko_env/bin/python examples/benchmarks/sbi.py zuko --csv FILE
     python examples/benchmarks/sbi.py table --csv FILE
 
@@ -13,9 +14,9 @@ file are not computed again.
 Parameters with a uniform prior pass the logit of its box, for all libraries: no posterior leaks out of the
 prior. Then parameters and data get the mean 0 and the deviation 1. A tenth of the simulations is for
 validation. The rules are those of `rules.py`, the same for all; the limit is the same CPU time. Each library
-has four settings for each task; of fits with seed 0 the validation NLL chooses one, which the seeds 1 to 3
-take. One has a weight decay, which leaves out the kernels of self-normalizing layers. Of zuko the flow is
-NSF.
+has up to four settings for each task; of fits with seed 0 the validation NLL chooses one, which the seeds 1
+to 3 take. One has a weight decay, which leaves out the kernels of self-normalizing layers. Of zuko the flow
+is NSF.
 
 Figures, means over seeds: C2ST, the accuracy of a classifier between 2,000 samples of the posterior and 2,000
 of the reference, five folds (0.5 is best), as in sbibm (multilayer perceptron, two hidden layers of 10 D
@@ -25,7 +26,8 @@ the uniform distribution (0.043 is the 95 % point of one dimension); and the NLL
 of the standardised ones.
 
 References: Lueckmann et al., "Benchmarking Simulation-Based Inference", AISTATS 2021; Talts et al.,
-"Validating Bayesian Inference Algorithms with Simulation-Based Calibration", 2018.
+"Validating Bayesian Inference Algorithms with Simulation-Based Calibration", 2018; Draxler et al., "Free-form
+flows", AISTATS 2024.
 """
 
 import argparse
@@ -47,6 +49,11 @@ SETTINGS = {
         ("coupling_flow", {"num_layers": 6, "width": 64}, 3e-3),
         ("autoregressive_flow", {"num_layers": 3}, 3e-3),
         ("autoregressive_flow", {"num_layers": 2, "weight_decay": 0.3}, 3e-3),
+    ],
+    # One of the experiments of "Free-form flows".
+    "free_form": [
+        ("free_form_flow", {"width": 128, "depth": 2, "reconstruction": 10.0, "whitens": True}, 3e-3),
+        ("free_form_flow", {"num_layers": 3, "width": 128, "depth": 1, "reconstruction": 10.0}, 3e-3),
     ],
     "zuko": [
         ("NSF", {"transforms": 3, "hidden_features": [64] * 3}, 1e-3),
@@ -127,7 +134,7 @@ def scores(fit, problem, seed):
 
 
 def run(library, rows, tasks, seeds):
-    fits = importlib.import_module({"ours": "ours", "zuko": "zuko_flows"}[library])
+    fits = importlib.import_module({"zuko": "zuko_flows"}.get(library, "ours"))
     for task in tasks:
         for seed in (0, *seeds):
             problem, settings = Problem(task, seed), SETTINGS[library]
@@ -185,7 +192,7 @@ def table(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("ours", "zuko", "table"))
+    parser.add_argument("what", choices=(*SETTINGS, "table"))
     parser.add_argument("--csv", required=True, help="the file of the figures; more rows are added to it")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
