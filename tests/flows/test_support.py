@@ -7,6 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_selfnorm as sn
+from tfp_selfnorm.flows.support import preprocessed_flow
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 INSIDE = np.array([[1.0, 2.0], [7.5, 0.25]], np.float32)
@@ -146,3 +147,75 @@ def test_initial_values_do_not_come_from_events_outside():
     flow = sn.conv_flow((2, 2, 1), num_blocks=1, layers_per_block=1, preprocessing=tfb.Exp(), seed=1)
     with pytest.raises(ValueError, match="finite"):
         sn.adapt(flow, images)
+
+
+def flow_to_the_end(preprocessing):
+    """Latents with a deviation of 30, which a sigmoid in float32 rounds to its ends."""
+    layers = tfb.Chain([preprocessing, tfb.Scale(30.0)])
+    return preprocessed_flow(tfd.Sample(tfd.Normal(0.0, 1.0), 3), layers, "flow")
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        sn.images.pixel_sigmoid(17),
+        tfb.Sigmoid(),
+        tfb.Sigmoid(-1.0, 0.0),
+        tfb.Sigmoid(1000.0, 1001.0),
+        tfb.Tanh(),
+        tfb.NormalCDF(),
+        tfb.SoftClip(0.0, 1.0),
+        tfb.Chain([tfb.Shift(5.0), tfb.Softplus()]),
+    ],
+    ids=lambda bijector: bijector.name,
+)
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_samples_that_the_dtype_rounds_to_the_end_are_inside(preprocessing, is_compiled):
+    flow = flow_to_the_end(preprocessing)
+
+    def draw():
+        return flow.sample(200, seed=(0, 1)), *flow.experimental_sample_and_log_prob(200, seed=(0, 1))
+
+    samples, also, log_prob = (tf.function(draw) if is_compiled else draw)()
+    np.testing.assert_allclose(samples, also, rtol=1e-4)
+    assert np.all(np.isfinite(flow.log_prob(tf.identity(samples)))) and np.all(np.isfinite(log_prob))
+    plain = flow.bijector.forward(flow.distribution.sample(200, seed=(0, 1))).numpy()
+    at_end = ~np.isfinite(preprocessing.inverse(tf.constant(plain)))
+    assert 50 < np.sum(at_end) < 600
+    # Rounding of a compiled sigmoid differs.
+    close = {"rtol": 2e-6, "atol": 1e-6}
+    np.testing.assert_allclose(samples, plain, **close)
+    if not is_compiled:
+        np.testing.assert_array_equal(samples.numpy()[~at_end], plain[~at_end])
+
+
+def test_samples_inside_are_the_tensor_of_the_cache():
+    flow = preprocessed_flow(tfd.Sample(tfd.Normal(0.0, 1.0), 3), tfb.Chain([tfb.Sigmoid()]), "flow")
+    samples = flow.sample(5, seed=(0, 1))
+    z = flow.distribution.sample(5, seed=(0, 1))
+    assert flow.bijector.inverse(samples) is flow.bijector.inverse(samples)
+    np.testing.assert_array_equal(flow.bijector.inverse(samples), z)
+
+
+def test_gradients_of_samples_at_the_end():
+    scale = tf.Variable(30.0)
+    flow = preprocessed_flow(
+        tfd.Sample(tfd.Normal(0.0, 1.0), 3), tfb.Chain([tfb.Sigmoid(), tfb.Scale(scale)]), "flow"
+    )
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(flow.sample(200, seed=(0, 1)))
+    z = np.float64(flow.distribution.sample(200, seed=(0, 1)))
+    share = 1.0 / (1.0 + np.exp(-30.0 * z))
+    np.testing.assert_allclose(tape.gradient(total, scale), np.sum(z * share * (1.0 - share)), rtol=1e-4)
+
+
+def test_latents_of_decoded_extremes_are_finite():
+    model = sn.FlowModel(small_flow())
+    z = tf.constant([[60.0, -60.0], [0.5, 200.0]])
+    x = model.decode(z)
+    assert np.all(np.isfinite(model.encode(x))) and np.all(np.isfinite(model.log_prob(x)))
+    np.testing.assert_allclose(x, model.distribution.bijector.forward(tf.identity(z)), atol=1e-5)
+    flow = sn.coupling_flow(2, 1, num_layers=1, width=4, preprocessing=sn.images.pixel_sigmoid(8), seed=1)
+    model, condition = sn.ConditionalFlowModel(flow), tf.zeros([2, 1])
+    x = model.decode(z, condition)
+    assert np.all(np.isfinite(model.log_prob(x, condition)))

@@ -23,7 +23,7 @@ from tfp_selfnorm.math.linear import largest
 from tfp_selfnorm.utils.graphs import checked
 from tfp_selfnorm.utils.integers import check_positive_int, check_sizes
 from tfp_selfnorm.utils.options import check_choice
-from tfp_selfnorm.utils.types import Shape
+from tfp_selfnorm.utils.types import Array, Shape
 
 # The residual of the exact `forward` to reach, and this number of times it is an error.
 _TOLERANCES = {tf.float64: 1e-10}
@@ -110,11 +110,13 @@ class LearnedInverse(SelfNormalizing):
         Raises:
           TypeError: if a network is not callable, if the networks have several dtypes or one that is not
             float32 or float64, or if `validate_args` is no bool.
-          ValueError: if a Keras network is not built, or another argument is out of range.
+          ValueError: if a Keras network is not built, or its output has another shape; or if another argument
+            is out of range.
         """
         parameters = dict(locals())
-        self._encoder, self._decoder = check_network(encoder, "encoder"), check_network(decoder, "decoder")
         self._event_sizes = tuple(check_sizes(event_shape, "event_shape", "positive ints", bool))
+        self._encoder = check_network(encoder, "encoder", self._event_sizes)
+        self._decoder = check_network(decoder, "decoder", self._event_sizes)
         if gradient is not None:
             check_choice(gradient, "gradient", ("self_norm", "exact"), expected="None or one of {}")
         check_choice(inversion, "inversion", INVERSIONS)
@@ -165,6 +167,13 @@ class LearnedInverse(SelfNormalizing):
     def maps(self) -> tuple[networks.ConditionedMap, networks.ConditionedMap]:
         """The encoder and the decoder."""
         return self._map("inverse"), self._map("forward")
+
+    def maps_given(self, condition: Array) -> tuple[networks.ConditionedMap, networks.ConditionedMap]:
+        """The encoder and the decoder for a batch of conditions, which events take in turn."""
+        condition = tf.convert_to_tensor(condition)
+        if condition.dtype.is_floating:
+            condition = tf.cast(condition, self.dtype or tf.float32)
+        return self._map("inverse", condition), self._map("forward", condition)
 
     @property
     def map_variables(self) -> tuple[list[tf.Variable], list[tf.Variable]]:

@@ -8,12 +8,17 @@ import tensorflow as tf
 from tfp_selfnorm.utils.types import Array
 
 
-def check_network(network: Any, argument: str) -> Callable:
+def check_network(network: Any, argument: str, event_sizes: Sequence[int] | None = None) -> Callable:
     """Returns the network.
+
+    Args:
+      network: the network.
+      argument: its name in errors.
+      event_sizes: the shape of an event, if the network must keep it.
 
     Raises:
       TypeError: if it is not callable.
-      ValueError: if it is a Keras network that is not built.
+      ValueError: if it is a Keras network that is not built, or whose output is known to have another shape.
     """
     if not callable(network):
         raise TypeError(f"`{argument}` must be callable; got {type(network).__name__}.")
@@ -22,6 +27,13 @@ def check_network(network: Any, argument: str) -> Callable:
             f"`{argument}` {getattr(network, 'name', network)!r} has no weights yet: build it, or make it "
             "with keras.Input, before you give it to a bijector."
         )
+    outputs = getattr(network, "outputs", None) if event_sizes else None
+    for output in outputs if isinstance(outputs, list) else ():
+        if not tf.TensorShape(output.shape)[1:].is_compatible_with(event_sizes):
+            raise ValueError(
+                f"`{argument}` must keep the event shape {tuple(event_sizes)}; its output for each event has "
+                f"the shape {tuple(output.shape[1:])}."
+            )
     return network
 
 

@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from tfp_selfnorm.bijectors.conditional import Conditional
 from tfp_selfnorm.callbacks.shared import FlowCallback, check_verbose
 from tfp_selfnorm.inverse_learning.tracking import inverse_error
-from tfp_selfnorm.structure.layers import self_norm_layers
+from tfp_selfnorm.model.conditions import Conditions
+from tfp_selfnorm.structure.layers import bijectors_of, self_norm_layers
 from tfp_selfnorm.structure.names import unused_name
 from tfp_selfnorm.utils.integers import check_int, check_positive_int
 from tfp_selfnorm.utils.types import TfpObject
@@ -27,32 +29,70 @@ def learned_layers(distribution: TfpObject, user: str) -> dict[str, Any]:
     return layers
 
 
-def probed_errors(layers: dict[str, Any], num_probes: int, seed: int) -> dict[str, float]:
+def probed_errors(
+    layers: dict[str, Any], num_probes: int, seed: int, condition: Any = None
+) -> dict[str, float]:
     """The `inverse_error` of each layer, from probes of its own."""
     return {
-        name: float(inverse_error(layer, num_probes, seed=[seed, i]))
+        name: float(
+            inverse_error(
+                layer, num_probes, seed=[seed, i], condition=None if layer.is_constant_jacobian else condition
+            )
+        )
         for i, (name, layer) in enumerate(layers.items())
     }
+
+
+def condition_of_pairs(
+    layers: dict[str, Any], distribution: TfpObject, conditions: Conditions | None, condition: Any, user: str
+) -> Any:
+    """A batch of conditions as the pairs of networks get it, embedded; `None` if there is no such pair.
+
+    Args:
+      layers: the layers, by names.
+      distribution: the distribution of the model.
+      conditions: the form of the conditions of the model, or `None`.
+      condition: the batch that the user gave, or `None`.
+      user: the name of the user.
+
+    Raises:
+      TypeError, ValueError: if the batch is missing or does not fit.
+    """
+    pairs = [name for name, layer in layers.items() if not layer.is_constant_jacobian]
+    if conditions is None or not pairs:
+        return None
+    if condition is None:
+        raise ValueError(
+            f"{user} needs the argument `condition`, a batch of conditions for the probes of the networks "
+            f"`{pairs[0]}`; got None."
+        )
+    return bijectors_of(Conditional, distribution)[0].embedded(conditions.tensor(condition, is_batch=True))
 
 
 class InverseQuality(FlowCallback):
     """Estimates the error of each learned inverse at the end of epochs, and names the worst layer.
 
-    The error of a layer is `||I - R W|| / ||I||` (Frobenius norm). 0 is exact; an R of zeros has the error 1.
-    The estimate maps random probes by W and back by R, with the same probes each time. For a batch of kernels
-    it is the largest error. For a convolution it is the error of the whole map, with the zero padding. It
-    costs O(n D^2) for each layer, with n probes.
+    The error of a layer is its `tfp_selfnorm.inverse_error`: `||I - R W|| / ||I||` (Frobenius norm). 0 is
+    exact; an R of zeros has the error 1. The estimate maps random probes by W and back by R, with the same
+    probes each time. For a batch of kernels it is the largest error. For a convolution it is the error of the
+    whole map, with the zero padding. It costs O(n D^2) for each layer, with n probes.
 
-    `logs` get the largest error as `worst_inverse_error`. Keras's callbacks after this one in the list can
-    use it (EarlyStopping with `mode="min"`). An epoch without an estimate repeats the last one. Errors that
-    are not finite are reported unchanged, and NaN counts as the largest.
+    It is a figure of each layer alone. The error of samples is that of all layers together: each layer maps
+    the errors of those before it. For this error compare `model.reconstruct(x)` with `x`.
+
+    `logs` get the largest error as `worst_inverse_error`. The figure `inverse_error` on the progress bar is
+    another: the mean over the layers that `Tracking` updates, and over the steps of the epoch, before each
+    update. Keras's callbacks after this one in the list can use it (EarlyStopping with `mode="min"`). An
+    epoch without an estimate repeats the last one. Errors that are not finite are reported unchanged, and NaN
+    counts as the largest.
 
     Args:
-      num_probes: number of probes for each layer. At most D are used, or 8 images for a convolution wider
-        than 1x1.
+      num_probes: number of probes for each layer; see `tfp_selfnorm.inverse_error`.
       every_epochs: number of epochs from one estimate to the next; the first epoch always has one.
       seed: int, the seed of the probes.
       verbose: whether to print a line with each estimate.
+      condition: for a `ConditionalFlowModel` with a `LearnedInverse`, a batch of conditions, which the probes
+        of its networks take in turn.
 
     Attributes:
       errors: dict from unique names to errors, for the layers that need a learned inverse.
@@ -61,7 +101,7 @@ class InverseQuality(FlowCallback):
     Raises:
       TypeError: when training begins, if the model is no `FlowModel`.
       ValueError: if a number is not positive, or `seed` or `verbose` is no int; when training begins, if no
-        layer needs a learned inverse.
+        layer needs a learned inverse, or `condition` is missing or does not fit.
 
     >>> import tensorflow as tf
     >>> import tfp_selfnorm as sn
@@ -75,13 +115,18 @@ class InverseQuality(FlowCallback):
     """
 
     def __init__(
-        self, num_probes: int = 32, every_epochs: int = 1, seed: int = 0, verbose: bool | int = 0
+        self,
+        num_probes: int = 32,
+        every_epochs: int = 1,
+        seed: int = 0,
+        verbose: bool | int = 0,
+        condition: Any = None,
     ) -> None:
         super().__init__()
         self.num_probes = check_positive_int(num_probes, "num_probes")
         self.every_epochs = check_positive_int(every_epochs, "every_epochs")
         self.seed = check_int(seed, "seed", -(2**63), 2**63 - 1)
-        self.verbose = check_verbose(verbose)
+        self.verbose, self.condition = check_verbose(verbose), condition
         self.errors: dict[str, float] = {}
         self.worst_layer: Any = None
         self._layers: dict[str, Any] = {}
@@ -89,10 +134,18 @@ class InverseQuality(FlowCallback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         self.errors, self.worst_layer = {}, None
         self._layers = learned_layers(self.scored_distribution, type(self).__name__)
+        self._batch()
+
+    def _batch(self):
+        """The conditions of the probes, by the embedding of this epoch."""
+        distribution, form = self.scored_distribution, self.model.conditions
+        if form is None:
+            return self.checked_condition(self.condition)
+        return condition_of_pairs(self._layers, distribution, form, self.condition, type(self).__name__)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if (epoch + 1) % self.every_epochs == 0 or not self.errors:
-            self.errors = probed_errors(self._layers, self.num_probes, self.seed)
+            self.errors = probed_errors(self._layers, self.num_probes, self.seed, self._batch())
             # For argmax, NaN is the largest.
             self.worst_layer = list(self.errors)[np.argmax(list(self.errors.values()))]
             if self.verbose:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -21,6 +22,9 @@ class _DensityOnSupport(TransformedDistribution):
     preprocessing. Its `log_prob` is -inf, with gradients of 0. A NaN in an event, or in a parameter of the
     preprocessing, gives NaN. A bijector whose inverse is finite there too, such as `tfb.Softsign`, shows no
     border. `adapt` and `whiten` refuse events outside.
+
+    Samples are inside. The dtype rounds the map of an extreme latent to the end of the range, where the
+    inverse is infinite: a sigmoid in float32 is 1 from 17 on. Such values become the next ones inside.
     """
 
     def experimental_local_measure(self, y: Any, backward_compat: bool = False, **kwargs: Any) -> Any:
@@ -34,9 +38,7 @@ class _DensityOnSupport(TransformedDistribution):
 
     def _nearest(self, y, bijector_kwargs):
         """Whether each event is in the support, and the events with those outside replaced by one inside."""
-        chain = self.bijector
-        preprocessing = (chain.bijector if isinstance(chain, Conditional) else chain).bijectors[0]
-        arguments = bijector_kwargs.get(preprocessing.name, {})
+        preprocessing, arguments = self._preprocessing(bijector_kwargs)
         rank = len(self.event_shape)
         inverse = tf.stop_gradient(preprocessing.inverse(tf.identity(y), **arguments))
         anchor = tf.stop_gradient(preprocessing.forward(tf.zeros_like(inverse), **arguments))
@@ -47,9 +49,62 @@ class _DensityOnSupport(TransformedDistribution):
             tf.reshape(is_inside, tf.concat([tf.shape(is_inside), [1] * rank], 0)), y, anchor
         )
 
+    def _preprocessing(self, bijector_kwargs):
+        """The last part of the chain, and its arguments."""
+        chain = self.bijector
+        preprocessing = (chain.bijector if isinstance(chain, Conditional) else chain).bijectors[0]
+        return preprocessing, bijector_kwargs.get(preprocessing.name, {})
+
+    def _call_sample_n(self, sample_shape, seed, **kwargs):
+        y = super()._call_sample_n(sample_shape, seed, **kwargs)
+        return _inside(y, *self._preprocessing(self._kwargs_split_fn(kwargs)[1]))
+
+    def _sample_and_log_prob(self, sample_shape, seed, **kwargs):
+        y, log_prob = super()._sample_and_log_prob(sample_shape, seed, **kwargs)
+        return _inside(y, *self._preprocessing(self._kwargs_split_fn(kwargs)[1])), log_prob
+
+    def decoded(self, z: Any, **bijector_kwargs: Any) -> Any:
+        """The events of latents."""
+        y = self.bijector.forward(z, **bijector_kwargs)
+        return _inside(y, *self._preprocessing(bijector_kwargs))
+
     def copy(self, **override_parameters_kwargs: Any) -> TransformedDistribution:
         """A copy with other parameters."""
         return _made(**{**self.parameters, **override_parameters_kwargs})
+
+
+def decoded(distribution: tfp.distributions.Distribution, z: Any, **bijector_kwargs: Any) -> Any:
+    """The events of latents, in the support if the distribution knows it."""
+    if isinstance(distribution, _DensityOnSupport):
+        return distribution.decoded(z, **bijector_kwargs)
+    return distribution.bijector.forward(z, **bijector_kwargs)
+
+
+def _inside(y, preprocessing, arguments):
+    """Events of a preprocessing, with numbers at the end of its range moved to the next ones inside."""
+    flat = tf.stop_gradient(tf.identity(y))
+
+    def is_at_end(y):
+        return tf.math.is_finite(y) & ~tf.math.is_finite(preprocessing.inverse(tf.identity(y), **arguments))
+
+    at_end = is_at_end(flat)
+    if at_end.shape != flat.shape or (tf.executing_eagerly() and not tf.reduce_any(at_end)):
+        # The same tensor, for TFP's cache.
+        return y
+    info = np.finfo(flat.dtype.as_numpy_dtype)
+    spacing = tf.maximum(tf.abs(flat) * info.eps, info.tiny)
+    middle = preprocessing.forward(tf.zeros_like(preprocessing.inverse(flat, **arguments)), **arguments)
+
+    def move(step, moved, at_end):
+        towards = flat + tf.sign(middle - flat) * spacing * step
+        moved = tf.where(at_end, towards, moved)
+        return 4.0 * step, moved, is_at_end(moved)
+
+    # From the spacing of the least number to that of 1, in steps of a factor of four.
+    limit = 2 * int(np.log2(1.0 / info.tiny))
+    start = tf.ones([], flat.dtype), flat, at_end
+    moved = tf.while_loop(lambda *loop: tf.reduce_any(loop[2]), move, start, maximum_iterations=limit)[1]
+    return tf.where(at_end, y + tf.stop_gradient(moved - y), y)
 
 
 def _any(is_true, rank):

@@ -13,7 +13,7 @@ from tfp_selfnorm.math.linear import largest
 from tfp_selfnorm.utils.integers import check_counts, check_int, check_positive_int, check_step
 from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.seeds import stateless_seed
-from tfp_selfnorm.utils.types import Seed
+from tfp_selfnorm.utils.types import Array, Seed
 
 # The number of probes of a convolution. Few are enough, since each averages over its pixels.
 _NUM_IMAGES = 8
@@ -199,22 +199,47 @@ def refresh_inverse(layer: Any) -> None:
         ) from error
 
 
-def inverse_error(layer: Any, num_probes: int = 32, seed: Seed = None) -> tf.Tensor:
+def inverse_error(
+    layer: Any, num_probes: int = 32, seed: Seed = None, *, condition: Array | None = None
+) -> tf.Tensor:
     """Estimates `||I - R W|| / ||I||` (Frobenius norm) from random probes, at O(n D^2).
 
     For a `LearnedInverse` it is `||I - J_f J_g|| / ||I||`, with the Jacobian of the decoder at standard
     normal latents, and the Jacobian of the encoder at the decoded events.
 
+    It speaks of one layer, and of all directions alike. The error of samples of a flow can be larger: the
+    layers after a layer map its error too. It is `reconstruct(x) - x` of a `FlowModel`. For a convolution
+    with `gradient="circulant"` or `"exact"`, which needs no R, it is the error of a kernel that nothing uses
+    unless `forward` does.
+
     Args:
       layer: a self-normalizing layer.
-      num_probes: Python int, number of probes; at most D are used.
+      num_probes: Python int, number of probes. At most D are used for a layer of matrices, and at most 8
+        images for a convolution wider than 1x1.
       seed: int or stateless TFP seed.
+      condition: for a `LearnedInverse` whose networks take one, a batch of conditions `(n, ...)`. The probes
+        take them in turn.
 
     Returns:
       A scalar, the largest error in a batch of kernels.
+
+    Raises:
+      TypeError: if the layer is no self-normalizing layer.
+      ValueError: if `num_probes` is no positive int, or a linear layer gets a condition.
+
+    >>> import tensorflow as tf
+    >>> import tfp_selfnorm as sn
+    >>> layer = sn.SelfNormDense(inverse_kernel=2.0 * tf.eye(3), forward_kernel=0.45 * tf.eye(3))
+    >>> print(sn.inverse_error(layer, seed=1).numpy().round(4))
+    0.1
     """
     probes, operations = _probes(layer, num_probes, seed), layer.operations
-    kernel, other = layer.maps
+    if condition is None:
+        kernel, other = layer.maps
+    elif layer.is_constant_jacobian:
+        raise ValueError(f"`condition` must be None for `{layer.name}`, which takes none; got a condition.")
+    else:
+        kernel, other = layer.maps_given(condition)
     if not layer.has_matrix_kernels:
         return operations.inverse_error(kernel, other, probes)
     kernel, other = operations.to_matrix(kernel), operations.to_matrix(other)
@@ -240,7 +265,7 @@ def _assignable(layer):
 
 
 def _probes(layer, num_probes, seed):
-    """Columns for a layer whose kernels are matrices, and a few images for other layers."""
+    """Columns for a layer whose kernels are matrices, a few images for convolutions, and events of networks."""
     check_layer(layer)
     check_positive_int(num_probes, "num_probes")
     seed = stateless_seed(seed, salt="tfp_selfnorm_probes")
@@ -248,5 +273,5 @@ def _probes(layer, num_probes, seed):
     if layer.has_matrix_kernels:
         shape = [event[-1], min(num_probes, event[-1])]
     else:
-        shape = [min(num_probes, _NUM_IMAGES), *event]
+        shape = [min(num_probes, _NUM_IMAGES) if layer.is_constant_jacobian else num_probes, *event]
     return tf.random.stateless_normal(shape, seed, dtype=layer.dtype)

@@ -297,9 +297,7 @@ class ConditionalFlowModel(FlowModel):
     ) -> tf.Tensor:
         """Maps latents to events for their conditions, by R or by the exact inverse of W."""
         z = check_events(z, self.distribution.distribution, name="z")
-        condition = self._condition(condition)
-        with self._naming_singular_layers():
-            return self._flow(exact).bijector.forward(tf.identity(z), condition=condition)
+        return self._decoded(z, exact, condition=self._condition(condition))
 
     def reconstruct(  # type: ignore[override]
         self, events: Array, condition: Any = None, exact: bool = False

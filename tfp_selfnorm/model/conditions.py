@@ -75,12 +75,12 @@ class Conditions:
 
         return self._checked(checked, conditions, name)
 
-    def tensor(self, condition: Any, name: str = "condition") -> Any:
-        """Returns conditions with leading dimensions of any number as tensors; raises as `array` does."""
+    def tensor(self, condition: Any, name: str = "condition", is_batch: bool = False) -> Any:
+        """Returns conditions with leading dimensions of any number, or a batch, as tensors; raises as `array`."""
 
         def checked(spec, value, name):
             value = as_array(value, name)
-            _check_form(value, spec, name)
+            _check_form(value, spec, name, is_batch)
             _check_range(value, spec, name)
             return tf.cast(value, spec.dtype)
 

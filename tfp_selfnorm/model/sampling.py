@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfp_selfnorm.flows.support import decoded
 from tfp_selfnorm.model.temperature import at_temperature
 from tfp_selfnorm.model.trainer import FlowTrainer
 from tfp_selfnorm.structure.layers import exact as with_exact_layers
@@ -63,7 +64,9 @@ class SamplingModel(FlowTrainer):
         exact, and have exact gradients outside a `training_scope`.
 
         - With `exact=True` it is the scored density: the result is `log_prob` of the samples, without the
-          way back to the latents.
+          way back to the latents. An exception are samples that are rounded at an end of the range of the
+          preprocessing, for example by a sigmoid in float32: `log_prob` sees the rounded sample, the result
+          here belongs to its latent.
         - With `exact=False` it is the density of the learned map: of R, not of W. The two differ as far as
           R is not the inverse of W. After `fit` they differ by rounding for dense layers.
         - At another temperature it is the density of the flow of the scaled base distribution.
@@ -110,8 +113,11 @@ class SamplingModel(FlowTrainer):
         """Maps latent to data, by R or by the exact inverse of W; raises as `encode` does."""
         check_latent(self.distribution)
         z = check_events(z, self.distribution.distribution, name="z")
+        return self._decoded(z, exact)
+
+    def _decoded(self, z, exact, **bijector_kwargs):
         with self._naming_singular_layers():
-            return self._flow(exact).bijector.forward(tf.identity(z))
+            return decoded(self._flow(exact), tf.identity(z), **bijector_kwargs)
 
     def reconstruct(self, x: Array, exact: bool = False) -> tf.Tensor:
         """Maps data to latent and back. By default the difference from `x` is the error of R."""

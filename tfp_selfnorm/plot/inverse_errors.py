@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.callbacks.inverse_quality import learned_layers, probed_errors
+from tfp_selfnorm.callbacks.inverse_quality import condition_of_pairs, learned_layers, probed_errors
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.plot.axes import COLORS, GREY, as_axes, check_axes, distribution_of
 from tfp_selfnorm.utils.checks import check_events, check_finite
@@ -38,7 +38,8 @@ def inverse_errors(
       x: events `(number, *event_shape)`, floating; `None` draws the errors on probes alone.
       ax: axes; `None` makes a figure.
       num_probes, seed: see `InverseQuality`.
-      condition: conditions of `x`, for a `ConditionalFlowModel`.
+      condition: for a `ConditionalFlowModel`, the conditions of `x`, and of the probes of each
+        `LearnedInverse`.
 
     Returns:
       The axes. `ax.lines[0].get_xdata()` has the errors on probes, `ax.lines[1].get_xdata()` those of `x`.
@@ -59,7 +60,9 @@ def inverse_errors(
     distribution = distribution_of(model, "model")
     layers = learned_layers(distribution, "`inverse_errors`")
     num_probes = check_positive_int(num_probes, "num_probes")
-    errors = [probed_errors(layers, num_probes, check_int(seed, "seed", -(2**63), 2**63 - 1))]
+    seed, form = check_int(seed, "seed", -(2**63), 2**63 - 1), getattr(model, "conditions", None)
+    embedded = condition_of_pairs(layers, distribution, form, condition, "`inverse_errors`")
+    errors = [probed_errors(layers, num_probes, seed, embedded)]
     if x is not None:
         errors.append(_errors_of_data(model, distribution, layers, x, condition))
     ax = as_axes(ax, figsize=(6.4, 1.4 + 0.3 * len(layers)))

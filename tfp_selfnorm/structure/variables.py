@@ -48,7 +48,7 @@ def find_layers_and_variables(distribution: TfpObject, condition: Any = None) ->
         function knows learns its inverse.
     """
     arguments = condition_arguments(condition)
-    with adaptation_mode("ignore"), _without_a_trace(distribution), _explaining_failures():
+    with adaptation_mode("ignore"), _without_a_trace(distribution), _explaining_failures(condition):
         # Some networks make their variables at the first call, which is here.
         sample = distribution.sample(1, seed=0, **arguments)
         templates = find_templates(distribution)
@@ -110,7 +110,7 @@ def _without_a_trace(distribution):
 
 
 @contextlib.contextmanager
-def _explaining_failures():
+def _explaining_failures(condition):
     try:
         yield
     except Exception as error:
@@ -119,10 +119,15 @@ def _explaining_failures():
                 "`distribution` makes variables anew at each call, such as by `keras.layers.Dense(2)(x)` in "
                 "a function. Training cannot reach them. Make the networks once, outside of the function."
             ) from error
+        rule, advice = "without further arguments in a FlowModel", (
+            "If it needs a condition (`bijector_kwargs`), use a ConditionalFlowModel, or a loop of your own; "
+            "see the guide 'Without Keras's fit'."
+        )
+        if condition is not None:
+            rule = "with a condition in a ConditionalFlowModel"
+            advice = "Each network must take the condition. If none does, use a FlowModel."
         raise ValueError(
-            "`distribution` must sample and score without further arguments in a FlowModel; got "
-            f"{type(error).__name__}: {error}\nIf it needs a condition (`bijector_kwargs`), use a "
-            "ConditionalFlowModel, or a loop of your own; see the guide 'Without Keras's fit'."
+            f"`distribution` must sample and score {rule}; got {type(error).__name__}: {error}\n{advice}"
         ) from error
 
 
@@ -135,7 +140,10 @@ def _trace(function: Callable[[], Any]) -> tuple[Any, list, dict]:
 
     def traced():
         with recorder, training_scope(None) as scope:
-            _InTrainingMode()(function=function)
+            layer = _InTrainingMode()
+            layer(function=function)
+            if layer.error is not None:
+                raise layer.error
         scopes.append(scope)
 
     graph = tf.function(traced, autograph=False).get_concrete_function().graph
@@ -151,10 +159,14 @@ class _InTrainingMode(keras.Layer):
 
     def __init__(self) -> None:
         super().__init__(name="training_mode", dtype="float32", autocast=False)
-        self.built = True
+        self.built, self.error = True, None
 
     def call(self, function, training=True):
-        function()
+        try:
+            function()
+        except Exception as error:
+            # Keras would add the call of this layer to the message.
+            self.error = error
 
 
 class _Recorder(keras.StatelessScope):
