@@ -27,7 +27,7 @@ CASES = {
     "glow_flow, two blocks of four steps": ("glow_flow", SHAPE, {"steps_per_block": 4, "width": 16}),
     "coupling_flow, four splines": ("coupling_flow", (2,), {}),
     "autoregressive_flow, three splines": ("autoregressive_flow", (2,), {}),
-    "free_form_flow": ("free_form_flow", (2,), {}),
+    "free_form_flow": ("free_form_flow", (2,), {"num_layers": 1, "depth": 3}),
     "four spline couplings of TFP": ("tfp", (2,), {}),
 }
 COLUMNS = ("case", "import_s", "cpu_s", "runs", "version", "date")

@@ -43,6 +43,7 @@ SEEDS = (1, 2, 3)
 RULES = Rules(batch_size=128, patience=8, limit=90.0)
 NUM_SIMULATIONS, NUM_CALIBRATION, NUM_RANKED = 10_000, 1_000, 100
 NUM_OBSERVATIONS, NUM_SAMPLES = 3, 2_000
+_FREE_FORM = {"width": 128, "reconstruction": 10.0}
 SETTINGS = {
     "ours": [
         ("coupling_flow", {"num_layers": 4, "width": 64}, 3e-3),
@@ -52,8 +53,8 @@ SETTINGS = {
     ],
     # One of the experiments of "Free-form flows".
     "free_form": [
-        ("free_form_flow", {"width": 128, "depth": 2, "reconstruction": 10.0, "whitens": True}, 3e-3),
-        ("free_form_flow", {"num_layers": 3, "width": 128, "depth": 1, "reconstruction": 10.0}, 3e-3),
+        ("free_form_flow", _FREE_FORM | {"num_layers": 1, "depth": 2, "whitens": True}, 3e-3),
+        ("free_form_flow", _FREE_FORM | {"num_layers": 3, "depth": 1}, 3e-3),
     ],
     "zuko": [
         ("NSF", {"transforms": 3, "hidden_features": [64] * 3}, 1e-3),
@@ -133,12 +134,12 @@ def scores(fit, problem, seed):
         yield classifier_score(reference, problem.original(samples.astype(np.float64)))
 
 
-def run(library, rows, tasks, seeds):
+def run(library, rows, tasks, seeds, takes_all):
     fits = importlib.import_module({"zuko": "zuko_flows"}.get(library, "ours"))
     for task in tasks:
         for seed in (0, *seeds):
             problem, settings = Problem(task, seed), SETTINGS[library]
-            if seed:
+            if seed and not takes_all:
                 chosen = _chosen(rows.rows, task, library)
                 settings = [setting for setting in settings if _names(*setting) == chosen]
             for method, options, rate in settings:
@@ -176,18 +177,23 @@ def table(rows):
     for task in TASKS:
         for library in SETTINGS:
             of_library = [row for row in rows if (row["task"], row["library"]) == (task, library)]
-            chosen = _chosen(rows, task, library) if of_library else None
-            names = ("method", "options", "rate")
-            fits = [r for r in of_library if r["seed"] != "0" and tuple(r[n] for n in names) == chosen]
-            if not fits:
-                continue
-            c2st = [np.mean([float(row[f"c2st_{i}"]) for i in range(NUM_OBSERVATIONS)]) for row in fits]
-            cells = [f"{np.mean(c2st):.3f} ± {np.std(c2st):.3f}"]
-            for name, places in (("sbc", 3), ("nll", 3), ("fit_s", 0)):
-                values = [float(row[name]) for row in fits]
-                cells.append(f"{np.mean(values):.{places}f} ± {np.std(values):.{places}f}")
-            setting = f"{fits[0]['method']}, {fits[0]['options']}, rate {fits[0]['rate']}"
-            print(f"| {task} | {library} | {setting} |", " | ".join(cells), f"| {fits[0]['parameters']} |")
+            settings = {}
+            for row in of_library:
+                if row["seed"] != "0":
+                    settings.setdefault((row["method"], row["options"], row["rate"]), []).append(row)
+            for fits in settings.values():
+                print(f"| {task} | {library} |", _cells(fits))
+
+
+def _cells(fits):
+    """The setting, the figures and the number of parameters of the fits of one setting."""
+    c2st = [np.mean([float(row[f"c2st_{i}"]) for i in range(NUM_OBSERVATIONS)]) for row in fits]
+    cells = ["{method}, {options}, rate {rate}".format(**fits[0])]
+    cells.append(f"{np.mean(c2st):.3f} ± {np.std(c2st):.3f}")
+    for name, places in (("sbc", 3), ("nll", 3), ("fit_s", 0)):
+        values = [float(row[name]) for row in fits]
+        cells.append(f"{np.mean(values):.{places}f} ± {np.std(values):.{places}f}")
+    return " | ".join([*cells, fits[0]["parameters"]]) + " |"
 
 
 def main():
@@ -196,10 +202,11 @@ def main():
     parser.add_argument("--csv", required=True, help="the file of the figures; more rows are added to it")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--all-settings", action="store_true", help="the seeds take all, not the chosen one")
     arguments = parser.parse_args()
     rows = Rows(arguments.csv, KEYS)
     if arguments.what != "table":
-        run(arguments.what, rows, arguments.tasks, arguments.seeds)
+        run(arguments.what, rows, arguments.tasks, arguments.seeds, arguments.all_settings)
     table(rows.rows)
 
 

@@ -61,7 +61,7 @@ FAMILIES = {
 }
 SIDES = {"ours": "tensorflow_flows", "TFP": "tensorflow_flows"}
 _DENSE = {"builder": "dense_flow"}
-_FREE_FORM = {"builder": "free_form_flow", "learning": "free_form"}
+_FREE_FORM = {"builder": "free_form_flow", "num_layers": 1, "depth": 3, "learning": "free_form"}
 _GLOW = {"num_blocks": 2, "steps_per_block": 4, "width": 64}
 # Family, name, maker and options. What stands before the comma of a name is the side.
 CASES = (

@@ -194,7 +194,7 @@ def _presets():
     )
     free_form_digits = Preset(
         "free_form_flow",
-        {},
+        {"num_layers": 1, "depth": 3},
         sn.Tracking(reconstruction=sn.Reconstruction(weight=3.0)),
         dataset="digits",
         epochs=12,

@@ -78,7 +78,9 @@ FLOWS = {
         layer="lu",
         seed=1,
     ),
-    "free_form_flow": lambda: sn.free_form_flow((2, 2), width=3, depth=1, gradient="self_norm", seed=1),
+    "free_form_flow": lambda: sn.free_form_flow(
+        (2, 2), num_layers=1, width=3, depth=1, gradient="self_norm", seed=1
+    ),
     "mixture": lambda: tfd.MixtureSameFamily(
         tfd.Categorical(logits=tf.Variable([0.0, 1.0])),
         tfd.MultivariateNormalDiag(tf.Variable([[0.0, 1.0], [2.0, 3.0]])),

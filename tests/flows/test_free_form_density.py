@@ -24,7 +24,7 @@ def error_of_inverse(flow):
 def test_the_density_of_a_trained_flow_integrates_to_one(rng):
     first, noise = rng.normal(size=[2, 500])
     x = np.stack([first, 0.5 * (first**2 - 1.0) + 0.3 * noise], axis=1).astype(np.float32)
-    flow = sn.free_form_flow(2, width=32, depth=1, seed=1)
+    flow = sn.free_form_flow(2, num_layers=1, width=32, depth=1, seed=1)
     model = sn.FlowModel(flow, sn.Tracking(reconstruction=sn.Reconstruction(weight=3.0)))
     model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.04, 90)))
     history = model.fit(x, batch_size=500, epochs=90, verbose=0).history
@@ -38,7 +38,7 @@ def test_the_density_of_a_trained_flow_integrates_to_one(rng):
 
 def test_the_density_of_random_networks_does_not_and_the_inverse_error_says_so(rng):
     """As documented: an encoder that maps several events to one latent counts them all."""
-    flow = sn.free_form_flow(2, width=16, depth=2, seed=1)
+    flow = sn.free_form_flow(2, num_layers=1, width=16, depth=2, seed=1)
     layer = sn.self_norm_layers(flow)[1]
     assert integral(flow, 8.0, 100) == pytest.approx(1.0, abs=1e-4)
     assert error_of_inverse(flow) < 1e-6

@@ -178,7 +178,8 @@ def test_samples_that_the_dtype_rounds_to_the_end_are_inside(preprocessing, is_c
 
     samples, also, log_prob = (tf.function(draw) if is_compiled else draw)()
     np.testing.assert_allclose(samples, also, rtol=1e-4)
-    assert np.all(np.isfinite(flow.log_prob(tf.identity(samples)))) and np.all(np.isfinite(log_prob))
+    assert np.all(np.isfinite(flow.log_prob(tf.identity(samples))))
+    assert np.all(np.isfinite(log_prob))
     plain = flow.bijector.forward(flow.distribution.sample(200, seed=(0, 1))).numpy()
     at_end = ~np.isfinite(preprocessing.inverse(tf.constant(plain)))
     assert 50 < np.sum(at_end) < 600
@@ -213,7 +214,8 @@ def test_latents_of_decoded_extremes_are_finite():
     model = sn.FlowModel(small_flow())
     z = tf.constant([[60.0, -60.0], [0.5, 200.0]])
     x = model.decode(z)
-    assert np.all(np.isfinite(model.encode(x))) and np.all(np.isfinite(model.log_prob(x)))
+    assert np.all(np.isfinite(model.encode(x)))
+    assert np.all(np.isfinite(model.log_prob(x)))
     np.testing.assert_allclose(x, model.distribution.bijector.forward(tf.identity(z)), atol=1e-5)
     flow = sn.coupling_flow(2, 1, num_layers=1, width=4, preprocessing=sn.images.pixel_sigmoid(8), seed=1)
     model, condition = sn.ConditionalFlowModel(flow), tf.zeros([2, 1])

@@ -25,7 +25,7 @@ class Product(tf.Module):
 
 
 def scaled_back(matrix):
-    """Encoder A y, and decoder (1 - c) A^-1 z with the condition c: the relative error is |c| on any vector."""
+    """Encoder A y, and decoder (1 - c) A^-1 z with the condition c: the relative error is |c|."""
     return Product(matrix, 0.0), Product(np.linalg.inv(matrix), 1.0)
 
 
@@ -129,7 +129,8 @@ def test_fit_of_a_free_form_posterior_with_the_callback(rng):
     quality = InverseQuality(condition=x[:16])
     history = model.fit(x, y, epochs=2, verbose=0, callbacks=[quality]).history
     pairs = [name for name in quality.errors if name.startswith("learned_inverse")]
-    assert pairs and all(0.0 < quality.errors[name] < 1.0 for name in pairs)
+    assert pairs
+    assert all(0.0 < quality.errors[name] < 1.0 for name in pairs)
     assert history["worst_inverse_error"][-1] == max(quality.errors.values())
 
 

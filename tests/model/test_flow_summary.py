@@ -64,7 +64,7 @@ def test_a_convolutional_flow():
 
 def test_a_free_form_flow():
     """Each network has two dense layers; the decoder trains by its regularizer, unless there is none."""
-    flow = sn.free_form_flow((2, 2), width=3, depth=1, gradient="self_norm", seed=1)
+    flow = sn.free_form_flow((2, 2), num_layers=1, width=3, depth=1, gradient="self_norm", seed=1)
     network = 4 * 3 + 3 + 3 * 4 + 4
     for learning, trainable in ((sn.Tracking(), 2 * network), (None, network)):
         rows, totals = table(sn.FlowModel(flow, learning), show_trainable=True)

@@ -227,7 +227,7 @@ def test_the_callbacks_work_on_it(x, tmp_path):
 
 
 def test_a_grid_of_samples_by_the_decoder_and_by_the_exact_inverse(tmp_path, rng):
-    flow = sn.free_form_flow((4, 4, 1), width=3, depth=1, gradient="self_norm", seed=1)
+    flow = sn.free_form_flow((4, 4, 1), num_layers=1, width=3, depth=1, gradient="self_norm", seed=1)
     model = sn.FlowModel(flow)
     model.compile("adam", run_eagerly=True)
     data = rng.normal(size=[20, 4, 4, 1]).astype(np.float32)

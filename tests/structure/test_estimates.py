@@ -151,6 +151,6 @@ def test_what_has_no_estimate_is_refused(rng):
 
 @pytest.mark.parametrize("function", [sn.estimate_log_prob, sn.whiten, sn.adapt, lambda m, x: sn.exact(m)])
 def test_a_model_instead_of_its_distribution(function):
-    model = sn.FlowModel(sn.free_form_flow(4, width=4, depth=1, seed=1))
+    model = sn.FlowModel(sn.free_form_flow(4, num_layers=1, width=4, depth=1, seed=1))
     with pytest.raises(TypeError, match="must be a TFP distribution.*got FlowModel.*`model.distribution`"):
         function(model, np.zeros([3, 4], np.float32))

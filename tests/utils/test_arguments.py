@@ -194,7 +194,7 @@ def test_integers_as_seeds():
 def test_names_of_dtypes(dtype):
     assert sn.dense_flow(2, activation="spline", dtype=dtype).dtype == tf.float64
     assert sn.glow_flow((2, 2, 1), num_blocks=1, steps_per_block=1, width=2, dtype=dtype).dtype == tf.float64
-    assert sn.free_form_flow(2, width=2, depth=1, dtype=dtype).dtype == tf.float64
+    assert sn.free_form_flow(2, num_layers=1, width=2, depth=1, dtype=dtype).dtype == tf.float64
     assert sn.ActNorm.trainable(2, dtype=dtype).dtype == tf.float64
     assert sn.baselines.EmergingConv2D.trainable((2, 2), 1, dtype=dtype).dtype == tf.float64
     assert sn.images.pixel_sigmoid(dtype=dtype).low.dtype == tf.float64

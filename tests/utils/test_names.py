@@ -15,7 +15,7 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 MAKERS = {
     "dense_flow": lambda name: sn.dense_flow(2, name=name),
     "conv_flow": lambda name: sn.conv_flow((4, 4, 1), num_blocks=1, layers_per_block=1, name=name),
-    "free_form_flow": lambda name: sn.free_form_flow(2, width=2, depth=1, name=name),
+    "free_form_flow": lambda name: sn.free_form_flow(2, num_layers=1, width=2, depth=1, name=name),
     "glow_flow": lambda name: sn.glow_flow((4, 4, 1), num_blocks=1, steps_per_block=1, width=2, name=name),
     "FlowModel": lambda name: sn.FlowModel(two_shifts(), name=name),
     "from_builder": lambda name: sn.FlowModel.from_builder(sn.dense_flow, event_shape=2, name=name),

@@ -27,12 +27,14 @@ def check_network(network: Any, argument: str, event_sizes: Sequence[int] | None
             f"`{argument}` {getattr(network, 'name', network)!r} has no weights yet: build it, or make it "
             "with keras.Input, before you give it to a bijector."
         )
-    outputs = getattr(network, "outputs", None) if event_sizes else None
-    for output in outputs if isinstance(outputs, list) else ():
-        if not tf.TensorShape(output.shape)[1:].is_compatible_with(event_sizes):
+    outputs = getattr(network, "outputs", None)
+    for output in outputs if event_sizes and isinstance(outputs, list) else ():
+        shape = tf.TensorShape(output.shape)[1:]
+        if not shape.is_compatible_with(event_sizes):
+            expected = tuple(tf.TensorShape(event_sizes))
             raise ValueError(
-                f"`{argument}` must keep the event shape {tuple(event_sizes)}; its output for each event has "
-                f"the shape {tuple(output.shape[1:])}."
+                f"`{argument}` must keep the event shape {expected}; its output for each event has the shape "
+                f"{tuple(shape)}."
             )
     return network
 

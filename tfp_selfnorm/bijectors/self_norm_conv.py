@@ -51,13 +51,16 @@ class SelfNormConv(SelfNorm):
           gradient: the gradient of the likelihood by the kernels, inside a `training_scope`: "self_norm" (the
             learned inverse instead of the inverse transpose), "circulant" (the inverse of the convolution on
             a torus, from W alone) or "exact" (block elimination each step).
-          mixture: the weight of p_f against p_g for `inverse`, in [0, 1]; for `forward`, of p_g against p_f.
+          mixture: the weight, in [0, 1], of the log density of the map that is computed; the rest is for that
+            of the other map. For `inverse` these are the densities by W and by R (p_f and p_g in the paper).
             "self_norm" uses it inside a `training_scope`. 0.5 is the value of the paper. With 1, W has the
             plain gradient, and only a regularizer trains R.
           inversion: the map of `forward`: "learned" (the convolution with R) or "exact" (the solve with W).
             `None` is "learned" with the gradient "self_norm", and "exact" with the others, for which the
             likelihood does not train R. With these, "learned" needs a `Reconstruction`, or for a 1x1 kernel
-            `refresh_inverse`. `FlowModel.fit` raises an error where nothing can give R its values.
+            `refresh_inverse`. The regularizer then pulls at W too, which costs likelihood; with
+            `Reconstruction("inverse_only")` it trains R alone. `FlowModel.fit` raises an error where nothing
+            can give R its values.
           validate_args: whether to check at each call that W is not singular to working precision.
           name: name of the ops.
 

@@ -72,7 +72,8 @@ class SelfNormDense(SelfNorm):
           gradient: the gradient of the likelihood by the kernels, inside a `training_scope`: "self_norm" (R^T
             instead of the inverse transpose), "exact" (one inverse a step), or "relative" (the exact gradient
             times `W^T W`, with no inverse; if `forward` solves with W, its gradients are exact).
-          mixture: the weight of p_f against p_g for `inverse`, in [0, 1]; for `forward`, of p_g against p_f.
+          mixture: the weight, in [0, 1], of the log density of the map that is computed; the rest is for that
+            of the other map. For `inverse` these are the densities by W and by R (p_f and p_g in the paper).
             "self_norm" uses it inside a `training_scope`. 0.5 is the value of the paper. With 1, W has the
             plain gradient, and only a regularizer trains R.
           inversion: the map of `forward`: "learned" (the product with R, O(D^2)) or "exact" (the solve with

@@ -45,7 +45,7 @@ class SelfNormalizing(CheckedBijector):
 
     @property
     def mixture(self) -> float:
-        """The weight of the density of the computed direction; for `inverse`, of p_f."""
+        """The weight of the log density of the map that is computed: for `inverse`, of that by W."""
         return self._mixture
 
     @property

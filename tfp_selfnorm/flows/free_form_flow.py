@@ -25,9 +25,9 @@ def free_form_flow(
     event_shape: Shape,
     condition_shape: Shape | None = None,
     *,
-    num_layers: int = 1,
+    num_layers: int = 3,
     width: int = 128,
-    depth: int = 3,
+    depth: int = 1,
     preprocessing: tfp.bijectors.Bijector | None = None,
     dtype: DType = tf.float32,
     seed: Seed = None,
@@ -43,9 +43,10 @@ def free_form_flow(
     Train it with `Tracking(reconstruction=Reconstruction(weight=3.0))`, Adam with a rate from 3e-3 to 6e-3
     that falls to 0, and a bound of 50 for the norms of gradients (`clipnorm=50.0`). Weights from 3 to 10 are
     good. Stop by the validation NLL, and look at the inverse error beside it: with a weight near 0 the NLL
-    falls while the density gets too much mass; see `LearnedInverse`. On scikit-learn's digits `num_layers=3,
-    depth=1` was better than the one pair of the default for as many seconds, with better inverses; a width of
-    256 and batches of 200 were not.
+    falls while the density gets too much mass; see `LearnedInverse`. The chain of three pairs of the default
+    was better than one pair with three blocks (`num_layers=1, depth=3`) for as many seconds, with better
+    inverses: on scikit-learn's digits, and on four densities in the plane, where after 900 steps one pair had
+    masses of up to 1.39, and the chain of 0.99 to 1.01.
 
     Args:
       event_shape: shape of an event: int, tuple or `tf.TensorShape`.

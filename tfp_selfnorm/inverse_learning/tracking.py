@@ -265,7 +265,7 @@ def _assignable(layer):
 
 
 def _probes(layer, num_probes, seed):
-    """Columns for a layer whose kernels are matrices, a few images for convolutions, and events of networks."""
+    """Columns for kernels that are matrices, a few images for convolutions, and events for networks."""
     check_layer(layer)
     check_positive_int(num_probes, "num_probes")
     seed = stateless_seed(seed, salt="tfp_selfnorm_probes")

@@ -76,7 +76,7 @@ class Conditions:
         return self._checked(checked, conditions, name)
 
     def tensor(self, condition: Any, name: str = "condition", is_batch: bool = False) -> Any:
-        """Returns conditions with leading dimensions of any number, or a batch, as tensors; raises as `array`."""
+        """Returns conditions with any leading dimensions, or a batch, as tensors; raises as `array` does."""
 
         def checked(spec, value, name):
             value = as_array(value, name)

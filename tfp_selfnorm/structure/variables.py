@@ -119,10 +119,9 @@ def _explaining_failures(condition):
                 "`distribution` makes variables anew at each call, such as by `keras.layers.Dense(2)(x)` in "
                 "a function. Training cannot reach them. Make the networks once, outside of the function."
             ) from error
-        rule, advice = "without further arguments in a FlowModel", (
-            "If it needs a condition (`bijector_kwargs`), use a ConditionalFlowModel, or a loop of your own; "
-            "see the guide 'Without Keras's fit'."
-        )
+        rule = "without further arguments in a FlowModel"
+        advice = "If it needs a condition (`bijector_kwargs`), use a ConditionalFlowModel, or a loop of your "
+        advice += "own; see the guide 'Without Keras's fit'."
         if condition is not None:
             rule = "with a condition in a ConditionalFlowModel"
             advice = "Each network must take the condition. If none does, use a FlowModel."
@@ -159,7 +158,8 @@ class _InTrainingMode(keras.Layer):
 
     def __init__(self) -> None:
         super().__init__(name="training_mode", dtype="float32", autocast=False)
-        self.built, self.error = True, None
+        self.built = True
+        self.error: Exception | None = None
 
     def call(self, function, training=True):
         try:
