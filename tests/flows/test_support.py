@@ -221,3 +221,43 @@ def test_latents_of_decoded_extremes_are_finite():
     model, condition = sn.ConditionalFlowModel(flow), tf.zeros([2, 1])
     x = model.decode(z, condition)
     assert np.all(np.isfinite(model.log_prob(x, condition)))
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "size", "shape"),
+    [
+        (tfb.Chain([tfb.Reshape([2, 2, 1], [4]), tfb.Softplus()]), 4, (2, 2, 1)),
+        (tfb.Chain([tfb.TransformDiagonal(tfb.Exp()), tfb.FillTriangular()]), 3, (2, 2)),
+        # Two spacings of float32 wide: no number is inside.
+        (tfb.Sigmoid(1e6, 1e6 + 0.125), 3, (3,)),
+        (tfb.Scale(0.0), 3, (3,)),
+    ],
+)
+def test_samples_of_other_preprocessings_are_as_they_were(preprocessing, size, shape):
+    layers = tfb.Chain([preprocessing, tfb.Scale(30.0)])
+    flow = preprocessed_flow(tfd.Sample(tfd.Normal(0.0, 1.0), size), layers, "flow")
+    samples = flow.sample(20, seed=(0, 1))
+    assert samples.shape == (20, *shape)
+    np.testing.assert_array_equal(samples, layers.forward(flow.distribution.sample(20, seed=(0, 1))))
+
+
+def test_the_places_of_a_permutation_are_no_harm():
+    flow = flow_to_the_end(tfb.Chain([tfb.Permute([1, 2, 0]), tfb.Sigmoid()]))
+    samples = flow.sample(200, seed=(0, 1))
+    expected = flow.bijector.forward(flow.distribution.sample(200, seed=(0, 1)))
+    np.testing.assert_allclose(samples, expected, rtol=0, atol=1e-6)
+
+
+def test_forward_mode_through_samples_in_a_graph():
+    low = tf.Variable(-1.0)
+    flow = sn.dense_flow(3, num_layers=1, preprocessing=tfb.Sigmoid(low, 1.0), seed=1)
+
+    def derivative():
+        with tf.autodiff.ForwardAccumulator(low, tf.constant(1.0)) as accumulator:
+            total = tf.reduce_sum(flow.sample(5, seed=(1, 2)))
+        return accumulator.jvp(total)
+
+    # The derivative of low + (1 - low) s by low is 1 - s, which is (1 - y) / 2.
+    expected = np.sum(1.0 - flow.sample(5, seed=(1, 2))) / 2.0
+    np.testing.assert_allclose(derivative(), expected, rtol=1e-5)
+    np.testing.assert_allclose(tf.function(derivative)(), expected, rtol=1e-5)

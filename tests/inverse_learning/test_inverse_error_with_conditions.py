@@ -61,6 +61,27 @@ def test_all_probes_of_networks_are_used():
     assert numbers[-1] == 20
 
 
+def test_a_condition_that_is_no_batch(layer):
+    for condition in (0.5, np.zeros([0, 1])):
+        with pytest.raises(ValueError, match="`condition` must be a batch of conditions; got shape"):
+            sn.inverse_error(layer, condition=condition)
+
+
+def test_columns_of_a_frame_are_put_in_order(rng):
+    pandas = pytest.importorskip("pandas")
+    x = pandas.DataFrame({"b": rng.normal(size=20), "a": rng.normal(size=20)}).astype("float32")
+    y = pandas.DataFrame({"u": x["a"], "v": x["b"]})
+    model = sn.ConditionalFlowModel(sn.free_form_flow(2, 2, num_layers=1, width=4, seed=1))
+    model.compile(keras.optimizers.Adam(1e-2))
+    model.fit(x, y, epochs=2, verbose=0)
+    drawn = [
+        sn.plot.inverse_errors(model, condition=frame).lines[0].get_xdata() for frame in (x, x[["a", "b"]])
+    ]
+    np.testing.assert_array_equal(*drawn)
+    found = [begun(InverseQuality(condition=frame), model).errors for frame in (x, x[["a", "b"]])]
+    assert found[0] == found[1]
+
+
 def test_linear_layers_take_no_condition():
     dense = sn.SelfNormDense.trainable(2)
     with pytest.raises(ValueError, match="`condition` must be None for `self_norm_dense`"):
@@ -76,6 +97,11 @@ def conditional_model(rng, embedding=None):
     base = tfd.Sample(tfd.Normal(np.float64(0.0), 1.0), [3])
     flow = tfd.TransformedDistribution(base, tfb.Chain([dense, pair]))
     return sn.ConditionalFlowModel(flow, condition_shape=1, embedding=embedding)
+
+
+def coupling_model():
+    """Without a pair of networks."""
+    return sn.ConditionalFlowModel(sn.coupling_flow(2, 1, num_layers=1, width=4, seed=1))
 
 
 def begun(callback, model):
@@ -109,13 +135,16 @@ def test_conditions_that_are_missing_or_surplus_or_no_batch(rng):
     model = conditional_model(rng)
     for condition, message in (
         (None, "InverseQuality needs the argument `condition`, a batch of conditions .* `pair`; got None"),
-        (np.zeros(1), r"`condition` has shape \(1,\); expected conditions of shape \(1,\), \(batch, 1\)"),
+        (np.zeros(1), r"`condition` has shape \(1,\); expected \(batch, 1\), for conditions of shape \(1,\)"),
+        (np.zeros([0, 1]), "`condition` must have one or more conditions"),
         (np.zeros([4, 2]), r"`condition` has shape \(4, 2\)"),
     ):
         with pytest.raises(ValueError, match=message):
             begun(InverseQuality(condition=condition), model)
     with pytest.raises(ValueError, match="`inverse_errors` needs the argument `condition`"):
         sn.plot.inverse_errors(model)
+    with pytest.raises(ValueError, match="of shape"):
+        begun(InverseQuality(condition=np.zeros([4, 2])), coupling_model())
     plain = sn.FlowModel(sn.dense_flow(3, num_layers=1))
     with pytest.raises(ValueError, match="`condition` must be None for FlowModel"):
         begun(InverseQuality(condition=np.zeros([4, 1])), plain)

@@ -42,12 +42,12 @@ class LearnedInverse(SelfNormalizing):
     guide on networks shows how to measure the mass. If it is not 1, take a chain of smaller pairs, a larger
     weight, 3 to 10, or a lower rate.
 
-    Inside a `training_scope` the log-det has the surrogate gradient of Draxler et al.: the Jacobian of g in
-    place of the inverse Jacobian of f, by one product in reverse mode and one in forward mode. Its value is
-    held, as in the linear layers: here a mean over some events, and 0 before the first. A step costs about
-    four passes of both networks, O(D) times less than the exact log-det. Outside the scope, `log_prob` and
-    its gradient are exact: D products with the Jacobian of f for each event, and O(D^3) for its log-det. The
-    log-det of `forward` is that of g.
+    Inside a `training_scope`, above 8 dimensions by default, the log-det has the surrogate gradient of
+    Draxler et al.: the Jacobian of g in place of the inverse Jacobian of f, by one product in reverse mode
+    and one in forward mode. Its value is held, as in the linear layers: here a mean over some events, and 0
+    before the first. A step costs about four passes of both networks, O(D) times less than the exact log-det.
+    Outside the scope, `log_prob` and its gradient are exact: D products with the Jacobian of f for each
+    event, and O(D^3) for its log-det. The log-det of `forward` is that of g.
 
     The exact `forward` is Broyden's method from the decoder, and a step of Newton's method: some ten passes,
     and O(D^3). Its gradient is exact; it is differentiable once. All compiles for XLA, which computes the

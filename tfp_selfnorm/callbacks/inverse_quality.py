@@ -3,11 +3,11 @@
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfp_selfnorm.bijectors.conditional import Conditional
 from tfp_selfnorm.callbacks.shared import FlowCallback, check_verbose
 from tfp_selfnorm.inverse_learning.tracking import inverse_error
-from tfp_selfnorm.model.conditions import Conditions
 from tfp_selfnorm.structure.layers import bijectors_of, self_norm_layers
 from tfp_selfnorm.structure.names import unused_name
 from tfp_selfnorm.utils.integers import check_int, check_positive_int
@@ -43,15 +43,12 @@ def probed_errors(
     }
 
 
-def condition_of_pairs(
-    layers: dict[str, Any], distribution: TfpObject, conditions: Conditions | None, condition: Any, user: str
-) -> Any:
+def condition_of_pairs(layers: dict[str, Any], model: TfpObject, condition: Any, user: str) -> Any:
     """A batch of conditions as the pairs of networks get it, embedded; `None` if there is no such pair.
 
     Args:
       layers: the layers, by names.
-      distribution: the distribution of the model.
-      conditions: the form of the conditions of the model, or `None`.
+      model: a model, or a distribution.
       condition: the batch that the user gave, or `None`.
       user: the name of the user.
 
@@ -59,14 +56,24 @@ def condition_of_pairs(
       TypeError, ValueError: if the batch is missing or does not fit.
     """
     pairs = [name for name, layer in layers.items() if not layer.is_constant_jacobian]
-    if conditions is None or not pairs:
+    form = getattr(model, "conditions", None)
+    if form is None or (condition is None and not pairs):
         return None
     if condition is None:
         raise ValueError(
             f"{user} needs the argument `condition`, a batch of conditions for the probes of the networks "
             f"`{pairs[0]}`; got None."
         )
-    return bijectors_of(Conditional, distribution)[0].embedded(conditions.tensor(condition, is_batch=True))
+    ordered = model._frames.ordered(condition, "condition", "conditions")
+    batch = form.tensor(ordered, is_batch=True)
+    numbers = {int(part.shape[0]) for part in tf.nest.flatten(batch)}
+    if len(numbers) > 1 or 0 in numbers:
+        found = " and ".join(map(str, sorted(numbers)))
+        raise ValueError(
+            f"`condition` must have one or more conditions, as many in each part; got {found} of them."
+        )
+    conditionals = bijectors_of(Conditional, model.inference_distribution)
+    return conditionals[0].embedded(batch) if pairs else None
 
 
 class InverseQuality(FlowCallback):
@@ -138,10 +145,9 @@ class InverseQuality(FlowCallback):
 
     def _batch(self):
         """The conditions of the probes, by the embedding of this epoch."""
-        distribution, form = self.scored_distribution, self.model.conditions
-        if form is None:
+        if self.model.conditions is None:
             return self.checked_condition(self.condition)
-        return condition_of_pairs(self._layers, distribution, form, self.condition, type(self).__name__)
+        return condition_of_pairs(self._layers, self.model, self.condition, type(self).__name__)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if (epoch + 1) % self.every_epochs == 0 or not self.errors:

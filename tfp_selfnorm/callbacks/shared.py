@@ -48,6 +48,7 @@ class FlowCallback(keras.callbacks.Callback):
           TypeError, ValueError: if they do not fit, or the model takes none.
         """
         form = self.model.conditions
+        condition = self.model._frames.ordered(condition, "condition", "conditions")
         if form is None:
             if condition is not None:
                 raise ValueError(f"`condition` must be None for {type(self.model).__name__}; got conditions.")

@@ -42,11 +42,11 @@ def free_form_flow(
 
     Train it with `Tracking(reconstruction=Reconstruction(weight=3.0))`, Adam with a rate from 3e-3 to 6e-3
     that falls to 0, and a bound of 50 for the norms of gradients (`clipnorm=50.0`). Weights from 3 to 10 are
-    good. Stop by the validation NLL, and look at the inverse error beside it: with a weight near 0 the NLL
-    falls while the density gets too much mass; see `LearnedInverse`. The chain of three pairs of the default
-    was better than one pair with three blocks (`num_layers=1, depth=3`) for as many seconds, with better
-    inverses: on scikit-learn's digits, and on four densities in the plane, where after 900 steps one pair had
-    masses of up to 1.39, and the chain of 0.99 to 1.01.
+    good. Stop by the validation NLL, and look at `worst_inverse_error` of `InverseQuality` beside it: with
+    the default weight, 1, or less, the NLL falls while the density gets too much mass; see `LearnedInverse`.
+    The chain of three pairs of the default was better than one pair with three blocks (`num_layers=1,
+    depth=3`) for as many seconds, with better inverses: on scikit-learn's digits, and on three of four
+    densities in the plane. There one pair had masses of up to 1.39, and the chain of 0.99 to 1.01.
 
     Args:
       event_shape: shape of an event: int, tuple or `tf.TensorShape`.

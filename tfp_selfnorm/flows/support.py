@@ -23,8 +23,10 @@ class _DensityOnSupport(TransformedDistribution):
     preprocessing, gives NaN. A bijector whose inverse is finite there too, such as `tfb.Softsign`, shows no
     border. `adapt` and `whiten` refuse events outside.
 
-    Samples are inside. The dtype rounds the map of an extreme latent to the end of the range, where the
-    inverse is infinite: a sigmoid in float32 is 1 from 17 on. Such values become the next ones inside.
+    The dtype rounds the map of an extreme latent to the end of the range, where the inverse is infinite: a
+    sigmoid in float32 is 1 from 17 on. In samples such a number becomes one inside, at a distance of some
+    roundings, if the preprocessing maps each number of an event to the one at its place. An overflow to
+    infinity stays.
     """
 
     def experimental_local_measure(self, y: Any, backward_compat: bool = False, **kwargs: Any) -> Any:
@@ -81,30 +83,34 @@ def decoded(distribution: tfp.distributions.Distribution, z: Any, **bijector_kwa
 
 
 def _inside(y, preprocessing, arguments):
-    """Events of a preprocessing, with numbers at the end of its range moved to the next ones inside."""
-    flat = tf.stop_gradient(tf.identity(y))
+    """Events of a preprocessing, with numbers at the end of its range moved to one inside.
 
-    def is_at_end(y):
-        return tf.math.is_finite(y) & ~tf.math.is_finite(preprocessing.inverse(tf.identity(y), **arguments))
-
-    at_end = is_at_end(flat)
-    if at_end.shape != flat.shape or (tf.executing_eagerly() and not tf.reduce_any(at_end)):
+    It changes a number only where the inverse at the same place becomes finite.
+    """
+    if not tf.is_tensor(y):
+        return y
+    original = tf.stop_gradient(tf.identity(y))
+    try:
+        latent = preprocessing.inverse(tf.identity(original), **arguments)
+    except NotImplementedError:
+        return y
+    if latent.shape != original.shape:
+        return y
+    at_end = tf.math.is_finite(original) & ~tf.math.is_finite(latent)
+    if tf.executing_eagerly() and not tf.reduce_any(at_end):
         # The same tensor, for TFP's cache.
         return y
-    info = np.finfo(flat.dtype.as_numpy_dtype)
-    spacing = tf.maximum(tf.abs(flat) * info.eps, info.tiny)
-    middle = preprocessing.forward(tf.zeros_like(preprocessing.inverse(flat, **arguments)), **arguments)
-
-    def move(step, moved, at_end):
-        towards = flat + tf.sign(middle - flat) * spacing * step
-        moved = tf.where(at_end, towards, moved)
-        return 4.0 * step, moved, is_at_end(moved)
-
-    # From the spacing of the least number to that of 1, in steps of a factor of four.
-    limit = 2 * int(np.log2(1.0 / info.tiny))
-    start = tf.ones([], flat.dtype), flat, at_end
-    moved = tf.while_loop(lambda *loop: tf.reduce_any(loop[2]), move, start, maximum_iterations=limit)[1]
-    return tf.where(at_end, y + tf.stop_gradient(moved - y), y)
+    middle = preprocessing.forward(tf.zeros_like(latent), **arguments)
+    moved, info = original, np.finfo(original.dtype.as_numpy_dtype)
+    # The spacing of numbers at the end, and that at the width of the range, where the end is 0.
+    for size in (tf.maximum(tf.abs(original) * info.eps, info.tiny), tf.abs(middle - original) * info.eps):
+        for factor in (1.0, 4.0, 16.0):
+            if tf.executing_eagerly() and not tf.reduce_any(at_end):
+                break
+            inner = original + tf.sign(middle - original) * size * factor
+            is_inside = tf.math.is_finite(preprocessing.inverse(tf.identity(inner), **arguments)) & at_end
+            moved, at_end = tf.where(is_inside, inner, moved), at_end & ~is_inside
+    return tf.where(tf.equal(moved, original), y, y + tf.stop_gradient(moved - y))
 
 
 def _any(is_true, rank):

@@ -225,7 +225,8 @@ def inverse_error(
 
     Raises:
       TypeError: if the layer is no self-normalizing layer.
-      ValueError: if `num_probes` is no positive int, or a linear layer gets a condition.
+      ValueError: if `num_probes` is no positive int, if the condition is no batch of one or more, or if a
+        linear layer gets one.
 
     >>> import tensorflow as tf
     >>> import tfp_selfnorm as sn
@@ -239,6 +240,9 @@ def inverse_error(
     elif layer.is_constant_jacobian:
         raise ValueError(f"`condition` must be None for `{layer.name}`, which takes none; got a condition.")
     else:
+        condition = tf.convert_to_tensor(condition)
+        if not condition.shape.rank or condition.shape[0] == 0:
+            raise ValueError(f"`condition` must be a batch of conditions; got shape {condition.shape}.")
         kernel, other = layer.maps_given(condition)
     if not layer.has_matrix_kernels:
         return operations.inverse_error(kernel, other, probes)

@@ -258,8 +258,8 @@ def _check_form(value: Array | tf.TensorSpec, spec: tf.TensorSpec, name: str, is
     if not (is_right and shape[num_leading:].is_compatible_with(spec.shape)):
         sizes = "".join(f", {size}" for size in spec.shape)
         raise ValueError(
-            f"`{name}` has shape {tuple(shape)}; expected conditions of shape {tuple(spec.shape)}, "
-            f"({'batch' if is_batch else '...'}{sizes})."
+            f"`{name}` has shape {tuple(shape)}; expected ({'batch' if is_batch else '...'}{sizes}), "
+            f"for conditions of shape {tuple(spec.shape)}."
         )
 
 

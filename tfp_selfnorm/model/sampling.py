@@ -43,7 +43,8 @@ class SamplingModel(FlowTrainer):
         Raises:
           TypeError: if an argument has another type.
           ValueError: if `n` is negative or no integer; if `temperature` is not positive and finite, or the
-            base distribution has no location; if a kernel is singular, with the name of the layer.
+            base distribution has no location; if a kernel is singular, with the name of the layer; if the
+            exact solve of a pair of networks fails for a latent, for the whole call.
 
         References: for the temperature, Kingma and Dhariwal, "Glow", NeurIPS 2018, section 6.
         """
@@ -120,7 +121,7 @@ class SamplingModel(FlowTrainer):
             return decoded(self._flow(exact), tf.identity(z), **bijector_kwargs)
 
     def reconstruct(self, x: Array, exact: bool = False) -> tf.Tensor:
-        """Maps data to latent and back. By default the difference from `x` is the error of R."""
+        """Maps data to latent and back. By default the difference from `x` is the error of all R together."""
         return self.decode(self.encode(x), exact)
 
     @contextlib.contextmanager

@@ -60,8 +60,8 @@ def inverse_errors(
     distribution = distribution_of(model, "model")
     layers = learned_layers(distribution, "`inverse_errors`")
     num_probes = check_positive_int(num_probes, "num_probes")
-    seed, form = check_int(seed, "seed", -(2**63), 2**63 - 1), getattr(model, "conditions", None)
-    embedded = condition_of_pairs(layers, distribution, form, condition, "`inverse_errors`")
+    seed = check_int(seed, "seed", -(2**63), 2**63 - 1)
+    embedded = condition_of_pairs(layers, model, condition, "`inverse_errors`")
     errors = [probed_errors(layers, num_probes, seed, embedded)]
     if x is not None:
         errors.append(_errors_of_data(model, distribution, layers, x, condition))
