@@ -68,7 +68,7 @@ def test_a_condition_that_is_no_batch(layer):
 
 
 def test_columns_of_a_frame_are_put_in_order(rng):
-    pandas = pytest.importorskip("pandas")
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed; `pip install .[dev]` has it")
     x = pandas.DataFrame({"b": rng.normal(size=20), "a": rng.normal(size=20)}).astype("float32")
     y = pandas.DataFrame({"u": x["a"], "v": x["b"]})
     model = sn.ConditionalFlowModel(sn.free_form_flow(2, 2, num_layers=1, width=4, seed=1))
