@@ -244,7 +244,7 @@ def _presets():
         "free_form_chain_digits": _change(
             free_form_digits, flow={"num_layers": 3, "depth": 1}, learning_rate=6e-3
         ),
-        "dense_digits": _change(
+        "dense_digits": dataclasses.replace(
             free_form_digits,
             builder="dense_flow",
             flow={"num_layers": 2},
