@@ -204,8 +204,8 @@ def test_tracking_refuses(make_layer):
         sn.Tracking(num_probes=0)
     with pytest.raises(ValueError, match="refresh_every"):
         sn.Tracking(refresh_every=0)
-    with pytest.raises(TypeError, match="`reconstruction` must be a Reconstruction; got None"):
-        sn.Tracking(reconstruction=None)
+    with pytest.raises(TypeError, match="`reconstruction` must be a Reconstruction or None; got 3.0"):
+        sn.Tracking(reconstruction=3.0)
     with pytest.raises(TypeError, match=r"`forward_kernel`.*tf.Variable"):
         sn.sketch_and_project(sn.SelfNormDense(tf.eye(2), tf.eye(2)))
 

@@ -19,13 +19,12 @@ BUILDERS = {
     "free form": (sn.free_form_flow, {"depth": 1}),
     "free form chain": (sn.free_form_flow, {"num_layers": 2, "depth": 1}),
 }
-LEARNING = sn.Tracking(reconstruction=sn.Reconstruction(weight=3.0))
 
 
 def make_model(kind, **options):
     builder, arguments = BUILDERS[kind]
     arguments = {"event_shape": 2, "condition_shape": 3, "width": 8, "seed": 1, **arguments, **options}
-    model = sn.ConditionalFlowModel.from_builder(builder, LEARNING, **arguments)
+    model = sn.ConditionalFlowModel.from_builder(builder, **arguments)
     model.compile(keras.optimizers.Adam(1e-2))
     return model
 

@@ -40,10 +40,10 @@ def free_form_flow(
     and `num_layers` of `LearnedInverse`. The networks of each are two `residual_network`s. The initial map of
     these is the identity.
 
-    Train it with `Tracking(reconstruction=Reconstruction(weight=3.0))`, Adam with a rate from 3e-3 to 6e-3
-    that falls to 0, and a bound of 50 for the norms of gradients (`clipnorm=50.0`). Weights from 3 to 10 are
-    good. Stop by the validation NLL, and look at `worst_inverse_error` of `InverseQuality` beside it: with
-    the default weight, 1, or less, the NLL falls while the density gets too much mass; see `LearnedInverse`.
+    Train it by Adam with a rate from 3e-3 to 6e-3 that falls to 0, and a bound of 50 for the norms of
+    gradients (`clipnorm=50.0`). Stop by the validation NLL, and look at `worst_inverse_error` of
+    `InverseQuality` beside it. With a regularizer of weight 1 or less the NLL falls while the density gets
+    too much mass, see `LearnedInverse`; the default of a `FlowModel` has 3, and up to 10 is good.
     The chain of three pairs of the default was better than one pair with three blocks (`num_layers=1,
     depth=3`) for as many seconds, with better inverses: on scikit-learn's digits, and on three of four
     densities in the plane. There one pair had masses of up to 1.39, and the chain of 0.99 to 1.01.

@@ -17,6 +17,9 @@ from tfp_selfnorm.utils.types import Array, Seed
 
 # The number of probes of a convolution. Few are enough, since each averages over its pixels.
 _NUM_IMAGES = 8
+# The best regularizers in our trainings, of wide convolutions and of pairs of networks.
+_OF_CONVOLUTIONS = Reconstruction("probes", weight=10.0)
+_OF_NETWORKS = Reconstruction(weight=3.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +38,12 @@ class Tracking(InverseLearning):
     Args:
       num_probes: number of probes in each step; at most D are used.
       refresh_every: steps between refreshes; `None` takes the `refresh_interval` of each layer.
-      reconstruction: the regularizer of layers that cannot be tracked: convolutions wider than 1x1, and each
-        `LearnedInverse`.
+      reconstruction: the regularizer of layers that cannot be tracked. `None` takes
+        `Reconstruction("probes", weight=10.0)` for convolutions wider than 1x1, and
+        `Reconstruction(weight=3.0)` for each `LearnedInverse`.
 
     Raises:
-      TypeError: if `reconstruction` is no `Reconstruction`.
+      TypeError: if `reconstruction` is neither a `Reconstruction` nor `None`.
       ValueError: if one of the numbers is no positive int.
 
     >>> import tfp_selfnorm as sn
@@ -52,13 +56,15 @@ class Tracking(InverseLearning):
 
     num_probes: int = 8
     refresh_every: int | None = None
-    reconstruction: Reconstruction = Reconstruction()
+    reconstruction: Reconstruction | None = None
 
     def __post_init__(self) -> None:
         check_positive_int(self.num_probes, "num_probes")
         check_counts(refresh_every=self.refresh_every)
-        if not isinstance(self.reconstruction, Reconstruction):
-            raise TypeError(f"`reconstruction` must be a Reconstruction; got {self.reconstruction!r}.")
+        if not isinstance(self.reconstruction, Reconstruction | None):
+            raise TypeError(
+                f"`reconstruction` must be a Reconstruction or None; got {self.reconstruction!r}."
+            )
 
     def mixture(self, layer: Any) -> float:
         """1 if R is tracked: W then has the plain gradient of the likelihood."""
@@ -66,9 +72,11 @@ class Tracking(InverseLearning):
         return 1.0 if layer.has_matrix_kernels else layer.mixture
 
     def regularizer(self, layer: Any) -> Reconstruction | None:
-        """`reconstruction`, if the layer needs a learned inverse and cannot be tracked."""
+        """`reconstruction` or its default, if the layer needs a learned inverse and cannot be tracked."""
         check_layer(layer)
-        return self.reconstruction if layer.needs_inverse and not layer.has_matrix_kernels else None
+        if not layer.needs_inverse or layer.has_matrix_kernels:
+            return None
+        return self.reconstruction or (_OF_CONVOLUTIONS if layer.is_constant_jacobian else _OF_NETWORKS)
 
     def tracks(self, layer: Any) -> bool:
         """Whether the layer needs a learned inverse and its kernels are matrices.

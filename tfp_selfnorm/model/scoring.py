@@ -56,7 +56,7 @@ class ScoringModel(DistributionModel):
 
     def _log_prob_of_a_bigger_model(self, distribution, x, training, arguments):
         is_training = could_record_gradients() if training is None else training
-        with recording_scope(self.inverse_learning) as scope:
+        with recording_scope(self.inverse_learning, self._step_seed()) as scope:
             log_prob = distribution.log_prob(x, **arguments)
             if is_training:
                 self._guard.steps.assign_add(1)
@@ -93,12 +93,18 @@ class ScoringModel(DistributionModel):
     def _add_regularizer(self, scope, step):
         layers = [la for la in self._regularized_layers if scope.learning.regularizer(la) is not None]
         if layers:
-            weight = self._regularizer_weights.read(tf.convert_to_tensor(step))
+            weight = {layer: self._learning.regularizer(layer).weight for layer in layers}
+            if self._regularizer_weights.changes:
+                weight = self._regularizer_weights.read(tf.convert_to_tensor(step))
             self.add_loss(scope.reconstruction_loss(weight, layers))
 
     def _iterations(self) -> Any:
         """The number of updates, for schedules."""
         return 0 if self.optimizer is None else tf.convert_to_tensor(self.optimizer.iterations)
+
+    def _step_seed(self):
+        """The seed of the probes of a step: a training that goes on from a file has the same ones."""
+        return tf.stack([0, tf.cast(tf.convert_to_tensor(self._guard.steps), tf.int32)])
 
     def _can_use_xla(self, is_training):
         """Whether XLA computes the log-dets well. Exact ones that depend on the events are slow there."""

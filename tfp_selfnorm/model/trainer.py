@@ -286,8 +286,7 @@ class FlowTrainer(ScoringModel):
         return results
 
     def _open_scope(self, is_training):
-        seed = tf.stack([0, tf.cast(tf.convert_to_tensor(self._guard.steps), tf.int32)])
-        return training_scope(self.inverse_learning, seed=seed, **self._refresh.read(is_training))
+        return training_scope(self.inverse_learning, seed=self._step_seed(), **self._refresh.read(is_training))
 
     def _build_optimizer(self, names=None):
         """Makes the optimizer's variables, for the trainable variables or for the variables of the names."""
