@@ -287,7 +287,7 @@ class ConditionalFlowModel(FlowModel):
             return fit_to_target(training, data, steps_per_epoch, epochs, callbacks, verbose)
 
     def encode(self, events: Array, condition: Any = None) -> tf.Tensor:
-        """Maps events to latents for their conditions; raises as `log_prob` does."""
+        """Maps events to latents for their conditions; see `FlowModel.encode`. Raises as `log_prob` does."""
         events = check_events(self._frames.ordered(events, "events"), self.distribution, "events")
         condition = self._condition(condition)
         return self.inference_distribution.bijector.inverse(tf.identity(events), condition=condition)
@@ -295,7 +295,7 @@ class ConditionalFlowModel(FlowModel):
     def decode(  # type: ignore[override]
         self, z: Array, condition: Any = None, exact: bool = False
     ) -> tf.Tensor:
-        """Maps latents to events for their conditions, by R or by the exact inverse of W."""
+        """Maps latents to events for their conditions; see `FlowModel.decode`."""
         z = check_events(z, self.distribution.distribution, name="z")
         return self._decoded(z, exact, condition=self._condition(condition))
 

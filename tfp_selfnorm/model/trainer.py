@@ -286,7 +286,8 @@ class FlowTrainer(ScoringModel):
         return results
 
     def _open_scope(self, is_training):
-        return training_scope(self.inverse_learning, seed=self._step_seed(), **self._refresh.read(is_training))
+        held = self._refresh.read(is_training)
+        return training_scope(self.inverse_learning, seed=self._step_seed(), **held)
 
     def _build_optimizer(self, names=None):
         """Makes the optimizer's variables, for the trainable variables or for the variables of the names."""
