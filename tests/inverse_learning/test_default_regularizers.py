@@ -50,10 +50,10 @@ def x(rng):
 
 def test_convolutions_have_latent_probes_and_pairs_the_error_of_the_data(x):
     of_data = float(tf.reduce_mean(tf.reduce_sum(x**2, axis=[1, 2, 3])))
-    # The mean square of a probe is the number of dimensions, up to the noise of 100 probes.
+    # The mean square of a probe is the number of dimensions, up to the noise of 8 probes.
     pair, convolution = 3.0 * 0.3**2 * of_data, 10.0 * 0.1**2 * np.prod(SHAPE)
     for loss in losses(sn.Tracking(), x):
-        assert loss - pair == pytest.approx(convolution, rel=0.1)
+        assert loss - pair == pytest.approx(convolution, rel=0.3)
 
 
 def test_one_regularizer_of_your_own_is_for_both(x):

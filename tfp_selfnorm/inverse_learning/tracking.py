@@ -18,7 +18,7 @@ from tfp_selfnorm.utils.types import Array, Seed
 # The number of probes of a convolution. Few are enough, since each averages over its pixels.
 _NUM_IMAGES = 8
 # The best regularizers in our trainings, of wide convolutions and of pairs of networks.
-_OF_CONVOLUTIONS = Reconstruction("probes", weight=10.0)
+_OF_CONVOLUTIONS = Reconstruction("probes", weight=10.0, num_probes=8)
 _OF_NETWORKS = Reconstruction(weight=3.0)
 
 
@@ -39,7 +39,7 @@ class Tracking(InverseLearning):
       num_probes: number of probes in each step; at most D are used.
       refresh_every: steps between refreshes; `None` takes the `refresh_interval` of each layer.
       reconstruction: the regularizer of layers that cannot be tracked. `None` takes
-        `Reconstruction("probes", weight=10.0)` for convolutions wider than 1x1, and
+        `Reconstruction("probes", weight=10.0, num_probes=8)` for convolutions wider than 1x1, and
         `Reconstruction(weight=3.0)` for each `LearnedInverse`.
 
     Raises:
