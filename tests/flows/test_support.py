@@ -190,6 +190,30 @@ def test_samples_that_the_dtype_rounds_to_the_end_are_inside(preprocessing, is_c
         np.testing.assert_array_equal(samples.numpy()[~at_end], plain[~at_end])
 
 
+@pytest.mark.parametrize(
+    "preprocessing",
+    [tfb.Exp(), tfb.GumbelCDF(), tfb.Chain([tfb.Square(), tfb.Softplus()])],
+    ids=lambda bijector: bijector.name,
+)
+def test_xla_moves_numbers_at_the_end_too(preprocessing):
+    """By itself it takes the logarithm of an exponential for the number, at the end too."""
+    model = sn.FlowModel(sn.dense_flow(2, num_layers=1, preprocessing=preprocessing, seed=1))
+    for jit_compile in (False, True):
+        x = tf.function(model.decode, jit_compile=jit_compile)(tf.constant([[-200.0, 0.0], [0.0, -200.0]]))
+        assert np.all(np.isfinite(model.log_prob(x)))
+        assert np.all(np.isfinite(model.encode(x)))
+
+
+def test_an_event_is_moved_only_to_the_inside():
+    """A place alone is not enough where the inverse at a place depends on the others."""
+    flow = flow_to_the_end(tfb.Chain([tfb.Ascending(), tfb.Scale(30.0)]))
+    samples = flow.sample(300, seed=(0, 1)).numpy()
+    plain = flow.bijector.forward(flow.distribution.sample(300, seed=(0, 1))).numpy()
+    is_moved = np.any(samples != plain, axis=-1)
+    assert np.all(np.isfinite(flow.log_prob(tf.constant(samples[is_moved]))))
+    assert np.all(np.diff(samples[is_moved], axis=-1) > 0.0)
+
+
 def test_samples_inside_are_the_tensor_of_the_cache():
     flow = preprocessed_flow(tfd.Sample(tfd.Normal(0.0, 1.0), 3), tfb.Chain([tfb.Sigmoid()]), "flow")
     samples = flow.sample(5, seed=(0, 1))

@@ -64,6 +64,7 @@ SLOW = (
     # Of the pages of the documentation the README and the short ones are fast.
     r"test_notebooks.py::test_notebook",
     r"test_pages.py::test_page\[docs/pages/(getting|guides/(?!plain)|migrating)",
+    r"test_bigger_models.py::test_.*_on_two_replicas",
     r"test_bigger_models.py::test_a_layer_of_a_functional_model_ends_at_the_optimum\[(adaptive|none)\]",
     r"test_bigger_models.py::test_two_flows_of_a_subclassed_model_end_at_the_sum_of_the_optima\[[TN]",
     r"test_flow_model_images.py::test_centred_images_train_further",

@@ -28,7 +28,12 @@ def scaled_convolution(factor):
     """The identity, and an R that multiplies by the factor."""
     kernel = np.zeros([3, 3, 2, 2], np.float32)
     kernel[1, 1] = np.eye(2)
-    return sn.SelfNormConv2D(tf.Variable(kernel), tf.Variable(factor * kernel), SHAPE[:2], name="convolution")
+    return sn.SelfNormConv2D(
+        inverse_kernel=tf.Variable(kernel),
+        forward_kernel=tf.Variable(factor * kernel),
+        spatial_shape=SHAPE[:2],
+        name="convolution",
+    )
 
 
 def losses(learning, x):
@@ -86,3 +91,15 @@ def test_the_probes_of_a_layer_of_a_bigger_model_go_by_its_steps(x):
 
     assert loss_after([x], 1) == loss_after([x[:3]], 2)
     assert loss_after([x, x], 3) == loss_after([x, x[:3]], 4) != loss_after([x], 1)
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["convolution first", "pair first"])
+def test_the_figure_has_the_whole_error_of_a_pair_in_any_order(x, order):
+    """The loss has its error for all events. The error of the convolution comes from the first 8."""
+    chain = tfb.Chain([scaled_pair(0.7), scaled_convolution(0.9)][::order])
+    base = tfd.Independent(tfd.Normal(tf.zeros(SHAPE), 1.0), 3)
+    model = sn.FlowModel(tfd.TransformedDistribution(base, chain))
+    model.compile(keras.optimizers.SGD(0.0))
+    found = model.fit(x, batch_size=200, shuffle=False, verbose=0).history["reconstruction"][0]
+    squares = np.sum(np.square(x, dtype=np.float64), axis=(1, 2, 3))
+    np.testing.assert_allclose(found, 0.3**2 * np.mean(squares) + 0.1**2 * np.mean(squares[:8]), rtol=1e-5)

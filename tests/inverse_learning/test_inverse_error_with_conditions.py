@@ -67,6 +67,21 @@ def test_a_condition_that_is_no_batch(layer):
             sn.inverse_error(layer, condition=condition)
 
 
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ({"level": np.ones([2, 1])}, "`condition` must be one array; got a dict"),
+        (tf.ragged.constant([[1.0], []]), "`condition` must be dense; got RaggedTensor"),
+        (np.array([["a"]]), "`condition` must be conditions of numbers; got dtype <U1"),
+        (np.ones([2, 1], np.complex64), "`condition` must be conditions of numbers; got dtype complex64"),
+    ],
+    ids=["dict", "ragged", "text", "complex"],
+)
+def test_a_condition_that_is_no_array_of_numbers(layer, condition, message):
+    with pytest.raises(TypeError, match=message):
+        sn.inverse_error(layer, condition=condition)
+
+
 def test_columns_of_a_frame_are_put_in_order(rng):
     pandas = pytest.importorskip("pandas", reason="pandas is not installed; `pip install .[dev]` has it")
     x = pandas.DataFrame({"b": rng.normal(size=20), "a": rng.normal(size=20)}).astype("float32")
@@ -138,6 +153,7 @@ def test_conditions_that_are_missing_or_surplus_or_no_batch(rng):
         (np.zeros(1), r"`condition` has shape \(1,\); expected \(batch, 1\), for conditions of shape \(1,\)"),
         (np.zeros([0, 1]), "`condition` must have one or more conditions"),
         (np.zeros([4, 2]), r"`condition` has shape \(4, 2\)"),
+        (np.float32([[0.1], [np.nan]]), "`condition` has values that are not finite in 1 of 2 examples"),
     ):
         with pytest.raises(ValueError, match=message):
             begun(InverseQuality(condition=condition), model)
@@ -148,6 +164,11 @@ def test_conditions_that_are_missing_or_surplus_or_no_batch(rng):
     plain = sn.FlowModel(sn.dense_flow(3, num_layers=1))
     with pytest.raises(ValueError, match="`condition` must be None for FlowModel"):
         begun(InverseQuality(condition=np.zeros([4, 1])), plain)
+    for model in (plain, plain.distribution):
+        with pytest.raises(
+            ValueError, match="`condition` must be None for (FlowModel|PreprocessedFlow|Trans)"
+        ):
+            sn.plot.inverse_errors(model, condition=np.zeros([4, 1]))
 
 
 def test_fit_of_a_free_form_posterior_with_the_callback(rng):

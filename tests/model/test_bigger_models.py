@@ -1,6 +1,10 @@
 """Flows in other training than their own: whole trainings beside the known optimum."""
 
 import itertools
+import json
+import pathlib
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -271,3 +275,19 @@ def test_a_scope_that_would_teach_a_tracked_inverse_in_vain_is_refused():
     for learning in (sn.Tracking(num_probes=3), None):
         with sn.training_scope(learning):
             flow(DATA[:8], training=True)
+
+
+def on_two_replicas(weight):
+    script = pathlib.Path(__file__).parents[1] / "helpers" / "mirrored_layer.py"
+    run = subprocess.run([sys.executable, script, weight], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_the_regularizer_counts_once_on_two_replicas():
+    found = on_two_replicas("3.0")
+    np.testing.assert_allclose(found["losses"], 3.0 * 0.3**2 * found["squares"], rtol=1e-5)
+
+
+def test_an_adaptive_weight_on_two_replicas_is_refused():
+    assert "on several replicas. There its `AdaptiveWeight` cannot be updated" in on_two_replicas("adaptive")

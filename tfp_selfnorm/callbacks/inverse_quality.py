@@ -10,6 +10,7 @@ from tfp_selfnorm.callbacks.shared import FlowCallback, check_verbose
 from tfp_selfnorm.inverse_learning.tracking import inverse_error
 from tfp_selfnorm.structure.layers import bijectors_of, self_norm_layers
 from tfp_selfnorm.structure.names import unused_name
+from tfp_selfnorm.utils.checks import check_finite
 from tfp_selfnorm.utils.integers import check_int, check_positive_int
 from tfp_selfnorm.utils.types import TfpObject
 
@@ -57,6 +58,8 @@ def condition_of_pairs(layers: dict[str, Any], model: TfpObject, condition: Any,
     """
     pairs = [name for name, layer in layers.items() if not layer.is_constant_jacobian]
     form = getattr(model, "conditions", None)
+    if form is None and condition is not None:
+        raise ValueError(f"`condition` must be None for {type(model).__name__}; got conditions.")
     if form is None or (condition is None and not pairs):
         return None
     if condition is None:
@@ -72,6 +75,8 @@ def condition_of_pairs(layers: dict[str, Any], model: TfpObject, condition: Any,
         raise ValueError(
             f"`condition` must have one or more conditions, as many in each part; got {found} of them."
         )
+    for part in tf.nest.flatten(batch):
+        check_finite(part, "condition")
     conditionals = bijectors_of(Conditional, model.inference_distribution)
     return conditionals[0].embedded(batch) if pairs else None
 
@@ -145,8 +150,6 @@ class InverseQuality(FlowCallback):
 
     def _batch(self):
         """The conditions of the probes, by the embedding of this epoch."""
-        if self.model.conditions is None:
-            return self.checked_condition(self.condition)
         return condition_of_pairs(self._layers, self.model, self.condition, type(self).__name__)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:

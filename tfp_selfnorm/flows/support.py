@@ -59,16 +59,18 @@ class _DensityOnSupport(TransformedDistribution):
 
     def _call_sample_n(self, sample_shape, seed, **kwargs):
         y = super()._call_sample_n(sample_shape, seed, **kwargs)
-        return _inside(y, *self._preprocessing(self._kwargs_split_fn(kwargs)[1]))
+        return self._inside(y, self._kwargs_split_fn(kwargs)[1])
 
     def _sample_and_log_prob(self, sample_shape, seed, **kwargs):
         y, log_prob = super()._sample_and_log_prob(sample_shape, seed, **kwargs)
-        return _inside(y, *self._preprocessing(self._kwargs_split_fn(kwargs)[1])), log_prob
+        return self._inside(y, self._kwargs_split_fn(kwargs)[1]), log_prob
 
     def decoded(self, z: Any, **bijector_kwargs: Any) -> Any:
         """The events of latents."""
-        y = self.bijector.forward(z, **bijector_kwargs)
-        return _inside(y, *self._preprocessing(bijector_kwargs))
+        return self._inside(self.bijector.forward(z, **bijector_kwargs), bijector_kwargs)
+
+    def _inside(self, y, bijector_kwargs):
+        return _inside(y, len(self.event_shape), *self._preprocessing(bijector_kwargs))
 
     def copy(self, **override_parameters_kwargs: Any) -> TransformedDistribution:
         """A copy with other parameters."""
@@ -82,16 +84,22 @@ def decoded(distribution: tfp.distributions.Distribution, z: Any, **bijector_kwa
     return distribution.bijector.forward(z, **bijector_kwargs)
 
 
-def _inside(y, preprocessing, arguments):
+def _inside(y, rank, preprocessing, arguments):
     """Events of a preprocessing, with numbers at the end of its range moved to one inside.
 
-    It changes a number only where the inverse at the same place becomes finite.
+    It changes a number only where the inverse at the same place becomes finite, and an event only if its
+    whole inverse is finite after that.
     """
     if not tf.is_tensor(y):
         return y
     original = tf.stop_gradient(tf.identity(y))
+
+    def inverse(values):
+        # The minimum changes nothing. It keeps XLA from the simplification of log(exp(z)) to z.
+        return preprocessing.inverse(tf.minimum(values, values.dtype.max), **arguments)
+
     try:
-        latent = preprocessing.inverse(tf.identity(original), **arguments)
+        latent = inverse(original)
     except NotImplementedError:
         return y
     if latent.shape != original.shape:
@@ -108,8 +116,11 @@ def _inside(y, preprocessing, arguments):
             if tf.executing_eagerly() and not tf.reduce_any(at_end):
                 break
             inner = original + tf.sign(middle - original) * size * factor
-            is_inside = tf.math.is_finite(preprocessing.inverse(tf.identity(inner), **arguments)) & at_end
+            is_inside = tf.math.is_finite(inverse(inner)) & at_end
             moved, at_end = tf.where(is_inside, inner, moved), at_end & ~is_inside
+    is_good = tf.math.is_finite(moved) & tf.math.is_finite(inverse(moved))
+    is_good = tf.reduce_all(is_good, axis=list(range(-rank, 0)), keepdims=True)
+    moved = tf.where(is_good, moved, original)
     return tf.where(tf.equal(moved, original), y, y + tf.stop_gradient(moved - y))
 
 

@@ -10,6 +10,7 @@ from tfp_selfnorm.inverse_learning.base import InverseLearning, check_layer, che
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.math import dense
 from tfp_selfnorm.math.linear import largest
+from tfp_selfnorm.utils.checks import as_array
 from tfp_selfnorm.utils.integers import check_counts, check_int, check_positive_int, check_step
 from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.seeds import stateless_seed
@@ -232,7 +233,7 @@ def inverse_error(
       A scalar, the largest error in a batch of kernels.
 
     Raises:
-      TypeError: if the layer is no self-normalizing layer.
+      TypeError: if the layer is no self-normalizing layer, or the condition is no array of numbers.
       ValueError: if `num_probes` is no positive int, if the condition is no batch of one or more, or if a
         linear layer gets one.
 
@@ -248,15 +249,23 @@ def inverse_error(
     elif layer.is_constant_jacobian:
         raise ValueError(f"`condition` must be None for `{layer.name}`, which takes none; got a condition.")
     else:
-        condition = tf.convert_to_tensor(condition)
-        if not condition.shape.rank or condition.shape[0] == 0:
-            raise ValueError(f"`condition` must be a batch of conditions; got shape {condition.shape}.")
-        kernel, other = layer.maps_given(condition)
+        kernel, other = layer.maps_given(_as_conditions(condition))
     if not layer.has_matrix_kernels:
         return operations.inverse_error(kernel, other, probes)
     kernel, other = operations.to_matrix(kernel), operations.to_matrix(other)
     back = tf.matmul(other, tf.matmul(kernel, probes))
     return largest(tf.norm(probes - back, axis=[-2, -1])) / tf.norm(probes)
+
+
+def _as_conditions(condition):
+    condition = as_array(condition, "condition")
+    dtype = tf.as_dtype(condition.dtype)
+    if not (dtype.is_floating or dtype.is_integer or dtype.is_bool):
+        raise TypeError(f"`condition` must be conditions of numbers; got dtype {condition.dtype}.")
+    condition = tf.convert_to_tensor(condition)
+    if not condition.shape.rank or condition.shape[0] == 0:
+        raise ValueError(f"`condition` must be a batch of conditions; got shape {condition.shape}.")
+    return condition
 
 
 def _vector(errors):

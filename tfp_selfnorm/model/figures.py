@@ -7,10 +7,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm import images
+from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.inverse_learning.reconstruction_weight import ReconstructionWeights
 from tfp_selfnorm.inverse_learning.scope import TrainingScope
 
-# In training this number of examples gives the reconstruction error, unless the loss needs it for all.
+# In training this number of examples gives the error of a layer, unless the loss needs it for all.
 _ERROR_EXAMPLES = 8
 _ONLY_TRAINING = ("reconstruction_weight", "skipped_updates")
 
@@ -82,8 +83,11 @@ class Figures:
         if "bits_per_dim" in self._means:
             add("bits_per_dim", images.bits_per_dim(-nll, self._event_shape), total)
         if "reconstruction" in self._means and scope.passes and scope.sees_passes:
-            is_full = scope.passes[0].error is not None or not is_training
-            add("reconstruction", scope.reconstruction_error(None if is_full else _ERROR_EXAMPLES), count)
+            errors = [
+                Reconstruction.error(p, _ERROR_EXAMPLES if is_training and p.error is None else None)
+                for p in scope.passes
+            ]
+            add("reconstruction", tf.stop_gradient(tf.add_n(errors)), count)
         if is_training:
             self._skipped_updates.update_state(tf.cast(~is_applied, tf.float32) / num_replicas)
 

@@ -37,8 +37,10 @@ class NamedVariables:
         compiles for a GPU cannot reach it.
         """
         initializer = keras.initializers.Constant(initial)
-        # Counts are the same on all replicas, and a mean would not be an int.
-        aggregation = "mean" if dtype == "float32" else "only_first_replica"
+        # Counts are the same on all replicas, and a mean would not be an int. With "none" each replica has
+        # its own. Other ways wait in the middle of a pass for the other replicas, and the losses that the
+        # layers of a bigger model then add are mixed up.
+        aggregation = "mean" if dtype == "float32" else "none"
         return self.add((), initializer, dtype, trainable=False, aggregation=aggregation, name=name)
 
     def names_of(self, variables: Iterable[keras.Variable]) -> list[str]:

@@ -63,6 +63,11 @@ class ScoringModel(DistributionModel):
             if scope.passes:
                 self._add_regularizer(scope, self._guard.steps)
         if is_training and self._regularizer_weights.is_adaptive:
+            if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+                raise ValueError(
+                    f"`{self.name}` is a layer of a bigger model, on several replicas. There its "
+                    "`AdaptiveWeight` cannot be updated. Give the `Reconstruction` a number or a schedule."
+                )
             errors = scope.reconstruction_errors()
             are_finite = tf.reduce_all([tf.math.is_finite(error) for error in errors.values()])
             self._regularizer_weights.update(errors, are_finite)
