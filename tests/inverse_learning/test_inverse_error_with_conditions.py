@@ -70,10 +70,10 @@ def test_a_condition_that_is_no_batch(layer):
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ({"level": np.ones([2, 1])}, "`condition` must be one array; got a dict"),
-        (tf.ragged.constant([[1.0], []]), "`condition` must be dense; got RaggedTensor"),
-        (np.array([["a"]]), "`condition` must be conditions of numbers; got dtype <U1"),
-        (np.ones([2, 1], np.complex64), "`condition` must be conditions of numbers; got dtype complex64"),
+        ({"level": np.ones([2, 1])}, "`condition` must be an array of numbers; got dict"),
+        (tf.ragged.constant([[1.0], []]), "`condition` must be an array of numbers; got RaggedTensor"),
+        (np.array([["a"]]), "`condition` must be an array of numbers; got dtype string"),
+        (np.ones([2, 1], np.complex64), "`condition` must be an array of numbers; got dtype complex64"),
     ],
     ids=["dict", "ragged", "text", "complex"],
 )

@@ -10,7 +10,6 @@ from tfp_selfnorm.inverse_learning.base import InverseLearning, check_layer, che
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.math import dense
 from tfp_selfnorm.math.linear import largest
-from tfp_selfnorm.utils.checks import as_array
 from tfp_selfnorm.utils.integers import check_counts, check_int, check_positive_int, check_step
 from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.seeds import stateless_seed
@@ -258,11 +257,14 @@ def inverse_error(
 
 
 def _as_conditions(condition):
-    condition = as_array(condition, "condition")
-    dtype = tf.as_dtype(condition.dtype)
+    kind = type(condition).__name__
+    try:
+        condition = tf.convert_to_tensor(condition)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`condition` must be an array of numbers; got {kind}.") from error
+    dtype = condition.dtype
     if not (dtype.is_floating or dtype.is_integer or dtype.is_bool):
-        raise TypeError(f"`condition` must be conditions of numbers; got dtype {condition.dtype}.")
-    condition = tf.convert_to_tensor(condition)
+        raise TypeError(f"`condition` must be an array of numbers; got dtype {dtype.name}.")
     if not condition.shape.rank or condition.shape[0] == 0:
         raise ValueError(f"`condition` must be a batch of conditions; got shape {condition.shape}.")
     return condition
