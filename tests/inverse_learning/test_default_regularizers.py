@@ -103,3 +103,14 @@ def test_the_figure_has_the_whole_error_of_a_pair_in_any_order(x, order):
     found = model.fit(x, batch_size=200, shuffle=False, verbose=0).history["reconstruction"][0]
     squares = np.sum(np.square(x, dtype=np.float64), axis=(1, 2, 3))
     np.testing.assert_allclose(found, 0.3**2 * np.mean(squares) + 0.1**2 * np.mean(squares[:8]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("gradient", ["circulant", "exact"])
+def test_an_inverse_that_the_gradient_does_not_use_takes_nothing_from_the_likelihood(gradient):
+    layer = sn.SelfNormConv2D.trainable(SHAPE[:2], 2, gradient=gradient, inversion="learned", seed=1)
+    with tf.GradientTape() as tape, sn.training_scope(sn.Tracking(), seed=1) as scope:
+        layer.inverse(tf.ones([3, *SHAPE]))
+        loss = scope.reconstruction_loss()
+    of_kernel, of_inverse = tape.gradient(loss, [layer.inverse_kernel, layer.forward_kernel])
+    assert of_kernel is None or not np.any(of_kernel)
+    assert np.any(of_inverse)

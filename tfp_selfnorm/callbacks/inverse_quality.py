@@ -134,6 +134,7 @@ class InverseQuality(FlowCallback):
         verbose: bool | int = 0,
         condition: Any = None,
     ) -> None:
+        """Makes the callback; the class has the arguments."""
         super().__init__()
         self.num_probes = check_positive_int(num_probes, "num_probes")
         self.every_epochs = check_positive_int(every_epochs, "every_epochs")

@@ -19,6 +19,7 @@ from tfp_selfnorm.utils.types import Array, Seed
 _NUM_IMAGES = 8
 # The best regularizers in our trainings, of wide convolutions and of pairs of networks.
 _OF_CONVOLUTIONS = Reconstruction("probes", weight=10.0, num_probes=8)
+_OF_UNUSED_INVERSES = Reconstruction("inverse_only")
 _OF_NETWORKS = Reconstruction(weight=3.0)
 
 
@@ -33,13 +34,14 @@ class Tracking(InverseLearning):
     likelihood (mixture 1).
 
     The inverse of a convolution wider than 1x1 has no kernel, so it cannot be tracked. Such layers learn it
-    from a regularizer, as in the paper.
+    from a regularizer, and so do networks; `regularizer(layer)` is that of a layer.
 
     Args:
       num_probes: number of probes in each step; at most D are used.
       refresh_every: steps between refreshes; `None` takes the `refresh_interval` of each layer.
       reconstruction: the regularizer of layers that cannot be tracked. `None` takes
-        `Reconstruction("probes", weight=10.0, num_probes=8)` for convolutions wider than 1x1, and
+        `Reconstruction("probes", weight=10.0, num_probes=8)` for convolutions wider than 1x1, or
+        `Reconstruction("inverse_only")` where their gradient does not use R; and
         `Reconstruction(weight=3.0)` for each `LearnedInverse`.
 
     Raises:
@@ -76,7 +78,8 @@ class Tracking(InverseLearning):
         check_layer(layer)
         if not layer.needs_inverse or layer.has_matrix_kernels:
             return None
-        return self.reconstruction or (_OF_CONVOLUTIONS if layer.is_constant_jacobian else _OF_NETWORKS)
+        default = _OF_CONVOLUTIONS if layer.gradient == "self_norm" else _OF_UNUSED_INVERSES
+        return self.reconstruction or (default if layer.is_constant_jacobian else _OF_NETWORKS)
 
     def tracks(self, layer: Any) -> bool:
         """Whether the layer needs a learned inverse and its kernels are matrices.

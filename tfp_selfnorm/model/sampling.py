@@ -113,12 +113,13 @@ class SamplingModel(FlowTrainer):
           x: events `(..., *event_shape)`, floating; a data frame where `fit` got one.
 
         Returns:
-          Latents, with the leading dimensions of `x`. Those of data of the flow have the base distribution, a
-          standard normal in the flows of the builders.
+          Latents `(..., *model.distribution.distribution.event_shape)`. Outside the support they are not
+          finite. Those of data of the flow have the base distribution, a standard normal in the flows of the
+          builders.
 
         Raises:
           TypeError: if the distribution has no bijector, or `x` is not floating.
-          ValueError: if the last dimensions of `x` are not the event shape.
+          ValueError: if the last dimensions of `x` are not the event shape, or the flow needs `adapt` first.
 
         >>> import tensorflow as tf
         >>> import tfp_selfnorm as sn
@@ -139,7 +140,7 @@ class SamplingModel(FlowTrainer):
         that the dtype rounds to the end of the range of the preprocessing becomes one inside.
 
         Args:
-          z: latents, of the shape of an event of the base, with any leading dimensions; floating.
+          z: latents `(..., *model.distribution.distribution.event_shape)`, floating.
           exact: whether to map by the exact inverse of each W. By default R maps, except in layers with
             `inversion="exact"`. After `fit` the two differ in wide convolutions and `LearnedInverse`s only.
 
@@ -148,7 +149,8 @@ class SamplingModel(FlowTrainer):
 
         Raises:
           TypeError: if the distribution has no bijector, or `z` is not floating.
-          ValueError: if the last dimensions of `z` do not fit, or, with `exact=True`, a W is singular.
+          ValueError: if the last dimensions of `z` do not fit, the flow needs `adapt` first, a W that is
+            inverted is singular, or the solve of a `LearnedInverse` does not converge.
         """
         check_latent(self.distribution)
         z = check_events(z, self.distribution.distribution, name="z")
@@ -162,7 +164,9 @@ class SamplingModel(FlowTrainer):
         """Maps data to latent and back, `decode(encode(x), exact)`.
 
         By default the difference from `x` is the error of all R together. With `exact=True` it is the
-        rounding error of the flow. Arguments, cost and errors are those of `encode` and `decode`.
+        rounding error of the flow; or, if the encoder of a `LearnedInverse` maps several events to one
+        latent, the distance to another of them. Arguments, cost and errors are those of `encode` and
+        `decode`.
         """
         return self.decode(self.encode(x), exact)
 
