@@ -291,3 +291,14 @@ def test_the_regularizer_counts_once_on_two_replicas():
 
 def test_an_adaptive_weight_on_two_replicas_is_refused():
     assert "on several replicas. There its `AdaptiveWeight` cannot be updated" in on_two_replicas("adaptive")
+
+
+def test_the_file_of_a_bigger_model_needs_a_builder(tmp_path):
+    events = keras.Input([SIZE])
+    flow = sn.FlowModel.from_builder(sn.dense_flow, event_shape=SIZE, seed=1)
+    keras.Model(events, flow(events)).save(tmp_path / "bigger.keras")
+    loaded = keras.models.load_model(tmp_path / "bigger.keras")
+    np.testing.assert_allclose(loaded(DATA[:5]), flow.log_prob(DATA[:5]), rtol=1e-5)
+    flow = sn.FlowModel(sn.dense_flow(SIZE, seed=1))
+    with pytest.raises(ValueError, match="from_builder"):
+        keras.Model(events, flow(events)).save(tmp_path / "other.keras")
