@@ -1,43 +1,25 @@
 """Trainable spline activations, made of TFP's rational quadratic spline."""
 
 import functools
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_selfnorm.math.rational_quadratic import cumulative, spline
 from tfp_selfnorm.utils.compat import BijectorCacheWithGreedyAttrs
 from tfp_selfnorm.utils.integers import check_int, check_sizes
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_dtype, check_positive
 from tfp_selfnorm.utils.types import DType, Shape, TfpObject
 
-_TfpSpline = tfp.bijectors.RationalQuadraticSpline
 _MIN_BIN_FRACTION = 1e-3
 _MIN_SLOPE = 1e-3
 MAX_BINS = round(1.0 / _MIN_BIN_FRACTION) - 1
 
 
-class _Bins(NamedTuple):
-    """The bin of each element: its lower left corner, its sizes, its slope, and the slopes at its ends."""
-
-    out_of_bounds: tf.Tensor
-    x_k: tf.Tensor
-    y_k: tf.Tensor
-    w_k: tf.Tensor
-    h_k: tf.Tensor
-    s_k: tf.Tensor
-    d_k: tf.Tensor
-    d_kp1: tf.Tensor
-
-    def _compute_shared(self, x=None, y=None):
-        """Replaces the method of the bijector, so that TFP's formulas take these bins."""
-        return self
-
-
-class _Spline(_TfpSpline):  # type: ignore[misc, valid-type]
-    """TFP's spline with a faster search: a pass finds its bins once, for the map and its log-det."""
+class _Spline(tfp.bijectors.RationalQuadraticSpline):
+    """TFP's spline, faster: a pass finds its bins once, and has its gradient in closed form."""
 
     # A pass computes the log-det too, as in TFP's FFJORD. Graphs drop a log-det that nothing uses.
     _cache = BijectorCacheWithGreedyAttrs(
@@ -63,17 +45,21 @@ class _Spline(_TfpSpline):  # type: ignore[misc, valid-type]
 def _map(direction, x, widths, heights, slopes, range_min, end_slopes=None):
     """The mapped elements, and the logarithm of the slope of the spline at each.
 
-    Out of bounds, TFP's formulas are the identity and their gradients overflow. There they get a knot instead
-    of the element.
+    `end_slopes` are the slopes at both ends of splines on a circle, which end there. `None` is 1, and the
+    identity outside.
     """
-    bins = _find_bins(direction, x, widths, heights, slopes, range_min, end_slopes)
-    if direction == "forward":
-        inside = tf.where(bins.out_of_bounds, bins.x_k, x)
-        output = _TfpSpline._forward(bins, inside)
-    else:
-        inside = output = _inverse_in_bins(bins, tf.where(bins.out_of_bounds, bins.y_k, x))
-    output = tf.where(bins.out_of_bounds, x, output)
-    return output, _TfpSpline._forward_log_det_jacobian(bins, inside)
+    widths, heights, slopes = (_bins_first(sizes) for sizes in (widths, heights, slopes))
+    ends = tf.ones_like(slopes[:1]) if end_slopes is None else _bins_first(end_slopes)
+    slopes = tf.concat([ends, slopes, ends], axis=0)
+    return spline(
+        direction, x, _knots(widths, range_min), _knots(heights, range_min), slopes, end_slopes is None
+    )
+
+
+def _bins_first(sizes):
+    """TensorFlow is several times as fast along a first axis as along a short last one."""
+    rank = sizes.shape.rank
+    return tf.transpose(sizes, [rank - 1, *range(rank - 1)])
 
 
 def _traced_once(function, direction, x, *arguments):
@@ -89,50 +75,9 @@ def _tf_function(function, direction, shape):
     return tf.function(functools.partial(function, direction), autograph=False)
 
 
-def _find_bins(direction, x, widths, heights, slopes, range_min, end_slopes):
-    """Reads the bins from one table. TFP's spline gathers six times, from copies of the knots.
-
-    `end_slopes` are the slopes at both ends of splines on a circle, which end there. `None` is 1, and the
-    identity outside.
-    """
-    x_knots, y_knots = (_knots(sizes, range_min) for sizes in (widths, heights))
-    ends = tf.ones_like(slopes[..., :1]) if end_slopes is None else end_slopes
-    slopes = tf.concat([ends, slopes, ends], axis=-1)
-    widths, heights = (knots[..., 1:] - knots[..., :-1] for knots in (x_knots, y_knots))
-    corners = x_knots[..., :-1], y_knots[..., :-1]
-    columns = *corners, widths, heights, heights / widths, slopes[..., :-1], slopes[..., 1:]
-    table = tf.reshape(tf.stack(columns, axis=-1), [-1, len(columns)])
-    knots = x_knots if direction == "forward" else y_knots
-    out_of_bounds = (x <= knots[..., 0]) | (x >= knots[..., -1])
-    if end_slopes is not None:
-        out_of_bounds = tf.zeros_like(out_of_bounds)
-    is_right = x[..., tf.newaxis] >= knots[..., 1:-1]
-    indices = tf.where(out_of_bounds, 0, tf.reduce_sum(tf.cast(is_right, tf.int32), axis=-1))
-    shape = tf.shape(widths)
-    first_rows = tf.reshape(tf.range(tf.size(widths), delta=shape[-1]), shape[:-1])
-    return _Bins(out_of_bounds, *tf.unstack(tf.gather(table, first_rows + indices), axis=-1))
-
-
 def _knots(bin_sizes, range_min):
-    right = range_min + tf.cumsum(bin_sizes, axis=-1)
-    return tf.concat([tf.fill(tf.shape(right[..., :1]), range_min), right], axis=-1)
-
-
-def _inverse_in_bins(bins, y):
-    """The root of Durkan's quadratic, as sums of terms that are 0 or more.
-
-    The textbook discriminant `b^2 - 4 a c` is a difference. If a bin is much flatter than its ends, rounding
-    makes it negative or 0. The root or its gradient is then not finite. The discriminant equals
-    `across^2 + 4 s^2 eta (1 - eta)`.
-    """
-    eta = (y - bins.y_k) / bins.h_k
-    across = bins.d_k * (1.0 - eta) - bins.d_kp1 * eta
-    rise = 2.0 * bins.s_k * eta
-    product = 2.0 * rise * bins.s_k * (1.0 - eta)
-    total = tf.sqrt(tf.square(across) + product) + tf.abs(across)
-    # This is `across + sqrt(...)`. If `across` is negative, the quotient is the same without a difference.
-    rest = tf.where(across < 0.0, product / total, total)
-    return bins.x_k + bins.w_k * rise / (rise + rest)
+    right = range_min + cumulative(bin_sizes)
+    return tf.concat([tf.fill(tf.shape(right[:1]), range_min), right], axis=0)
 
 
 def _bin_sizes(logits, bound):
