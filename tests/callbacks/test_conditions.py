@@ -63,3 +63,35 @@ def test_conditions_that_are_missing_or_surplus_or_do_not_fit(data, tmp_path):
             model.fit(x, y, verbose=0, callbacks=[ExactLikelihood(y, condition=condition)])
     with pytest.raises(ValueError, match="`condition` must be None for FlowModel"):
         plain.fit(y, verbose=0, callbacks=[ExactLikelihood(y, condition=x)])
+
+
+def test_probes_of_pairs_take_the_conditions_that_each_pair_gets(data):
+    """Each pair has its own: by an embedding, by another one inside, by `bijector_kwargs`."""
+
+    def network(seed):
+        inputs = keras.Input([2]), keras.Input([1])
+        hidden = keras.layers.Dense(8, "tanh")(keras.layers.Concatenate()(inputs))
+        normal = keras.initializers.RandomNormal(0.0, 0.5, seed=seed)
+        change = keras.layers.Dense(2, kernel_initializer=normal)(hidden)
+        return keras.Model(inputs, keras.layers.Add()([inputs[0], change]))
+
+    keras.utils.set_random_seed(1)
+    pairs = [sn.LearnedInverse(network(i), network(9), 2, name=f"pair_{i}") for i in range(3)]
+    inner = sn.Conditional(pairs[1], embedding=lambda condition: 10.0 * condition)
+    flow = tfp.bijectors.Chain([pairs[0], inner, pairs[2]])
+    model = sn.ConditionalFlowModel(
+        tfd.TransformedDistribution(tfd.MultivariateNormalDiag(tf.zeros(2)), flow),
+        condition_shape=1,
+        embedding=lambda condition: condition + 1.0,
+        bijector_kwargs=lambda condition: {"pair_2": {"condition": -3.0 * condition}},
+    )
+    quality = InverseQuality(condition=data[0][:, :1])
+    quality.set_model(model)
+    quality.on_train_begin()
+    quality.on_epoch_end(0)
+    seen = data[0][:, :1] + 1.0
+    for i, condition in enumerate((seen, 10.0 * seen, -3.0 * seen)):
+        error = sn.inverse_error(
+            pairs[i], 32, seed=[0, list(quality.errors).index(f"pair_{i}")], condition=condition
+        )
+        np.testing.assert_allclose(quality.errors[f"pair_{i}"], error, rtol=1e-5)

@@ -59,6 +59,19 @@ def test_a_file_keeps_how_a_model_was_made_compiled_and_trained(saved, data):
     np.testing.assert_array_equal(loaded.log_prob(data), model.log_prob(data))
 
 
+def test_a_file_has_the_defaults_of_its_builder(monkeypatch):
+    config = sn.FlowModel.from_builder(sn.dense_flow, event_shape=2, seed=1).get_config()
+    monkeypatch.setitem(sn.dense_flow.__kwdefaults__, "num_layers", 5)
+    layers = sn.self_norm_layers(sn.FlowModel.from_config(config).distribution)
+    assert len(layers) == config["arguments"]["num_layers"] == 2
+
+
+def test_how_r_follows_w_is_fixed_when_a_model_is_made():
+    model = sn.FlowModel(sn.dense_flow(2, seed=1))
+    with pytest.raises(AttributeError, match="inverse_learning"):
+        model.inverse_learning = sn.Reconstruction()
+
+
 def test_frozen_variables_stay_frozen_and_keep_the_others_momenta(tmp_path, data):
     for freeze_first in (True, False):
         model = sn.FlowModel.from_builder(two_shifts)

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.bijectors.conditional import Conditional
 from tfp_selfnorm.callbacks.shared import FlowCallback, check_verbose
+from tfp_selfnorm.inverse_learning.scope import recording_scope
 from tfp_selfnorm.inverse_learning.tracking import inverse_error
-from tfp_selfnorm.structure.layers import bijectors_of, self_norm_layers
+from tfp_selfnorm.structure.layers import self_norm_layers
 from tfp_selfnorm.structure.names import unused_name
 from tfp_selfnorm.utils.checks import check_finite
 from tfp_selfnorm.utils.integers import check_int, check_positive_int
@@ -31,21 +31,21 @@ def learned_layers(distribution: TfpObject, user: str) -> dict[str, Any]:
 
 
 def probed_errors(
-    layers: dict[str, Any], num_probes: int, seed: int, condition: Any = None
+    layers: dict[str, Any], num_probes: int, seed: int, conditions: dict[Any, tf.Tensor]
 ) -> dict[str, float]:
-    """The `inverse_error` of each layer, from probes of its own."""
+    """The `inverse_error` of each layer, from probes of its own; `conditions` are by identities of layers."""
     return {
         name: float(
-            inverse_error(
-                layer, num_probes, seed=[seed, i], condition=None if layer.is_constant_jacobian else condition
-            )
+            inverse_error(layer, num_probes, seed=[seed, i], condition=conditions.get(layer.identity))
         )
         for i, (name, layer) in enumerate(layers.items())
     }
 
 
-def condition_of_pairs(layers: dict[str, Any], model: TfpObject, condition: Any, user: str) -> Any:
-    """A batch of conditions as the pairs of networks get it, embedded; `None` if there is no such pair.
+def conditions_of_pairs(
+    layers: dict[str, Any], model: TfpObject, condition: Any, user: str
+) -> dict[Any, tf.Tensor]:
+    """A batch of conditions as each pair of networks gets it, by the identities of the pairs.
 
     Args:
       layers: the layers, by names.
@@ -61,7 +61,7 @@ def condition_of_pairs(layers: dict[str, Any], model: TfpObject, condition: Any,
     if form is None and condition is not None:
         raise ValueError(f"`condition` must be None for {type(model).__name__}; got conditions.")
     if form is None or (condition is None and not pairs):
-        return None
+        return {}
     if condition is None:
         raise ValueError(
             f"{user} needs the argument `condition`, a batch of conditions for the probes of the networks "
@@ -77,8 +77,14 @@ def condition_of_pairs(layers: dict[str, Any], model: TfpObject, condition: Any,
         )
     for part in tf.nest.flatten(batch):
         check_finite(part, "condition")
-    conditionals = bijectors_of(Conditional, model.inference_distribution)
-    return conditionals[0].embedded(batch) if pairs else None
+    if not pairs:
+        return {}
+    # Embeddings and `bijector_kwargs` give each pair its own. A pass shows them, whatever its events are.
+    flow = model.inference_distribution
+    with recording_scope(None) as scope:
+        flow.bijector.inverse(tf.zeros([*numbers, *flow.event_shape], flow.dtype), condition=batch)
+    passes = (p for p in scope.passes if not p.layer.is_constant_jacobian and p.kernel.conditions)
+    return {p.layer.identity: p.kernel.conditions[0] for p in passes}
 
 
 class InverseQuality(FlowCallback):
@@ -150,8 +156,8 @@ class InverseQuality(FlowCallback):
         self._batch()
 
     def _batch(self):
-        """The conditions of the probes, by the embedding of this epoch."""
-        return condition_of_pairs(self._layers, self.model, self.condition, type(self).__name__)
+        """The conditions of the probes, by the embeddings of this epoch."""
+        return conditions_of_pairs(self._layers, self.model, self.condition, type(self).__name__)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if (epoch + 1) % self.every_epochs == 0 or not self.errors:

@@ -45,8 +45,13 @@ def recipe_of(
         raise TypeError(
             f"{error} The arguments of the builder are given by name, such as `event_shape=2`."
         ) from None
-    if "name" in arguments and _is_own(builder):
-        check_optional_name(arguments["name"])
+    if _is_own(builder):
+        if "name" in arguments:
+            check_optional_name(arguments["name"])
+        # A file must make the same flow if a later version changes a default.
+        parameters = inspect.signature(builder).parameters.items()
+        defaults = {name: p.default for name, p in parameters if p.default is not inspect.Parameter.empty}
+        arguments = defaults | arguments
     return {
         "builder": encode(builder, "builder"),
         "arguments": {name: encode(value, name) for name, value in arguments.items()},

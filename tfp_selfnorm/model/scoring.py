@@ -21,13 +21,18 @@ from tfp_selfnorm.utils.types import Array
 class ScoringModel(DistributionModel):
     """Scores events in its call, and adds its regularizer; `FlowTrainer` sets the attributes."""
 
-    inverse_learning: InverseLearning | None
+    _inverse_learning: InverseLearning | None
     _learning: InverseLearning
     _self_norm_layers: tuple
     _regularized_layers: list
     _regularizer_weights: ReconstructionWeights
     _guard: UpdateGuard
     _log_dets: LogDetCache
+
+    @property
+    def inverse_learning(self) -> InverseLearning | None:
+        """How R follows W, as the model was made."""
+        return self._inverse_learning
 
     def call(self, x: Array, training: bool | None = None) -> tf.Tensor:
         """Returns the log density of each event: exact, or the surrogate of the open training scope.

@@ -45,7 +45,7 @@ class FlowTrainer(ScoringModel):
         """`condition` is a batch of one condition, if the distribution needs one."""
         learning = as_inverse_learning(inverse_learning)
         super().__init__(distribution, name)
-        self.inverse_learning, self._learning = inverse_learning, learning
+        self._inverse_learning, self._learning = inverse_learning, learning
         self.reports_bits_per_dim = check_bool(bits_per_dim, "bits_per_dim")
         found = find_layers_and_variables(distribution, condition)
         self._self_norm_layers = layers = tuple(found.layers)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.callbacks.inverse_quality import condition_of_pairs, learned_layers, probed_errors
+from tfp_selfnorm.callbacks.inverse_quality import conditions_of_pairs, learned_layers, probed_errors
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.plot.axes import COLORS, GREY, as_axes, check_axes, distribution_of
 from tfp_selfnorm.utils.checks import check_events, check_finite
@@ -61,8 +61,8 @@ def inverse_errors(
     layers = learned_layers(distribution, "`inverse_errors`")
     num_probes = check_positive_int(num_probes, "num_probes")
     seed = check_int(seed, "seed", -(2**63), 2**63 - 1)
-    embedded = condition_of_pairs(layers, model, condition, "`inverse_errors`")
-    errors = [probed_errors(layers, num_probes, seed, embedded)]
+    conditions = conditions_of_pairs(layers, model, condition, "`inverse_errors`")
+    errors = [probed_errors(layers, num_probes, seed, conditions)]
     if x is not None:
         errors.append(_errors_of_data(model, distribution, layers, x, condition))
     ax = as_axes(ax, figsize=(6.4, 1.4 + 0.3 * len(layers)))
