@@ -62,7 +62,7 @@ def load(name, data_dir=None):
     return _of_tfds(name, data_dir)
 
 
-def batches(events, batch_size, seed, epochs=range(1), training=False, augment=False):
+def batches(events, batch_size, seed, epochs=range(1), training=False, augment=False, steps=None):
     """A `tf.data.Dataset` of float32 batches, images dequantised, over one epoch or more.
 
     For training each epoch is shuffled anew, without a smaller last batch, and has noise of its own; else the
@@ -75,11 +75,15 @@ def batches(events, batch_size, seed, epochs=range(1), training=False, augment=F
       epochs: range of the epochs to go through, one after the other.
       training: whether the batches are for training.
       augment: whether to mirror images and move them by a pixel at most, as the paper does for CIFAR-10.
+      steps: number of batches of an epoch, at most all of them, which is the default.
     """
     count = len(events)
     if not 1 <= batch_size <= count:
         raise ValueError(f"`batch_size` must be from 1 to the number of events, {count}; got {batch_size}.")
-    steps = count // batch_size if training else -(-count // batch_size)
+    all_steps = count // batch_size if training else -(-count // batch_size)
+    steps = all_steps if steps is None else steps
+    if not 1 <= steps <= all_steps:
+        raise ValueError(f"`steps` must be from 1 to those of all events, {all_steps}; got {steps}.")
     events = tf.constant(events)
 
     def epoch_of(epoch):

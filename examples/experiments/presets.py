@@ -44,6 +44,8 @@ class Preset:
       whiten: whether dense layers start by whitening training examples, see `tfp_selfnorm.whiten`.
       repeats: how often an epoch goes through the training examples, with new noise each time. An epoch of a
         small data set would otherwise end, with a validation and a file, after a few steps.
+      steps_per_epoch: number of steps of an epoch, which sees a random part of the training examples. Steps
+        that take long are validated and saved sooner. `None` is all examples.
       num_validation: number of validation examples that are scored; `None` is all.
       num_test: number of test examples that are scored; `None` is all.
     """
@@ -61,6 +63,7 @@ class Preset:
     augment: bool = False
     whiten: bool = False
     repeats: int = 1
+    steps_per_epoch: int | None = None
     num_validation: int | None = None
     num_test: int | None = None
 
@@ -74,6 +77,8 @@ class Preset:
         for name in ("epochs", "batch_size", "learning_rate", "repeats"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive; got {getattr(self, name)!r}.")
+        if self.steps_per_epoch is not None and self.steps_per_epoch <= 0:
+            raise ValueError(f"`steps_per_epoch` must be positive, or None; got {self.steps_per_epoch!r}.")
         if self.warmup_epochs is not None and self.warmup_epochs < 0:
             raise ValueError(f"`warmup_epochs` must be 0 or more, or None; got {self.warmup_epochs!r}.")
 

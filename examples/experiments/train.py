@@ -135,7 +135,7 @@ def train(
     data = preset.portions(load(preset.dataset, data_dir))
     keras.utils.set_random_seed(seed)
     model, rows = resume(output)
-    steps_per_epoch = len(data.train) // preset.batch_size
+    steps_per_epoch = preset.steps_per_epoch or len(data.train) // preset.batch_size
     size = min(_EVALUATION_BATCH, len(data.validation), len(data.test))
     if model is None:
         model = preset.make_model(data, seed)
@@ -152,7 +152,9 @@ def train(
             every = max(1, preset.epochs // _GRIDS)
             callbacks.append(sn.callbacks.SampleGrid(grid, data.num_levels, every_epochs=every))
         model.fit(
-            batches(data.train, preset.batch_size, seed, epochs, training=True, augment=preset.augment),
+            batches(
+                data.train, preset.batch_size, seed, epochs, True, preset.augment, preset.steps_per_epoch
+            ),
             epochs=preset.epochs,
             initial_epoch=first,
             steps_per_epoch=steps_per_epoch,

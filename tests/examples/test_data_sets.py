@@ -95,6 +95,16 @@ def test_batches_are_shuffled_and_dequantised_anew_in_each_epoch():
     assert (other != two[0]).any()
 
 
+def test_an_epoch_of_fewer_steps_is_the_first_part_of_a_whole_one():
+    pictures = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)
+    whole = read(batches(pictures, 3, seed=1, epochs=range(2), training=True)).reshape(2, 12)
+    part = batches(pictures, 3, seed=1, epochs=range(2), training=True, steps=2)
+    assert int(part.cardinality()) == 4
+    np.testing.assert_array_equal(read(part).reshape(2, 6), whole[:, :6])
+    with pytest.raises(ValueError, match="`steps` must be from 1 to those of all events, 4; got 5"):
+        batches(pictures, 3, seed=1, training=True, steps=5)
+
+
 def test_batches_for_evaluation_are_in_order_whole_and_the_same_each_time():
     pictures = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
     data = batches(pictures, 4, seed=1)

@@ -119,8 +119,9 @@ def test_a_preset_on_the_mocked_mnist_of_tfds(tmp_path):
     assert np.isfinite(results["test_bits_per_dim"])
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(on_small_images, monkeypatch, tmp_path):
-    preset = tiny(epochs=4)
+@pytest.mark.parametrize("steps", [None, 2])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(on_small_images, monkeypatch, tmp_path, steps):
+    preset = tiny(epochs=4, steps_per_epoch=steps)
     whole = train.train(preset, output=tmp_path / "whole", verbose=0)
 
     def kill(self, epoch, logs=None):
@@ -146,6 +147,20 @@ def test_figures_without_their_checkpoint_are_trained_again(on_small_images, tmp
     model, rows = train.resume(tmp_path)
     assert model is None
     assert rows == []
+
+
+def test_an_epoch_of_few_steps_takes_these_alone(on_small_images, tmp_path, monkeypatch):
+    seen = []
+    fit = sn.FlowModel.fit
+
+    def counted(model, data, **options):
+        result = fit(model, data, **options)
+        seen.append(int(model.optimizer.iterations))
+        return result
+
+    monkeypatch.setattr(sn.FlowModel, "fit", counted)
+    train.train(tiny(epochs=3, steps_per_epoch=2), output=tmp_path, verbose=0)
+    assert seen == [6]
 
 
 def test_the_time_limit_ends_training_after_a_whole_epoch(on_small_images, tmp_path, capfd):
@@ -179,6 +194,7 @@ def test_changes_of_presets():
         ({"schedule": "linear"}, "`schedule` must be one of .*'cosine'.*; got 'linear'"),
         ({"builder": "cnn"}, "`builder` must be one of .*'conv_flow'"),
         ({"epochs": 0}, "`epochs` must be positive; got 0"),
+        ({"steps_per_epoch": 0}, "`steps_per_epoch` must be positive, or None; got 0"),
         ({"warmup_epochs": -1}, "`warmup_epochs` must be 0 or more, or None; got -1"),
         ({"inverse_learning.num_probes": 0}, "`num_probes` must be a positive int; got 0"),
     ],
