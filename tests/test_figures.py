@@ -16,6 +16,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "examples" / "results"
 PAGES = sorted((ROOT / "docs" / "pages" / "results").glob("*.md"))
+SPREAD = re.compile(r"([-\d.]+) ± ([\d.]+)")
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?!\w)")
 # Figures of the papers, which no file here holds.
 OF_PAPERS = "the paper"
@@ -48,10 +49,10 @@ def numbers(row):
 
 @functools.cache
 def figures_of(path):
-    """The numbers of a file, and means and deviations over the rows that differ in numbers alone."""
+    """The numbers of a file, and the means with sample deviations over rows that differ in numbers alone."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    figures, alike = set(), collections.defaultdict(list)
+    figures, spreads, alike = set(), set(), collections.defaultdict(list)
     for row in rows:
         found = numbers(row)
         figures.update(found.values())
@@ -60,7 +61,7 @@ def figures_of(path):
         for name in set().union(*group):
             values = [found[name] for found in group if name in found]
             if len(values) > 1:
-                figures.update([statistics.mean(values), statistics.pstdev(values), statistics.stdev(values)])
+                spreads.add((statistics.mean(values), statistics.stdev(values)))
     if path.name in SCRIPTS:
         command = [
             sys.executable,
@@ -71,7 +72,8 @@ def figures_of(path):
         ]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         figures.update(float(token) for token in NUMBER.findall(printed))
-    return figures
+        spreads.update(tuple(map(float, pair)) for pair in SPREAD.findall(printed))
+    return figures.union(*spreads), spreads
 
 
 def is_rounded(token, figures):
@@ -115,6 +117,13 @@ CASES = [(page.stem, *table) for page in PAGES for table in tables(page)]
 )
 def test_each_figure_of_a_table_is_in_a_raw_file(page, header, cells, names):
     assert names, f"The section of the table {header} of {page} names no raw file."
-    figures = set().union(*(figures_of(RESULTS / name) for name in names))
+    figures, spreads = (set().union(*found) for found in zip(*(figures_of(RESULTS / n) for n in names)))
     missing = [token for cell in cells for token in NUMBER.findall(cell) if not is_rounded(token, figures)]
+    # The mean and the deviation must be of the same rows.
+    missing += [
+        pair
+        for cell in cells
+        for pair in SPREAD.findall(cell)
+        if not any(all(map(is_rounded, pair, ({mean}, {deviation}))) for mean, deviation in spreads)
+    ]
     assert not missing, f"{names} do not hold {missing}"

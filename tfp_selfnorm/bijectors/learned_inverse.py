@@ -38,7 +38,7 @@ class LearnedInverse(SelfNormalizing):
     The networks may be of any kind that keeps the event shape. Nothing makes f invertible. The regularizer
     does it, `||y - g(f(y))||^2` (see `Reconstruction`), as far as it is small on the data. `log_prob` is the
     exact change of variables, and a density only where f is invertible. Elsewhere it has too much mass, and
-    its likelihood is too good: with errors of 0.3 to 0.6 flows in the plane had masses from 0.99 to 1.39. The
+    its likelihood is too good: with errors of 0.2 to 0.6 flows in the plane had masses from 0.99 to 1.39. The
     guide on networks shows how to measure the mass. If it is not 1, take a chain of smaller pairs, a larger
     weight, 3 to 10, or a lower rate.
 

@@ -105,12 +105,14 @@ class InverseQuality(FlowCallback):
     counts as the largest.
 
     Args:
-      num_probes: number of probes for each layer; see `tfp_selfnorm.inverse_error`.
+      num_probes: number of probes for each layer; see `tfp_selfnorm.inverse_error`. With a `LearnedInverse`
+        take 1000.
       every_epochs: number of epochs from one estimate to the next; the first epoch always has one.
       seed: int, the seed of the probes.
       verbose: whether to print a line with each estimate.
-      condition: for a `ConditionalFlowModel` with a `LearnedInverse`, a batch of conditions, which the probes
-        of its networks take in turn.
+      condition: for a `ConditionalFlowModel` with a `LearnedInverse`, a batch of conditions, as `fit` takes
+        them. The probes of its networks take them in turn. To see conditions apart, give each a callback and
+        read its `errors`: the figure in `logs` is of the last callback.
 
     Attributes:
       errors: dict from unique names to errors, for the layers that need a learned inverse.

@@ -226,10 +226,11 @@ def inverse_error(
     Args:
       layer: a self-normalizing layer.
       num_probes: Python int, number of probes. At most D are used for a layer of matrices, and at most 8
-        images for a convolution wider than 1x1.
+        images for a convolution wider than 1x1. A `LearnedInverse` differs from place to place: 32 probes
+        can be off by a factor of two, so take 1000.
       seed: int or stateless TFP seed.
-      condition: for a `LearnedInverse` whose networks take one, a batch of conditions `(n, ...)`. The probes
-        take them in turn.
+      condition: for a `LearnedInverse` whose networks take one, a batch of conditions `(n, ...)`, as the
+        networks get them, after any embedding. The probes take them in turn.
 
     Returns:
       A scalar, the largest error in a batch of kernels.
