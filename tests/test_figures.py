@@ -117,7 +117,8 @@ CASES = [(page.stem, *table) for page in PAGES for table in tables(page)]
 )
 def test_each_figure_of_a_table_is_in_a_raw_file(page, header, cells, names):
     assert names, f"The section of the table {header} of {page} names no raw file."
-    figures, spreads = (set().union(*found) for found in zip(*(figures_of(RESULTS / n) for n in names)))
+    found = [figures_of(RESULTS / name) for name in names]
+    figures, spreads = (set().union(*parts) for parts in zip(*found, strict=True))
     missing = [token for cell in cells for token in NUMBER.findall(cell) if not is_rounded(token, figures)]
     # The mean and the deviation must be of the same rows.
     missing += [
