@@ -7,6 +7,7 @@ import tensorflow_probability as tfp
 from scipy import stats
 
 import tfp_selfnorm as sn
+from tfp_selfnorm.bijectors.spline import spline_of_logits
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 NUM_BINS = 4
@@ -23,6 +24,32 @@ def random_network(rng, num_inputs, num_angles=1, condition_size=0, scale=1.0):
 def flow_of(coupling, size, dtype=tf.float64):
     normal = tfd.Normal(tf.zeros([], dtype), tf.ones([], dtype))
     return tfd.TransformedDistribution(tfd.Sample(normal, [size]), coupling)
+
+
+@pytest.mark.parametrize("latent", [5.2, 5.5, 6.0, -5.5])
+def test_latents_far_out_are_angles_at_the_ends(rng, latent):
+    """In float32 the sum of the bins may end below pi, before the positions of such latents."""
+    logits = np.concatenate([rng.normal(size=[300, 23]), np.full([300, 1], -7.0), np.zeros([300, 1])], axis=1)
+    logits[:, 8:16] *= 2.0
+    coupling = sn.CircularSplineCoupling(lambda x: tf.constant(logits, tf.float32), num_conditioning=0)
+    z = tf.fill([300, 1], latent)
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        angles = coupling.forward(z)
+        log_det = coupling.forward_log_det_jacobian(z)
+    assert np.isfinite(log_det).all()
+    assert np.isfinite(tape.gradient(angles, z)).all()
+    assert (np.abs(np.abs(angles) - np.pi) < 1e-2).all()
+    end = tf.constant(np.pi * np.sign(latent), tf.float32, [300])
+    mapped, log_slope = spline_of_logits(
+        "forward",
+        end,
+        *tf.split(tf.constant(logits[:, :23], tf.float32), [8, 8, 7], axis=-1),
+        np.pi,
+        tf.constant(logits[:, 23:24], tf.float32),
+    )
+    np.testing.assert_allclose(mapped, end, rtol=1e-6)
+    assert np.isfinite(log_slope).all()
 
 
 def test_it_is_the_shifted_spline_of_durkan(rng):

@@ -65,16 +65,60 @@ def test_conditions_that_are_missing_or_surplus_or_do_not_fit(data, tmp_path):
         plain.fit(y, verbose=0, callbacks=[ExactLikelihood(y, condition=x)])
 
 
+def network(seed):
+    inputs = keras.Input([2]), keras.Input([1])
+    hidden = keras.layers.Dense(8, "tanh")(keras.layers.Concatenate()(inputs))
+    normal = keras.initializers.RandomNormal(0.0, 0.5, seed=seed)
+    change = keras.layers.Dense(2, kernel_initializer=normal)(hidden)
+    return keras.Model(inputs, keras.layers.Add()([inputs[0], change]))
+
+
+def errors_of(bijector, **options):
+    """The errors of `InverseQuality` for the model of a bijector."""
+    flow = tfd.TransformedDistribution(tfd.MultivariateNormalDiag(tf.zeros(2)), bijector)
+    quality = InverseQuality(**options)
+    quality.set_model(sn.ConditionalFlowModel(flow, condition_shape=1))
+    quality.on_train_begin()
+    quality.on_epoch_end(0)
+    return quality.errors
+
+
+def test_the_error_of_a_pair_of_several_conditions_is_the_largest(data):
+    keras.utils.set_random_seed(2)
+    pair = sn.LearnedInverse(network(1), network(2), 2, name="pair")
+    seen = data[0][:, :1]
+    for factor in (0.1, 10.0):
+        inner = sn.Conditional(pair, embedding=lambda condition, factor=factor: factor * condition)
+        for bijectors in ([pair, inner], [inner, pair]):
+            errors = errors_of(tfp.bijectors.Chain(bijectors), condition=seen)
+            expected = [
+                sn.inverse_error(pair, 32, seed=[0, 0], condition=batch) for batch in (seen, factor * seen)
+            ]
+            np.testing.assert_allclose(errors["pair"], max(expected), rtol=1e-5)
+
+
+def test_a_pair_that_solves_is_measured_too(data):
+    keras.utils.set_random_seed(3)
+    pair = sn.LearnedInverse(network(1), network(2), 2, inversion="exact", name="pair")
+    errors = errors_of(tfp.bijectors.Invert(pair), condition=data[0][:, :1])
+    expected = sn.inverse_error(pair, 32, seed=[0, 0], condition=data[0][:, :1])
+    np.testing.assert_allclose(errors["pair"], expected, rtol=1e-5)
+
+
+def test_few_probes_see_the_whole_range_of_many_conditions():
+    keras.utils.set_random_seed(4)
+    pair = sn.LearnedInverse(network(1), network(2), 2, name="pair")
+    many = np.linspace(-2.0, 2.0, 999, dtype=np.float32)[:, np.newaxis]
+    few = np.linspace(-2.0, 2.0, 3, dtype=np.float32)[:, np.newaxis]
+    np.testing.assert_allclose(
+        errors_of(pair, num_probes=3, condition=many)["pair"],
+        errors_of(pair, num_probes=3, condition=few)["pair"],
+        rtol=1e-5,
+    )
+
+
 def test_probes_of_pairs_take_the_conditions_that_each_pair_gets(data):
     """Each pair has its own: by an embedding, by another one inside, by `bijector_kwargs`."""
-
-    def network(seed):
-        inputs = keras.Input([2]), keras.Input([1])
-        hidden = keras.layers.Dense(8, "tanh")(keras.layers.Concatenate()(inputs))
-        normal = keras.initializers.RandomNormal(0.0, 0.5, seed=seed)
-        change = keras.layers.Dense(2, kernel_initializer=normal)(hidden)
-        return keras.Model(inputs, keras.layers.Add()([inputs[0], change]))
-
     keras.utils.set_random_seed(1)
     pairs = [sn.LearnedInverse(network(i), network(9), 2, name=f"pair_{i}") for i in range(3)]
     inner = sn.Conditional(pairs[1], embedding=lambda condition: 10.0 * condition)

@@ -1,5 +1,6 @@
 """Models as `.keras` files, weights by name, and what a failure on the way leaves behind."""
 
+import functools
 import resource
 import subprocess
 import sys
@@ -64,6 +65,24 @@ def test_a_file_has_the_defaults_of_its_builder(monkeypatch):
     monkeypatch.setitem(sn.dense_flow.__kwdefaults__, "num_layers", 5)
     layers = sn.self_norm_layers(sn.FlowModel.from_config(config).distribution)
     assert len(layers) == config["arguments"]["num_layers"] == 2
+
+
+def test_a_wrapper_of_a_builder_keeps_its_own_defaults():
+    @keras.saving.register_keras_serializable("wrappers")
+    @functools.wraps(sn.dense_flow)
+    def deep_flow(**arguments):
+        return sn.dense_flow(**({"num_layers": 5} | arguments))
+
+    @keras.saving.register_keras_serializable("wrappers_of_a_shape")
+    @functools.wraps(sn.dense_flow)
+    def deep_flow_of_a_shape(event_shape):
+        return sn.dense_flow(event_shape, num_layers=5)
+
+    for builder in (deep_flow, deep_flow_of_a_shape):
+        model = sn.FlowModel.from_builder(builder, event_shape=2)
+        copy = sn.FlowModel.from_config(model.get_config())
+        assert len(sn.self_norm_layers(model.distribution)) == 5
+        assert len(sn.self_norm_layers(copy.distribution)) == 5
 
 
 def test_how_r_follows_w_is_fixed_when_a_model_is_made():

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfp_selfnorm.callbacks.shared import FlowCallback, check_verbose
 from tfp_selfnorm.inverse_learning.scope import recording_scope
 from tfp_selfnorm.inverse_learning.tracking import inverse_error
-from tfp_selfnorm.structure.layers import self_norm_layers
+from tfp_selfnorm.structure.layers import sampling_by_decoders, self_norm_layers
 from tfp_selfnorm.structure.names import unused_name
 from tfp_selfnorm.utils.checks import check_finite
 from tfp_selfnorm.utils.integers import check_int, check_positive_int
@@ -31,12 +31,23 @@ def learned_layers(distribution: TfpObject, user: str) -> dict[str, Any]:
 
 
 def probed_errors(
-    layers: dict[str, Any], num_probes: int, seed: int, conditions: dict[Any, tf.Tensor]
+    layers: dict[str, Any], num_probes: int, seed: int, conditions: dict[Any, list[tf.Tensor]]
 ) -> dict[str, float]:
-    """The `inverse_error` of each layer, from probes of its own; `conditions` are by identities of layers."""
+    """The `inverse_error` of each layer, from probes of its own, the largest over its batches of conditions.
+
+    Args:
+      layers: the layers, by names.
+      num_probes, seed: of the probes.
+      conditions: the batches by the identities of layers; a layer that is not there has no condition.
+    """
     return {
         name: float(
-            inverse_error(layer, num_probes, seed=[seed, i], condition=conditions.get(layer.identity))
+            np.max(
+                [
+                    inverse_error(layer, num_probes, seed=[seed, i], condition=batch)
+                    for batch in conditions.get(layer.identity, [None])
+                ]
+            )
         )
         for i, (name, layer) in enumerate(layers.items())
     }
@@ -44,8 +55,8 @@ def probed_errors(
 
 def conditions_of_pairs(
     layers: dict[str, Any], model: TfpObject, condition: Any, user: str
-) -> dict[Any, tf.Tensor]:
-    """A batch of conditions as each pair of networks gets it, by the identities of the pairs.
+) -> dict[Any, list[tf.Tensor]]:
+    """A batch of conditions as each pair of networks gets it in each of its passes, by identities.
 
     Args:
       layers: the layers, by names.
@@ -80,11 +91,14 @@ def conditions_of_pairs(
     if not pairs:
         return {}
     # Embeddings and `bijector_kwargs` give each pair its own. A pass shows them, whatever its events are.
-    flow = model.inference_distribution
+    flow = sampling_by_decoders(model.inference_distribution)
     with recording_scope(None) as scope:
         flow.bijector.inverse(tf.zeros([*numbers, *flow.event_shape], flow.dtype), condition=batch)
-    passes = (p for p in scope.passes if not p.layer.is_constant_jacobian and p.kernel.conditions)
-    return {p.layer.identity: p.kernel.conditions[0] for p in passes}
+    found: dict[Any, list[tf.Tensor]] = {}
+    for p in scope.passes:
+        if not p.layer.is_constant_jacobian and p.kernel.conditions:
+            found.setdefault(p.layer.identity, []).append(p.kernel.conditions[0])
+    return found
 
 
 class InverseQuality(FlowCallback):
@@ -111,7 +125,8 @@ class InverseQuality(FlowCallback):
       seed: int, the seed of the probes.
       verbose: whether to print a line with each estimate.
       condition: for a `ConditionalFlowModel` with a `LearnedInverse`, a batch of conditions, as `fit` takes
-        them. The probes of its networks take them in turn. To see conditions apart, give each a callback and
+        them. The probes of its networks take them in turn; of more conditions than probes they take some,
+        evenly spread. To see conditions apart, give each a callback and
         read its `errors`: the figure in `logs` is of the last callback.
 
     Attributes:

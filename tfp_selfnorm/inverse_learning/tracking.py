@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.inverse_learning.base import InverseLearning, check_layer, check_layers
@@ -230,7 +231,8 @@ def inverse_error(
         can be off by a factor of two, so take 1000.
       seed: int or stateless TFP seed.
       condition: for a `LearnedInverse` whose networks take one, a batch of conditions `(n, ...)`, as the
-        networks get them, after any embedding. The probes take them in turn.
+        networks get them, after any embedding. The probes take them in turn; of more conditions than probes
+        they take some, evenly spread.
 
     Returns:
       A scalar, the largest error in a batch of kernels.
@@ -252,7 +254,7 @@ def inverse_error(
     elif layer.is_constant_jacobian:
         raise ValueError(f"`condition` must be None for `{layer.name}`, which takes none; got a condition.")
     else:
-        kernel, other = layer.maps_given(_as_conditions(condition))
+        kernel, other = layer.maps_given(_as_conditions(condition, num_probes))
     if not layer.has_matrix_kernels:
         return operations.inverse_error(kernel, other, probes)
     kernel, other = operations.to_matrix(kernel), operations.to_matrix(other)
@@ -260,7 +262,7 @@ def inverse_error(
     return largest(tf.norm(probes - back, axis=[-2, -1])) / tf.norm(probes)
 
 
-def _as_conditions(condition):
+def _as_conditions(condition, num_probes):
     kind = type(condition).__name__
     try:
         condition = tf.convert_to_tensor(condition)
@@ -271,6 +273,8 @@ def _as_conditions(condition):
         raise TypeError(f"`condition` must be an array of numbers; got dtype {dtype.name}.")
     if not condition.shape.rank or condition.shape[0] == 0:
         raise ValueError(f"`condition` must be a batch of conditions; got shape {condition.shape}.")
+    if len(condition) > num_probes:
+        condition = tf.gather(condition, np.linspace(0, len(condition) - 1, num_probes).round().astype(int))
     return condition
 
 

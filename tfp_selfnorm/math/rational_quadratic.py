@@ -65,8 +65,8 @@ def spline(
       x_knots, y_knots: the knots on both axes, in rising order, `[num_bins + 1, *shape]`, where `shape` and
         the shape of `x` broadcast.
       slopes: the slopes at the knots, of the same shape.
-      is_identity_outside: whether the map is the identity outside the knots. Otherwise all elements must
-        be inside.
+      is_identity_outside: whether the map is the identity outside the knots. Otherwise an element there,
+        by rounding, is mapped as the nearest knot is.
 
     Returns:
       The mapped elements, and the logarithm of the slope of the spline at each.
@@ -76,6 +76,8 @@ def spline(
     inner = tf.transpose(knots[1:-1], [*range(1, knots.shape.rank), 0])
     indices = tf.reduce_sum(tf.cast(x[..., tf.newaxis] >= inner, tf.int32), axis=-1)
     if not is_identity_outside:
+        # The gradient passes as inside.
+        x += tf.stop_gradient(tf.minimum(tf.maximum(x, knots[0]), knots[-1]) - x)
         return in_bin(x, *_take_bins(indices, x_knots, y_knots, slopes))
     is_outside = (x <= knots[0]) | (x >= knots[-1])
     bins = _take_bins(tf.where(is_outside, 0, indices), x_knots, y_knots, slopes)

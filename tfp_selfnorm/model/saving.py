@@ -228,7 +228,9 @@ def _in_present_words(config):
 
 
 def _is_own(builder):
-    return getattr(builder, "__module__", "").startswith("tfp_selfnorm.")
+    module = getattr(builder, "__module__", None) or ""
+    # A wrapper has the module of the builder that it wraps.
+    return module.startswith("tfp_selfnorm.") and not hasattr(builder, "__wrapped__")
 
 
 def _usable(name):

@@ -69,6 +69,14 @@ def with_surrogate_log_dets(distribution: TfpObject) -> TfpObject:
     return _rebuild(distribution, lambda layer: layer.copy(gradient="self_norm"), {}, LearnedInverse)
 
 
+def sampling_by_decoders(distribution: TfpObject) -> TfpObject:
+    """A copy of the distribution whose pairs of networks map latent to data by their decoders alone.
+
+    An exact solve is no pass that a scope records. The copy shares the variables.
+    """
+    return _rebuild(distribution, lambda layer: layer.copy(inversion="learned"), {}, LearnedInverse)
+
+
 def bijectors_of(
     kind: type | tuple[type, ...], distribution_or_bijector: TfpObject, name: str = "distribution_or_bijector"
 ) -> list:
