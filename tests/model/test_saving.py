@@ -14,6 +14,7 @@ from tampering import tampered
 from two_shifts import parts, two_shifts
 
 import tfp_selfnorm as sn
+from tfp_selfnorm.flows.building import SELF_NORM_OPTIONS
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
@@ -63,8 +64,14 @@ def test_a_file_keeps_how_a_model_was_made_compiled_and_trained(saved, data):
 def test_a_file_has_the_defaults_of_its_builder(monkeypatch):
     config = sn.FlowModel.from_builder(sn.dense_flow, event_shape=2, seed=1).get_config()
     monkeypatch.setitem(sn.dense_flow.__kwdefaults__, "num_layers", 5)
+    monkeypatch.setitem(SELF_NORM_OPTIONS, "gradient", "exact")
     layers = sn.self_norm_layers(sn.FlowModel.from_config(config).distribution)
     assert len(layers) == config["arguments"]["num_layers"] == 2
+    assert [layer.gradient for layer in layers] == 2 * [config["arguments"]["gradient"]] == 2 * ["self_norm"]
+    # Layers of other kinds have no such options.
+    config = sn.FlowModel.from_builder(sn.dense_flow, event_shape=2, layer="lu").get_config()
+    assert "gradient" not in config["arguments"]
+    assert not sn.self_norm_layers(sn.FlowModel.from_config(config).distribution)
 
 
 def test_a_wrapper_of_a_builder_keeps_its_own_defaults():

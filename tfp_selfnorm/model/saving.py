@@ -52,6 +52,8 @@ def recipe_of(
         parameters = inspect.signature(builder).parameters.items()
         defaults = {name: p.default for name, p in parameters if p.default is not inspect.Parameter.empty}
         arguments = defaults | arguments
+        if arguments.get("layer") == "self_norm":
+            arguments = SELF_NORM_OPTIONS | arguments
     return {
         "builder": encode(builder, "builder"),
         "arguments": {name: encode(value, name) for name, value in arguments.items()},
