@@ -94,11 +94,11 @@ def conditions_of_pairs(
     flow = sampling_by_decoders(model.inference_distribution)
     with recording_scope(None) as scope:
         flow.bijector.inverse(tf.zeros([*numbers, *flow.event_shape], flow.dtype), condition=batch)
-    found: dict[Any, list[tf.Tensor]] = {}
+    batches: dict[Any, list[tf.Tensor]] = {}
     for p in scope.passes:
         if not p.layer.is_constant_jacobian and p.kernel.conditions:
-            found.setdefault(p.layer.identity, []).append(p.kernel.conditions[0])
-    return found
+            batches.setdefault(p.layer.identity, []).append(p.kernel.conditions[0])
+    return batches
 
 
 class InverseQuality(FlowCallback):
