@@ -1,6 +1,5 @@
 """Models as `.keras` files, weights by name, and what a failure on the way leaves behind."""
 
-import functools
 import resource
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from tampering import tampered
 from two_shifts import parts, two_shifts
 
 import tfp_selfnorm as sn
-from tfp_selfnorm.flows.building import SELF_NORM_OPTIONS
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
@@ -59,37 +57,6 @@ def test_a_file_keeps_how_a_model_was_made_compiled_and_trained(saved, data):
     for name, value in parts(loaded).items():
         np.testing.assert_array_equal(value, parts(model)[name], err_msg=name)
     np.testing.assert_array_equal(loaded.log_prob(data), model.log_prob(data))
-
-
-def test_a_file_has_the_defaults_of_its_builder(monkeypatch):
-    config = sn.FlowModel.from_builder(sn.dense_flow, event_shape=2, seed=1).get_config()
-    monkeypatch.setitem(sn.dense_flow.__kwdefaults__, "num_layers", 5)
-    monkeypatch.setitem(SELF_NORM_OPTIONS, "gradient", "exact")
-    layers = sn.self_norm_layers(sn.FlowModel.from_config(config).distribution)
-    assert len(layers) == config["arguments"]["num_layers"] == 2
-    assert [layer.gradient for layer in layers] == 2 * [config["arguments"]["gradient"]] == 2 * ["self_norm"]
-    # Layers of other kinds have no such options.
-    config = sn.FlowModel.from_builder(sn.dense_flow, event_shape=2, layer="lu").get_config()
-    assert "gradient" not in config["arguments"]
-    assert not sn.self_norm_layers(sn.FlowModel.from_config(config).distribution)
-
-
-def test_a_wrapper_of_a_builder_keeps_its_own_defaults():
-    @keras.saving.register_keras_serializable("wrappers")
-    @functools.wraps(sn.dense_flow)
-    def deep_flow(**arguments):
-        return sn.dense_flow(**({"num_layers": 5} | arguments))
-
-    @keras.saving.register_keras_serializable("wrappers_of_a_shape")
-    @functools.wraps(sn.dense_flow)
-    def deep_flow_of_a_shape(event_shape):
-        return sn.dense_flow(event_shape, num_layers=5)
-
-    for builder in (deep_flow, deep_flow_of_a_shape):
-        model = sn.FlowModel.from_builder(builder, event_shape=2)
-        copy = sn.FlowModel.from_config(model.get_config())
-        assert len(sn.self_norm_layers(model.distribution)) == 5
-        assert len(sn.self_norm_layers(copy.distribution)) == 5
 
 
 def test_how_r_follows_w_is_fixed_when_a_model_is_made():

@@ -1,6 +1,7 @@
 """Arguments of builders as JSON and back."""
 
 import collections
+import functools
 import json
 import sys
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_selfnorm as sn
+from tfp_selfnorm.flows.building import SELF_NORM_OPTIONS
 from tfp_selfnorm.model.serialization import decode, encode
 
 tfb = tfp.bijectors
@@ -165,3 +167,34 @@ def test_values_nested_too_deep_are_refused():
         value = {"tuple": [value]}
     with pytest.raises(ValueError, match="`value"):
         decode(value, "value")
+
+
+def test_a_file_has_the_defaults_of_its_builder(monkeypatch):
+    config = sn.FlowModel.from_builder(sn.dense_flow, event_shape=2, seed=1).get_config()
+    monkeypatch.setitem(sn.dense_flow.__kwdefaults__, "num_layers", 5)
+    monkeypatch.setitem(SELF_NORM_OPTIONS, "gradient", "exact")
+    layers = sn.self_norm_layers(sn.FlowModel.from_config(config).distribution)
+    assert len(layers) == config["arguments"]["num_layers"] == 2
+    assert [layer.gradient for layer in layers] == 2 * [config["arguments"]["gradient"]] == 2 * ["self_norm"]
+    # Layers of other kinds have no such options.
+    config = sn.FlowModel.from_builder(sn.dense_flow, event_shape=2, layer="lu").get_config()
+    assert "gradient" not in config["arguments"]
+    assert not sn.self_norm_layers(sn.FlowModel.from_config(config).distribution)
+
+
+def test_a_wrapper_of_a_builder_keeps_its_own_defaults():
+    @keras.saving.register_keras_serializable("wrappers")
+    @functools.wraps(sn.dense_flow)
+    def deep_flow(**arguments):
+        return sn.dense_flow(**({"num_layers": 5} | arguments))
+
+    @keras.saving.register_keras_serializable("wrappers_of_a_shape")
+    @functools.wraps(sn.dense_flow)
+    def deep_flow_of_a_shape(event_shape):
+        return sn.dense_flow(event_shape, num_layers=5)
+
+    for builder in (deep_flow, deep_flow_of_a_shape):
+        model = sn.FlowModel.from_builder(builder, event_shape=2)
+        copy = sn.FlowModel.from_config(model.get_config())
+        assert len(sn.self_norm_layers(model.distribution)) == 5
+        assert len(sn.self_norm_layers(copy.distribution)) == 5
