@@ -126,8 +126,8 @@ class InverseQuality(FlowCallback):
       verbose: whether to print a line with each estimate.
       condition: for a `ConditionalFlowModel` with a `LearnedInverse`, a batch of conditions, as `fit` takes
         them. The probes of its networks take them in turn; of more conditions than probes they take some,
-        evenly spread. To see conditions apart, give each a callback and
-        read its `errors`: the figure in `logs` is of the last callback.
+        evenly spread. To see conditions apart, give each a callback and read its `errors`: the figure in
+        `logs` is of the last callback.
 
     Attributes:
       errors: dict from unique names to errors, for the layers that need a learned inverse.
