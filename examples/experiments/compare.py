@@ -21,8 +21,8 @@ from raw_files import write_csv
 import tfp_selfnorm as sn
 
 COLUMNS = ("label", "seed", "epochs", "best_epoch", "test_nll", "val_nll", "seconds", "cpu_seconds", "date")
-# Of learned inverses.
-INVERSE_COLUMNS = ("test_reconstruction", "jacobian_error")
+# Of images, and of learned inverses.
+OPTIONAL_COLUMNS = ("test_bits_per_dim", "test_reconstruction", "jacobian_error")
 
 
 def read_runs(label, pattern):
@@ -81,7 +81,7 @@ def print_table(groups):
 
 def write_figures(groups, output):
     runs = [run for group in groups.values() for run in group]
-    found = [name for name in INVERSE_COLUMNS if any(name in run for run in runs)]
+    found = [name for name in OPTIONAL_COLUMNS if any(name in run for run in runs)]
     columns = (*COLUMNS, *found, "command")
     write_csv(output / "results.csv", [{name: run.get(name, "") for name in columns} for run in runs])
     curves = [
