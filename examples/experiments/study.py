@@ -39,6 +39,19 @@ def _identity(**tracking):
     return {"whiten": False, **_learning(**tracking)}
 
 
+def _dense_patches(side, rate, tracked, exact):
+    """Dense flows on colour patches, for about as many seconds; each method has its epochs and their steps."""
+    name = "photo_patches" if side == 32 else f"photo_patches/{side}"
+    shared = {"dataset": name, "whiten": True, "flow.activation": "spline", "learning_rate": rate}
+    return {
+        f"{label}, {side}x{side}": (preset, {**shared, "epochs": epochs, "steps_per_epoch": steps})
+        for label, preset, (epochs, steps) in (
+            ("tracked", _TRACKED, tracked),
+            ("exact gradient", _EXACT, exact),
+        )
+    }
+
+
 def _convolutions(changes):
     names = {
         "self_norm": "selfnorm_cnn_mnist",
@@ -123,6 +136,12 @@ STUDIES = {
         "self_norm": ("selfnorm_cnn_patches", {}),
         "exact, 1 epoch": ("exact_cnn_patches", {"epochs": 1}),
         "exact": ("exact_cnn_patches", {}),
+    },
+    # D = 768, 3072 and 12,288.
+    "dense_patches": {
+        **_dense_patches(16, 1e-3, (15, 200), (5, 200)),
+        **_dense_patches(32, 3e-4, (10, 200), (5, 26)),
+        **_dense_patches(64, 1e-4, (6, 100), (3, 2)),
     },
     # Each for about as many seconds.
     "free_form_digits": {

@@ -26,16 +26,20 @@ def test_an_update_never_moves_away_from_the_inverse(rng):
     assert np.mean(shrunk) > 0.99
 
 
-def test_the_update_is_the_nearest_matrix_that_maps_every_u_to_its_r(rng):
+@pytest.mark.parametrize("batch", [(), (2,)], ids=str)
+@pytest.mark.parametrize("large", [7, 8], ids=["large", "small"])
+def test_the_update_is_the_nearest_matrix_that_maps_every_u_to_its_r(rng, monkeypatch, large, batch):
+    monkeypatch.setattr(dense, "_LARGE", large)
     size, count = 7, 3
-    kernel, other = np.eye(size) + 0.3 * rng.normal(size=[2, size, size])
-    probes = rng.normal(size=[size, count])
+    kernel, other = np.eye(size) + 0.3 * rng.normal(size=[2, *batch, size, size])
+    probes = rng.normal(size=[*batch, size, count])
     updated, error = dense.sketch_and_project(*map(tf.constant, (other, kernel, probes)))
-    r = (np.eye(size) - other @ kernel).T @ probes
+    r = np.swapaxes(np.eye(size) - other @ kernel, -1, -2) @ probes
     u = kernel @ r
     np.testing.assert_allclose(updated, other + (r - other @ u) @ np.linalg.pinv(u), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(updated @ u, r, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(error, np.linalg.norm(r) / np.linalg.norm(probes), rtol=1e-10)
+    norms = [np.linalg.norm(a, axis=(-2, -1)) for a in (r, probes)]
+    np.testing.assert_allclose(error, norms[0] / norms[1], rtol=1e-10)
 
 
 def test_probes_turn_to_where_the_error_is(rng):
