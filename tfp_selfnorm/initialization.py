@@ -1,5 +1,6 @@
 """Initial values from data: `adapt` for each `Adaptable`, `whiten` for dense layers."""
 
+import contextlib
 import itertools
 import warnings
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from tfp_selfnorm.utils.types import Array, TfpObject
 
 # Events pass a flow in parts of this many numbers, or of some hundred events where these are more.
 _PART_SIZE, _PART_EVENTS = 2**20, 512
+# Of the events by which several layers are whitened.
+_THIRDS, _LEAST_EVENTS = tuple(slice(first, None, 3) for first in range(3)), 6
 
 
 def adapt(distribution: TfpObject, x: Array, whitens: bool = False, condition: Any = None) -> None:
@@ -83,19 +86,20 @@ def _check_is_eager(name):
 def _set_adaptables(distribution, x, condition):
     flow = at_inference(distribution)
     size = max(_PART_EVENTS, _PART_SIZE // distribution.event_shape.num_elements())
-    first, *others = ((x[i : i + size], _part(condition, i, size)) for i in range(0, len(x), size))
+    parts = (slice(i, i + size) for i in range(0, len(x), size))
+    first, *others = ((x[part], _part(condition, part)) for part in parts)
     while (wanted := _adapting_pass(flow, *first)) is not None:
         parts = (_adapting_pass(flow, *part).data for part in others)
         wanted.bijector.set_from_batches(itertools.chain([wanted.data], parts), wanted.is_inverse)
 
 
-def _part(condition, start, size):
-    """The conditions of a part of the events."""
+def _part(condition, part):
+    """The conditions of a slice of the events."""
     if isinstance(condition, Mapping):
-        return {key: _part(value, start, size) for key, value in condition.items()}
+        return {key: _part(value, part) for key, value in condition.items()}
     if isinstance(condition, tuple):
-        return tuple(_part(value, start, size) for value in condition)
-    return None if condition is None else tf.convert_to_tensor(condition)[start : start + size]
+        return tuple(_part(value, part) for value in condition)
+    return None if condition is None else tf.convert_to_tensor(condition)[part]
 
 
 def _adapting_pass(flow, x, condition):
@@ -146,8 +150,14 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
     density is right for columns of any units. The steps of an optimizer are not: bring columns of large units
     to a deviation near 1, before the flow or by a `preprocessing`.
 
-    Each layer costs one pass of the data, eagerly and in one batch, and some eigendecompositions, O(D^3).
-    With no more events than dimensions W is `P^-1/2 S^-1`, and costs O(n D^2) for n events.
+    The events that set a layer have outputs that are too regular: in directions that no event has, the
+    outputs are 0, and a later layer would scale these directions up. So the statistics of a later layer are
+    of events that passed a first layer set by other events, by two thirds of all in turn. A column gets the
+    larger of its two deviations. With `shrinkage=0` each layer has the statistics of its own input.
+
+    Each layer costs one pass of the data, eagerly and in one batch, and some eigendecompositions, O(D^3); the
+    first one of several costs four times that. With no more events than dimensions W is `P^-1/2 S^-1`, and
+    costs O(n D^2) for n events.
 
     Args:
       distribution: a TFP distribution, for example from `dense_flow`.
@@ -179,30 +189,102 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
     if shrinkage is not None:
         check_number(shrinkage, "shrinkage", "in [0, 1], or None", lambda value: 0.0 <= value <= 1.0)
     x = check_events(x, distribution)
-    done: set[Any] = set()
+    passes = _dense_passes(distribution, x, condition)
+    layers = list({layer_pass.layer.identity: layer_pass.layer for layer_pass in passes}.values())
+    # With 0 the caller asked for a covariance of I on these events.
+    crosses = shrinkage != 0.0 and len(x) >= _LEAST_EVENTS
+    first_values: list[Any] = []
     # The input of a layer depends on the layers before it. So each layer is set before the next one.
-    while (layer_pass := _next_pass(distribution, x, condition, done)) is not None:
-        _whiten_layer(layer_pass.layer, layer_pass.input, shrinkage)
-        done.add(layer_pass.layer.identity)
+    for i, layer in enumerate(layers):
+        events = _input_of(layer, distribution, x, condition)
+        if crosses and i == 0 and len(layers) > 1:
+            first_values = _values_without_each_third(layer, events, shrinkage)
+        if first_values and i > 0:
+            new = np.zeros_like(events)
+            for third, values in zip(_THIRDS, first_values, strict=True):
+                with _other_values(layers[0], values):
+                    new[third] = _input_of(layer, distribution, x[third], _part(condition, third))
+            events = _as_spread_as(new, events)
+        _whiten_layer(layer, events, shrinkage)
 
 
-def _next_pass(distribution, x, condition, done):
-    """The first pass, from data to latent, of a dense layer that is not done, or `None`."""
+def _dense_passes(distribution, x, condition):
+    """The passes of dense layers from data to latent, in their order."""
     with training_scope(inverse_learning=None) as scope, adaptation_mode("whiten"):
         at_inference(distribution).log_prob(tf.identity(x), **condition_arguments(condition))
-    for layer_pass in scope.passes:
-        layer = layer_pass.layer
-        is_dense = isinstance(layer, SelfNormDense) and layer.inverse_kernel.shape.rank == 2
-        if is_dense and layer_pass.direction == "inverse" and layer.identity not in done:
-            return layer_pass
-    return None
+    return [
+        layer_pass
+        for layer_pass in scope.passes
+        if isinstance(layer_pass.layer, SelfNormDense)
+        and layer_pass.layer.inverse_kernel.shape.rank == 2
+        and layer_pass.direction == "inverse"
+    ]
 
 
-def _whiten_layer(layer, x, shrinkage):
+def _input_of(layer, distribution, x, condition):
+    """The input of the first pass of a layer."""
+    passes = _dense_passes(distribution, x, condition)
+    return next(np.asarray(p.input) for p in passes if p.layer.identity == layer.identity)
+
+
+def _values_without_each_third(layer, events, shrinkage):
+    """The parameters that two thirds of the events give to the layer, without each third in turn.
+
+    None at all if two thirds do not vary. If the whole does not, the caller finds it.
+    """
+    found = []
+    for third in _THIRDS:
+        with _other_values(layer, _values(layer)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                _whiten_layer(layer, np.delete(events, third, axis=0), shrinkage)
+            except ValueError:
+                return []
+            found.append(_values(layer))
+    return found
+
+
+@contextlib.contextmanager
+def _other_values(layer, values):
+    """Gives the parameters of a layer some values, and in the end those of before."""
+    before = _values(layer)
+    try:
+        _assign(layer, values)
+        yield
+    finally:
+        _assign(layer, before)
+
+
+def _values(layer):
+    return [tf.identity(variable) for variable in _parameters(layer)]
+
+
+def _assign(layer, values):
+    for variable, value in zip(_parameters(layer), values, strict=True):
+        variable.assign(value)
+
+
+def _as_spread_as(new, seen):
+    """Scales up the columns of `new` that have a smaller deviation than in `seen`.
+
+    Of a column that varies in few events alone, two thirds of the events may have none.
+    """
+    axes = tuple(range(seen.ndim - 1))
+    mean, deviation, target = np.mean(new, axis=axes), np.std(new, axis=axes), np.std(seen, axis=axes)
+    scaled = mean + (new - mean) * np.maximum(1.0, target / np.where(deviation > 0.0, deviation, 1.0))
+    return np.where(deviation > 0.0, scaled, seen)
+
+
+def _parameters(layer):
     parameters = [layer.forward_kernel, layer.inverse_kernel]
     parameters += [] if layer.bias is None else [layer.bias]
     if not all(hasattr(value, "assign") for value in parameters):
         raise TypeError(f"The parameters of `{layer.name}` must be tf.Variables for `whiten` to set them.")
+    return parameters
+
+
+def _whiten_layer(layer, x, shrinkage):
+    _parameters(layer)
     x = np.reshape(np.asarray(x, np.float64), [-1, layer.event_size])
     if len(x) < 2 or (len(x) <= layer.event_size and shrinkage == 0.0):
         least = "two events or more" if len(x) < 2 else f"more events than dimensions, {layer.event_size}"
