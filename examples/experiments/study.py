@@ -40,7 +40,7 @@ def _identity(**tracking):
 
 
 def _dense_patches(side, rate, tracked, exact):
-    """Dense flows on colour patches, for about as many seconds; each method has its epochs and their steps."""
+    """Dense flows on colour patches, for about as many seconds; a method has its epochs and their steps."""
     name = "photo_patches" if side == 32 else f"photo_patches/{side}"
     shared = {"dataset": name, "whiten": True, "flow.activation": "spline", "learning_rate": rate}
     return {
@@ -137,11 +137,10 @@ STUDIES = {
         "exact, 1 epoch": ("exact_cnn_patches", {"epochs": 1}),
         "exact": ("exact_cnn_patches", {}),
     },
-    # D = 768, 3072 and 12,288.
+    # D = 768 and 3072.
     "dense_patches": {
-        **_dense_patches(16, 1e-3, (15, 200), (5, 200)),
-        **_dense_patches(32, 3e-4, (10, 200), (5, 26)),
-        **_dense_patches(64, 1e-4, (6, 100), (3, 2)),
+        **_dense_patches(16, 1e-3, (15, 200), (7, 200)),
+        **_dense_patches(32, 3e-4, (10, 200), (8, 25)),
     },
     # Each for about as many seconds.
     "free_form_digits": {
