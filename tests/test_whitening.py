@@ -240,6 +240,15 @@ def test_later_layers_do_not_undo_the_shrinkage_of_the_first_one(count, activati
     assert max(nll[1:]) < nll[0] - gain + 0.5
 
 
+@pytest.mark.parametrize("count", range(2, 9))
+def test_a_handful_of_events(count, rng):
+    """From six on each layer has events that are new to the first one."""
+    layers = [sn.SelfNormDense.trainable(3, dtype=tf.float64, name=f"dense_{i}") for i in range(2)]
+    sn.whiten(flow_of(layers, 3), correlated(rng, 3, count))
+    for layer in layers:
+        np.testing.assert_allclose(layer.forward_kernel @ layer.inverse_kernel, np.eye(3), atol=1e-6)
+
+
 def test_events_that_hardly_vary(rng):
     """Without a third of them the others are all alike."""
     x = np.ones([12, 3])

@@ -129,8 +129,11 @@ def _best_shrinkage(x, num_unseen):
 
     No event has a part in `num_unseen` further directions.
 
-    The twentieth of the events that is farthest from the mean has no vote: one event could outweigh all.
+    The twentieth of the events that is farthest from the mean has no vote: one event could outweigh all. Of
+    two events nothing can be held out: the weight is 1.
     """
+    if len(x) < 3:
+        return 1.0
     distances = np.sum((x - np.mean(x, axis=0)) ** 2, axis=1)
     votes = distances <= np.quantile(distances, 0.95)
     count = 1 if x.shape[1] > _MANY_DIMENSIONS else _NUM_PARTS
