@@ -24,7 +24,7 @@ _TOY_SIZES = (50_000, 10_000, 10_000)
 _SHIFT = 1
 # The sides of the patches of photographs, the vertical strips of pixels that they are cut from, and how many
 # there are at most.
-_PATCH_SIDES = {"photo_patches": 32, "photo_patches/16": 16, "photo_patches/64": 64}
+_PATCH_SIDES = {"photo_patches": 32, **{f"photo_patches/{side}": side for side in (16, 32, 64)}}
 _STRIPS = {
     "train": ((0, 192), (256, 448), (512, 640)),
     "validation": ((192, 256),),

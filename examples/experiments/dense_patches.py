@@ -76,7 +76,7 @@ def main():
         sn.plot.label_lines(axis)
     side = SIDES[-1]
     model = keras.models.load_model(arguments.runs / f"tracked__{side}x{side}_seed1" / "best.keras")
-    data = load("photo_patches" if side == 32 else f"photo_patches/{side}")
+    data = load(f"photo_patches/{side}")
     samples = model.sample(9, seed=1)
     for axis, title, shown in ((axes[2], "test patches", data.test[:9]), (axes[3], "samples", samples)):
         sn.plot.images(shown, data.num_levels, ax=axis).set_title(f"{side}×{side}×3: {title}")

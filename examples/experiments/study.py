@@ -41,7 +41,7 @@ def _identity(**tracking):
 
 def _dense_patches(side, rate, tracked, exact):
     """Dense flows on colour patches, for about as many seconds; a method has its epochs and their steps."""
-    name = "photo_patches" if side == 32 else f"photo_patches/{side}"
+    name = f"photo_patches/{side}"
     shared = {"dataset": name, "whiten": True, "flow.activation": "spline", "learning_rate": rate}
     return {
         f"{label}, {side}x{side}": (preset, {**shared, "epochs": epochs, "steps_per_epoch": steps})
