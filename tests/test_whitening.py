@@ -207,6 +207,8 @@ def test_a_later_layer_is_set_by_events_that_are_new_to_the_first_one(rng, is_co
         flow = tfd.TransformedDistribution(flow.distribution, sn.Conditional(flow.bijector))
     sn.whiten(flow, x, shrinkage=0.1, condition=condition)
 
+    # The thirds are those of events in a random order.
+    moved = moved[np.random.default_rng(0).permutation(20)]
     mean, kernel = symmetric_root(moved, 0.1)
     seen, new = (moved - mean) @ kernel.T, np.zeros_like(moved)
     for third in range(3):
@@ -225,7 +227,10 @@ def test_a_later_layer_is_set_by_events_that_are_new_to_the_first_one(rng, is_co
 @pytest.mark.parametrize("activation", ["spline", "smooth_leaky_relu"])
 @pytest.mark.parametrize("count", [40, 120])
 def test_later_layers_do_not_undo_the_shrinkage_of_the_first_one(count, activation):
-    """On digits that are new. Set by their inputs alone they cost 12 and 4 nats with splines."""
+    """On digits that are new. Set by their inputs alone they cost 12 and 4 nats with splines.
+
+    The order of 40 events is worth 0.6 nats either way.
+    """
     pictures = sklearn.datasets.load_digits().images[:, :, :, np.newaxis] / 17.0
     pictures += np.random.default_rng(0).uniform(size=pictures.shape) / 17.0
     x, held_out = pictures[:count].astype(np.float32), pictures[1300:].astype(np.float32)
@@ -237,7 +242,21 @@ def test_later_layers_do_not_undo_the_shrinkage_of_the_first_one(count, activati
         nll.append(-np.mean(flow.log_prob(held_out)))
     # The bends of the leaky ReLU fit digits better than a Gaussian does.
     gain = 0.0 if activation == "spline" else 8.0
-    assert max(nll[1:]) < nll[0] - gain + 0.5
+    assert max(nll[1:]) < nll[0] - gain + 1.0
+
+
+@pytest.mark.parametrize("num_sources", [3, 5])
+def test_sources_that_take_turns_are_as_good_as_events_in_any_order(num_sources, rng):
+    """Parts of every third or fifth event would each have one source alone."""
+    means = 3.0 * rng.normal(size=[num_sources, 20])
+    x = np.tile(means, [60, 1]) + rng.normal(size=[60 * num_sources, 20])
+    held_out = np.tile(means, [200, 1]) + rng.normal(size=[200 * num_sources, 20])
+    nll = []
+    for events in (x, rng.permutation(x)):
+        flow = sn.dense_flow(20, num_layers=2, activation="spline", dtype=tf.float64, seed=1)
+        sn.whiten(flow, events)
+        nll.append(-np.mean(flow.log_prob(held_out)))
+    assert abs(nll[0] - nll[1]) < 0.5
 
 
 @pytest.mark.parametrize("count", range(2, 9))
@@ -252,7 +271,7 @@ def test_a_handful_of_events(count, rng):
 def test_events_that_hardly_vary(rng):
     """Without a third of them the others are all alike."""
     x = np.ones([12, 3])
-    x[::3] = rng.normal(size=[4, 3])
+    x[np.random.default_rng(0).permutation(12)[::3]] = rng.normal(size=[4, 3])
     layers = [sn.SelfNormDense.trainable(3, dtype=tf.float64, name=f"dense_{i}") for i in range(2)]
     sn.whiten(flow_of(layers, 3), x, shrinkage=0.2)
     mean, kernel = symmetric_root(x, 0.2)

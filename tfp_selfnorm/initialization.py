@@ -94,12 +94,14 @@ def _set_adaptables(distribution, x, condition):
 
 
 def _part(condition, part):
-    """The conditions of a slice of the events."""
+    """The conditions of some events, by a slice or by their numbers."""
     if isinstance(condition, Mapping):
         return {key: _part(value, part) for key, value in condition.items()}
     if isinstance(condition, tuple):
         return tuple(_part(value, part) for value in condition)
-    return None if condition is None else tf.convert_to_tensor(condition)[part]
+    if condition is None:
+        return None
+    return tf.convert_to_tensor(condition)[part] if isinstance(part, slice) else tf.gather(condition, part)
 
 
 def _adapting_pass(flow, x, condition):
@@ -153,7 +155,8 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
     The events that set a layer have outputs that are too regular: in directions that no event has, the
     outputs are 0, and a later layer would scale these directions up. So the statistics of a later layer are
     of events that passed a first layer set by other events, by two thirds of all in turn. A column gets the
-    larger of its two deviations. With `shrinkage=0` each layer has the statistics of its own input.
+    larger of its two deviations. With `shrinkage=0` each layer has the statistics of its own input. The parts
+    are drawn at random, always the same for as many events, so that sources that take turns are in each part.
 
     Each layer costs one pass of the data, eagerly and in one batch, and some eigendecompositions, O(D^3); the
     first one of several costs four times that. With no more events than dimensions W is `P^-1/2 S^-1`, and
@@ -188,7 +191,7 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
     check_is_distribution(distribution)
     if shrinkage is not None:
         check_number(shrinkage, "shrinkage", "in [0, 1], or None", lambda value: 0.0 <= value <= 1.0)
-    x = check_events(x, distribution)
+    x, condition = _shuffled(check_events(x, distribution), condition)
     passes = _dense_passes(distribution, x, condition)
     layers = list({layer_pass.layer.identity: layer_pass.layer for layer_pass in passes}.values())
     # With 0 the caller asked for a covariance of I on these events.
@@ -206,6 +209,12 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
                     new[third] = _input_of(layer, distribution, x[third], _part(condition, third))
             events = _as_spread_as(new, events)
         _whiten_layer(layer, events, shrinkage)
+
+
+def _shuffled(x, condition):
+    """The same order each time. Parts of events that alternate would differ without it, in shrinkages too."""
+    order = np.random.default_rng(0).permutation(len(x))
+    return tf.gather(x, order), _part(condition, order)
 
 
 def _dense_passes(distribution, x, condition):
