@@ -175,7 +175,7 @@ def test_one_call_of_a_model_whitens_too(rng):
     model.adapt(data, whitens=True)
     latents = model.encode(data).numpy()
     # Up to the shrinkage that held-out events choose.
-    np.testing.assert_allclose(np.cov(latents, rowvar=False), np.eye(2), atol=2e-2)
+    np.testing.assert_allclose(np.cov(latents, rowvar=False), np.eye(2), atol=5e-2)
 
 
 def test_data_that_cannot_whiten_leave_no_initial_values(rng):
