@@ -252,3 +252,50 @@ def test_events_of_unknown_rank():
     conditional = tf.function(lambda y: pair.inverse(y, condition=y), input_signature=signature)
     with pytest.raises(ValueError, match="`y` of `learned_inverse` must have a known rank"):
         conditional(y)
+
+
+def normalized_network():
+    inputs = keras.Input([2])
+    hidden = keras.layers.Dense(32, "silu")(keras.layers.BatchNormalization()(inputs))
+    change = keras.layers.Dense(2, kernel_initializer="zeros")(hidden)
+    return keras.Model(inputs, keras.layers.Add()([inputs, change]))
+
+
+def test_a_batch_normalization_takes_the_surrogate(rng):
+    """It makes the output for an event depend on the others, which the exact gradient does not see."""
+    keras.utils.set_random_seed(0)
+    covariance = np.array([[1.0, 0.8], [0.8, 0.73]])
+    x = rng.multivariate_normal([1.0, 0.0], covariance, size=2000).astype(np.float32)
+    pair = sn.LearnedInverse(normalized_network(), normalized_network(), 2)
+    assert pair.gradient == "self_norm"
+    model = sn.FlowModel(tfd.TransformedDistribution(tfd.MultivariateNormalDiag(tf.zeros(2)), pair))
+    model.compile(keras.optimizers.Adam(5e-3, clipnorm=50.0))
+    model.fit(x, epochs=15, batch_size=100, verbose=0)
+    entropy = 0.5 * np.log(np.linalg.det(2.0 * np.pi * np.e * covariance))
+    assert abs(model.evaluate(x, verbose=0, return_dict=True)["nll"] - entropy) < 0.1
+    with pytest.raises(ValueError, match="`gradient` must be 'self_norm' for an encoder with a batch normal"):
+        sn.LearnedInverse(normalized_network(), normalized_network(), 2, gradient="exact")
+
+
+@pytest.mark.parametrize("kind", [keras.layers.GRU, keras.layers.LSTM])
+def test_recurrent_networks_are_trained(kind, rng):
+    def network():
+        inputs = keras.Input([5, 2])
+        change = keras.layers.Rescaling(0.2)(kind(2, return_sequences=True)(inputs))
+        return keras.Model(inputs, keras.layers.Add()([inputs, change]))
+
+    keras.utils.set_random_seed(0)
+    pair = sn.LearnedInverse(network(), network(), [5, 2])
+    base = tfd.Independent(tfd.Normal(tf.zeros([5, 2]), 1.0), 2)
+    model = sn.FlowModel(tfd.TransformedDistribution(base, pair))
+    model.compile(keras.optimizers.Adam(1e-2))
+    x = 0.5 * np.cumsum(rng.normal(size=[600, 5, 2]), axis=1).astype(np.float32)
+    history = model.fit(x, batch_size=100, epochs=5, verbose=0).history
+    assert history["nll"][-1] < history["nll"][0]
+    log_det = model.distribution.bijector.inverse_log_det_jacobian(tf.constant(x[:2]))
+    step, expected = 1e-2, []
+    for event in x[:2]:
+        units = step * np.eye(10, dtype=np.float32).reshape([10, 5, 2])
+        change = pair.encoder(event + units).numpy() - pair.encoder(event - units).numpy()
+        expected.append(np.linalg.slogdet(change.reshape([10, 10]) / (2.0 * step))[1])
+    np.testing.assert_allclose(log_det, expected, atol=1e-3)

@@ -195,3 +195,15 @@ def test_a_layer_without_a_correction_is_refused(gradient, kernel):
     ):
         pass
     assert not sn.SelfNormConv2D.trainable((4, 4), 2, 1, gradient="circulant").has_gradient_correction
+
+
+@pytest.mark.parametrize("value", [None, "a", tf.zeros([1]), np.zeros([3, 3, 2, 1])])
+def test_a_correction_of_another_shape_is_refused(value, kernel):
+    layer = make_layer(kernel, "circulant")
+    with (
+        pytest.raises(
+            ValueError, match="`gradient_corrections` must have the shape of the kernel of `self_n"
+        ),
+        sn.training_scope(None, gradient_corrections={layer: value}),
+    ):
+        pass

@@ -31,6 +31,14 @@ def test_a_convolution_of_one_pixel_has_the_exact_gradient(rng):
     np.testing.assert_allclose(found[0, 0], np.linalg.inv(kernel[0, 0]).T, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("smallest", [1e-3, 1e-5, 1e-9])
+def test_near_a_singular_kernel_of_one_pixel_a_layer_takes_the_exact_gradient(smallest):
+    """The damping would take a third of it at 1e-4, and nearly all at 1e-5."""
+    kernel = tf.constant(np.diag([1.0, smallest])[np.newaxis, np.newaxis])
+    found = conv.ConvMap((1, 1), (4, 5)).log_det_gradients["circulant"](kernel)
+    np.testing.assert_allclose(found[0, 0], np.diag([20.0, 20.0 / smallest]), rtol=1e-12)
+
+
 @pytest.mark.parametrize(("sizes", "channels"), [((3, 3), 1), ((3, 3), 3), ((5, 3), 2)])
 def test_it_is_close_to_the_exact_gradient_far_from_singular_kernels(sizes, channels, rng):
     kernel = tf.constant(dense.random_kernel(rng, sizes, channels, noise=0.2))

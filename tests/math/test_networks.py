@@ -195,6 +195,30 @@ def test_the_mean_over_random_probes_is_the_trace(weights, rng):
     assert abs(derivatives.mean() - trace) < 4.0 * standard_error
 
 
+@pytest.mark.parametrize("how", ["eager", "graph", "xla"])
+def test_products_with_the_jacobian_of_a_loop(weights, rng, how):
+    """Recurrent networks are loops in a graph, which TensorFlow's forward mode does not take."""
+    function, _ = as_function(weights)
+    x, vectors = rng.normal(size=[5, D]), rng.normal(size=[5, D])
+
+    def three_times(x):
+        return tf.while_loop(
+            lambda i, x: i < 3, lambda i, x: (i + 1, function(x)), (0, x), maximum_iterations=3
+        )[1]
+
+    def call(x, vectors):
+        return networks.jacobian_product(three_times, x, vectors)
+
+    if how != "eager":
+        call = tf.function(call, jit_compile=how == "xla")
+    output, products = call(tf.constant(x), tf.constant(vectors))
+    for _ in range(3):
+        vectors = np.einsum("bij,bj->bi", jacobians(weights, x), vectors)
+        x = values(weights, x)
+    np.testing.assert_allclose(output, x, rtol=1e-10)
+    np.testing.assert_allclose(products, vectors, rtol=1e-10)
+
+
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
 def test_the_solution_and_its_gradients(weights, rng, compiled):
     x = rng.normal(size=[5, D])
@@ -228,3 +252,13 @@ def test_a_map_without_an_inverse_has_a_residual():
     _, residual = networks.solve(tf.square, lambda z: tf.sqrt(tf.abs(z) + 1.0), z, tolerance=1e-9)
     assert residual[0] > 0.5
     assert residual[1] < 1e-9
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e7])
+def test_residuals_are_relative_to_large_latents(scale):
+    """In float32 such latents have no residual of 1e-5."""
+    z = scale * tf.random.stateless_normal([100, 3], [0, 1])
+    x, residual = networks.solve(lambda y: 1.1 * y + 0.3 * tf.sin(y), lambda z: z / 1.1, z, tolerance=1e-5)
+    assert np.max(residual) < 1e-6
+    x = np.float64(x)
+    np.testing.assert_allclose(1.1 * x + 0.3 * np.sin(x), z, atol=3e-6 * scale)

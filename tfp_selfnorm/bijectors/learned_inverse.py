@@ -11,8 +11,11 @@ import tensorflow_probability as tfp
 from tfp_selfnorm.bijectors.network_call import (
     call_network,
     check_network,
+    dtype_of,
     flat_condition,
+    gradient_of_training,
     network_variables,
+    variables_of,
     with_one_batch_dimension,
 )
 from tfp_selfnorm.bijectors.parameters import check_event_shape
@@ -25,7 +28,7 @@ from tfp_selfnorm.utils.integers import check_positive_int, check_sizes
 from tfp_selfnorm.utils.options import check_choice
 from tfp_selfnorm.utils.types import Array, Shape
 
-# The residual of the exact `forward` to reach, and this number of times it is an error.
+# The residual of the exact `forward` to reach, relative to latents above 1. So many times it is an error.
 _TOLERANCES = {tf.float64: 1e-10}
 _TOLERANCE, _ERROR_FACTOR = 1e-5, 100.0
 
@@ -43,9 +46,9 @@ class LearnedInverse(SelfNormalizing):
     weight, 3 to 10, or a lower rate.
 
     Inside a `training_scope`, above 8 dimensions by default, the log-det has the surrogate gradient of
-    Draxler et al.: the Jacobian of g in place of the inverse Jacobian of f, by one product in reverse mode
-    and one in forward mode. Its value is held, as in the linear layers: here a mean over some events, and 0
-    before the first. A step costs about four passes of both networks, O(D) times less than the exact log-det.
+    Draxler et al.: the Jacobian of g in place of the inverse Jacobian of f, by one product with each. Its
+    value is held, as in the linear layers: here a mean over some events, and 0 before the first. A step costs
+    about four passes of both networks, O(D) times less than the exact log-det.
     Outside the scope, `log_prob` and its gradient are exact: D products with the Jacobian of f for each
     event, and O(D^3) for its log-det. The log-det of `forward` is that of g.
 
@@ -55,10 +58,10 @@ class LearnedInverse(SelfNormalizing):
     large D, see `estimate_log_det`.
 
     The input of the networks has one batch dimension, `[B, *event_shape]`. The output for an event must not
-    depend on other events, or on the call. In training mode batch normalization and dropout make the
-    surrogate inaccurate; the density outside of training is right. With a `condition` each network gets a
-    list, `[events, condition]`; see `AffineCoupling`. It has the sample and batch dimensions of the events,
-    and does not broadcast over them.
+    depend on other events, or on the call. In training mode batch normalization makes it depend on the other
+    events: the exact log-det is wrong then, and the surrogate is right in the mean. The density outside of
+    training is right. With a `condition` each network gets a list, `[events, condition]`; see
+    `AffineCoupling`. It has the sample and batch dimensions of the events, and does not broadcast over them.
 
     Shapes: events of `event_shape`. Dtypes: float32 or float64, as the networks. Units: nats.
 
@@ -101,7 +104,8 @@ class LearnedInverse(SelfNormalizing):
           decoder: a callable from latent to data.
           event_shape: the shape of events, an int or a list of ints.
           gradient: the gradient of the log-det inside a `training_scope`: "self_norm" (the surrogate) or
-            "exact" (of the Jacobian). `None` is "exact" up to 8 dimensions, where it costs little.
+            "exact" (of the Jacobian). `None` is "exact" up to 8 dimensions, where it costs little, without a
+            batch normalization.
           inversion: the map of `forward`: "learned" (the decoder) or "exact" (the inverse of the encoder).
           num_probes: number of probes for each event, for "self_norm".
           validate_args: has no effect.
@@ -110,8 +114,8 @@ class LearnedInverse(SelfNormalizing):
         Raises:
           TypeError: if a network is not callable, if the networks have several dtypes or one that is not
             float32 or float64, or if `validate_args` is no bool.
-          ValueError: if a Keras network is not built, or its output has another shape; or if another argument
-            is out of range.
+          ValueError: if a Keras network is not built, or its output has another shape; if the encoder has a
+            batch normalization with `gradient="exact"`; or if another argument is out of range.
         """
         parameters = dict(locals())
         self._event_sizes = tuple(check_sizes(event_shape, "event_shape", "positive ints", bool))
@@ -127,14 +131,13 @@ class LearnedInverse(SelfNormalizing):
             [] if isinstance(network, tf.Module) else found
             for network, found in zip((encoder, decoder), variables, strict=True)
         )
-        is_small = np.prod(self._event_sizes) <= networks.SMALL
         super().__init__(
             networks.NetworkMaps(len(self._event_sizes)),
-            gradient or ("exact" if is_small else "self_norm"),
+            gradient_of_training(gradient, encoder, np.prod(self._event_sizes) <= networks.SMALL),
             1.0,
             inversion,
             parameters,
-            _dtype_of(*variables[0], *variables[1]),
+            dtype_of(*variables[0], *variables[1]),
             is_constant_jacobian=False,
         )
 
@@ -177,7 +180,7 @@ class LearnedInverse(SelfNormalizing):
     @property
     def map_variables(self) -> tuple[list[tf.Variable], list[tf.Variable]]:
         """The variables of the encoder and of the decoder."""
-        return _variables(self._encoder, self._encoder_variables), _variables(
+        return variables_of(self._encoder, self._encoder_variables), variables_of(
             self._decoder, self._decoder_variables
         )
 
@@ -302,6 +305,8 @@ class LearnedInverse(SelfNormalizing):
     def _flat(self, x, condition, name):
         """The events and the conditions, with one batch dimension."""
         check_event_shape(x, self._event_sizes, name, self.name)
+        if x.dtype not in (tf.float32, tf.float64):
+            raise TypeError(f"`{name}` of `{self.name}` must be float32 or float64; got {x.dtype.name}.")
         if x.shape.rank is None:
             if condition is not None:
                 raise ValueError(f"`{name}` of `{self.name}` must have a known rank, with a condition.")
@@ -334,17 +339,3 @@ class LearnedInverse(SelfNormalizing):
 
 
 _OPPOSITE = {"inverse": "forward", "forward": "inverse"}
-
-
-def _variables(network, found):
-    # A `tf.Module` may make variables in its first call.
-    return list(network.variables) if isinstance(network, tf.Module) else list(found)
-
-
-def _dtype_of(*variables):
-    """The floating dtype of the variables; `None` without one."""
-    dtypes = {variable.dtype for variable in variables if variable.dtype.is_floating}
-    if len(dtypes) > 1 or not dtypes <= {tf.float32, tf.float64}:
-        found = ", ".join(sorted(dtype.name for dtype in dtypes))
-        raise TypeError(f"`encoder` and `decoder` must have one dtype, float32 or float64; got {found}.")
-    return dtypes.pop() if dtypes else None

@@ -61,13 +61,52 @@ def network_variables(network: Any, event_sizes: Sequence[int]) -> list[tf.Varia
     return _variables_of_call(network, event_sizes) if tf.executing_eagerly() else []
 
 
+def variables_of(network: Any, found: Sequence[tf.Variable]) -> list[tf.Variable]:
+    """The present variables of a network, of which `network_variables` found some."""
+    # A `tf.Module` may make variables in its first call.
+    return list(network.variables) if isinstance(network, tf.Module) else list(found)
+
+
+def dtype_of(*variables: tf.Variable) -> tf.DType | None:
+    """The floating dtype of the variables of an encoder and a decoder; `None` without one.
+
+    Raises:
+      TypeError: if they have several, or one that is not float32 or float64.
+    """
+    dtypes = {variable.dtype for variable in variables if variable.dtype.is_floating}
+    if len(dtypes) > 1 or not dtypes <= {tf.float32, tf.float64}:
+        found = ", ".join(sorted(dtype.name for dtype in dtypes))
+        raise TypeError(f"`encoder` and `decoder` must have one dtype, float32 or float64; got {found}.")
+    return dtypes.pop() if dtypes else None
+
+
+def gradient_of_training(gradient: str | None, encoder: Any, is_small: bool) -> str:
+    """The gradient of a log-det: as given, or "exact" if the events are small.
+
+    A batch normalization makes the output for an event depend on the other events in training. The exact
+    log-det does not see that.
+
+    Raises:
+      ValueError: if it is "exact", and the encoder has a batch normalization.
+    """
+    variables = keras_weights(encoder) or (encoder.variables if isinstance(encoder, tf.Module) else [])
+    mixes_events = any(variable.name.split("/")[-1].startswith("moving_mean") for variable in variables)
+    if mixes_events and gradient == "exact":
+        raise ValueError(
+            "`gradient` must be 'self_norm' for an encoder with a batch normalization, which makes the "
+            "output for an event depend on the other events in training; got 'exact'."
+        )
+    return gradient or ("exact" if is_small and not mixes_events else "self_norm")
+
+
 def _variables_of_call(network, event_sizes):
     container = tf.distribute.get_strategy().extended.value_container
     for dtype in (tf.float32, tf.float64):
         try:
             with tf.GradientTape() as tape:
                 network(tf.zeros([1, *event_sizes], dtype))
-        except (TypeError, ValueError, tf.errors.OpError):
+        except Exception:
+            # Code of the user, which may need a condition or another dtype.
             continue
         return list({v.ref(): v for v in map(container, tape.watched_variables())}.values())
     return []

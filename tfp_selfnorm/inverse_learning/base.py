@@ -102,14 +102,21 @@ def as_corrections(mapping: Mapping | None) -> dict:
 
     Raises:
       TypeError: if it is no mapping from self-normalizing layers.
-      ValueError: if a layer takes no correction.
+      ValueError: if a layer takes no correction, or has kernels of another shape.
     """
     corrections = {} if mapping is None else by_identity(mapping, "gradient_corrections")
-    for layer in mapping or ():
+    for layer, value in (mapping or {}).items():
         if not layer.has_gradient_correction:
             raise ValueError(
                 "`gradient_corrections` must be of convolutions with `gradient='circulant'`, wider than 1x1; "
                 f"got `{layer.name}` with {layer.gradient!r}."
+            )
+        # A `FlowModel` holds the error of a correction with what it goes by.
+        shape = getattr(getattr(value, "error", value), "shape", None)
+        if shape is None or tuple(shape) != tuple(layer.inverse_kernel.shape):
+            raise ValueError(
+                f"`gradient_corrections` must have the shape of the kernel of `{layer.name}`, "
+                f"{tuple(layer.inverse_kernel.shape)}; got {value!r:.80}."
             )
     return corrections
 

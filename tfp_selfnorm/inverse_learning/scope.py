@@ -275,7 +275,7 @@ def training_scope(
     Raises:
       RuntimeError: if this thread has a scope open already.
       TypeError: if an argument has a wrong type.
-      ValueError: if a layer of `gradient_corrections` takes no correction.
+      ValueError: if a layer of `gradient_corrections` takes no correction, or one of another shape.
 
     >>> import tensorflow as tf
     >>> import tensorflow_probability as tfp

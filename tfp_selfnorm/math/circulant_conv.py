@@ -24,7 +24,8 @@ def mean_log_det_gradient(kernel: tf.Tensor, spatial_shape: Sequence[int]) -> tf
     The symbol at a frequency f is `A(f) = sum_s kernel[s] exp(2 pi i f s)`, with the offsets s from the
     centre of the kernel. The result is the mean over the frequencies of `Re(exp(2 pi i f s) A(f)^-T)`. The
     inverse is damped: `(A^H A + e)^-1 A^H`, where e is 1e-8 times the mean squared singular value of the
-    symbols. So it is finite for each finite kernel, and NaN for others. The computation is in float64.
+    symbols. So it is finite if the squares of the kernel are, and NaN if the kernel is not. It is computed in
+    float64.
 
     In each dimension the torus is longer than the image by twice the radius of the kernel, and at most as
     long as two kernels, or 16 pixels if that is more. Elements of the kernel that multiply only zeros of the

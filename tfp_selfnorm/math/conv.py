@@ -122,6 +122,8 @@ class ConvMap(Operations):
         return tf.reshape(gradient, kernel.shape)
 
     def _circulant_gradient(self, kernel):
+        if self.has_matrix_kernels:
+            return self._exact_gradient(kernel)
         counts = multiplicity(self._kernel_size, self._shape)[..., np.newaxis, np.newaxis]
         gradient = circulant_conv.mean_log_det_gradient(self._planar_kernel(kernel), self._shape)
         return tf.reshape(tf.constant(counts, kernel.dtype) * gradient, kernel.shape)

@@ -103,12 +103,19 @@ def _padded(x, number):
 
 
 def jacobian_product(function: Map, x: tf.Tensor, vector: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The map of each event, and the product of its Jacobian with a vector, in forward mode."""
-    with tf.autodiff.ForwardAccumulator(x, vector) as accumulator:
-        output = function(x)
-    # In eager code, an outer tape loses `output` if the product alone is deleted. One operation keeps both.
-    output, product = tf.identity_n([output, accumulator.jvp(output, _ZERO)])
-    return output, product
+    """The map of each event, and the product of its Jacobian with a vector.
+
+    The product in reverse mode is linear in its factor, so that its derivative by the factor is the product
+    wanted. TensorFlow's forward mode has no loops of a graph, and under XLA is compiled for each call.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as outer:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            output = function(x)
+        factor = tf.zeros_like(output)
+        outer.watch(factor)
+        row = tf.convert_to_tensor(tape.gradient(output, x, factor, _ZERO))
+    return output, outer.gradient(row, factor, vector, _ZERO)
 
 
 def surrogate_pass(
@@ -118,7 +125,7 @@ def surrogate_pass(
 
     The gradient of `log |det J_f|` is `tr(J_f^-1 dJ_f)`. The Jacobian `J_g` of the learned inverse takes the
     place of `J_f^-1`. For probes v of mean 0 and covariance I, the trace is the mean of `(v^T dJ_f) (J_g v)`.
-    The first factor is a product in reverse mode. The second one is in forward mode, and constant.
+    The first factor is a product in reverse mode. The second one is constant.
 
     Args:
       function: the map f.
@@ -155,11 +162,12 @@ def solve(
       inverse: the learned inverse map.
       z: events, `[B, *event]`.
       *conditions: the conditions of both maps.
-      tolerance: the norm of a residual, divided by the root of D, at which the search ends.
+      tolerance: the size of a residual at which the search ends.
       max_steps: the largest number of steps.
 
     Returns:
-      The events, and the norm of the residual of each, divided by the root of D.
+      The events, and the size of the residual of each: its root mean square, divided by that of z where this
+      is above 1.
     """
     size, shape, constant = _size(z), tf.shape(z), tf.stop_gradient(z)
 
@@ -169,13 +177,19 @@ def solve(
     def residual(vectors, z=constant):
         return flat(function(tf.reshape(vectors, shape), *conditions) - z)
 
+    scale = tf.maximum(_root_mean_square(flat(constant)), 1.0)
+
+    def size_of(residuals):
+        return _root_mean_square(residuals) / scale
+
     def learned_map(events):
         return inverse(events, *conditions)
 
     def learned(vectors):
         return flat(jacobian_product(learned_map, constant, tf.reshape(vectors, shape))[1])
 
-    x = tf.stop_gradient(_broyden(residual, learned, flat(learned_map(constant)), max_steps, tolerance))
+    x = flat(learned_map(constant))
+    x = tf.stop_gradient(_broyden(residual, size_of, learned, x, max_steps, tolerance))
     # The value is a step of Newton's method. Its gradient is the one of the solution.
     matrix = tf.stop_gradient(jacobian(function, tf.reshape(x, shape), *conditions))
     # XLA has no determinant. A singular Jacobian is an error of `tf.linalg.inv`; its step is one of Picard's.
@@ -183,7 +197,7 @@ def solve(
     is_regular = tf.reduce_all(tf.math.is_finite(diagonal) & (diagonal != 0.0), axis=-1)
     matrix = tf.where(is_regular[:, tf.newaxis, tf.newaxis], matrix, tf.eye(size, dtype=z.dtype))
     x = x - _newton_step(tf.linalg.inv(matrix), residual(x, z))
-    return tf.reshape(x, shape), tf.stop_gradient(_root_mean_square(residual(x)))
+    return tf.reshape(x, shape), tf.stop_gradient(size_of(residual(x)))
 
 
 @tf.custom_gradient
@@ -197,7 +211,7 @@ def _newton_step(inverses, residuals):
     return tf.linalg.matvec(inverses, residuals), gradient
 
 
-def _broyden(residual, learned, x, max_steps, tolerance):
+def _broyden(residual, size_of, learned, x, max_steps, tolerance):
     """The vectors with the smallest residuals, in steps of Broyden's second method."""
 
     def product(vectors, of_learned, lefts, rights):
@@ -214,17 +228,17 @@ def _broyden(residual, learned, x, max_steps, tolerance):
         squares = tf.reduce_sum(tf.square(difference), axis=-1, keepdims=True)
         lefts = tf.tensor_scatter_nd_update(lefts, [[k]], [error])
         rights = tf.tensor_scatter_nd_update(rights, [[k]], [tf.math.divide_no_nan(difference, squares)])
-        size_of_r = _root_mean_square(new_r)
-        is_better = size_of_r < smallest
+        new_size = size_of(new_r)
+        is_better = new_size < smallest
         best = tf.where(is_better[:, tf.newaxis], x, best)
-        return k + 1, x, new_r, new_of_learned, lefts, rights, best, tf.where(is_better, size_of_r, smallest)
+        return k + 1, x, new_r, new_of_learned, lefts, rights, best, tf.where(is_better, new_size, smallest)
 
     r = residual(x)
     memory = tf.zeros(tf.concat([[max_steps], tf.shape(x)], axis=0), x.dtype)
     state = tf.while_loop(
         lambda *state: tf.reduce_any(state[-1] > tolerance),
         step,
-        (0, x, r, learned(r), memory, memory, x, _root_mean_square(r)),
+        (0, x, r, learned(r), memory, memory, x, size_of(r)),
         maximum_iterations=max_steps,
     )
     return state[-2]
