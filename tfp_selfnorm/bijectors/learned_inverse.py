@@ -133,7 +133,7 @@ class LearnedInverse(SelfNormalizing):
         )
         super().__init__(
             networks.NetworkMaps(len(self._event_sizes)),
-            gradient_of_training(gradient, encoder, np.prod(self._event_sizes) <= networks.SMALL),
+            gradient_of_training(gradient, encoder, bool(np.prod(self._event_sizes) <= networks.SMALL)),
             1.0,
             inversion,
             parameters,
