@@ -22,7 +22,7 @@ import tfp_selfnorm as sn
 
 COLUMNS = ("label", "seed", "epochs", "best_epoch", "test_nll", "val_nll", "seconds", "cpu_seconds", "date")
 # Of images, and of learned inverses.
-OPTIONAL_COLUMNS = ("test_bits_per_dim", "test_reconstruction", "jacobian_error")
+OPTIONAL_COLUMNS = ("test_bits_per_dim", "test_reconstruction", "jacobian_error", "adapt_seconds")
 
 
 def read_runs(label, pattern):

@@ -137,10 +137,13 @@ def train(
     model, rows = resume(output)
     steps_per_epoch = preset.steps_per_epoch or len(data.train) // preset.batch_size
     size = min(_EVALUATION_BATCH, len(data.validation), len(data.test))
+    adapting = {}
     if model is None:
         model = preset.make_model(data, seed)
         examples = data.train[: min(_EXAMPLES, _NUMBERS // np.prod(data.event_shape))]
+        start = time.perf_counter()
         model.adapt(batches(examples, len(examples), seed), len(examples), whitens=preset.whiten)
+        adapting = {"adapt_seconds": time.perf_counter() - start}
         model.compile(preset.make_optimizer(steps_per_epoch))
     first = rows[-1]["epoch"] if rows else 0
     elapsed, cpu_elapsed = (rows[-1][name] if rows else 0.0 for name in ("seconds", "cpu_seconds"))
@@ -171,6 +174,7 @@ def train(
         "val_nll": min(row["val_nll"] for row in rows),
         **{f"test_{name}": float(value) for name, value in figures.items()},
         **inverse_errors(best.distribution),
+        **adapting,
         "seconds": rows[-1]["seconds"],
         "cpu_seconds": rows[-1]["cpu_seconds"],
         "date": datetime.date.today().isoformat(),
