@@ -156,15 +156,14 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
     density is right for columns of any units. The steps of an optimizer are not: bring columns of large units
     to a deviation near 1, before the flow or by a `preprocessing`.
 
-    The events that set a layer have outputs that are too regular: in directions that no event has, the
-    outputs are 0, and a later layer would scale these directions up. So the statistics of a later layer are
-    of events that passed a first layer set by other events, by two thirds of all in turn. The thirds are
-    drawn at random, always the same for as many events. Rare events, whose output then moves five times as
-    far as usual, pass the layer set by all. With `shrinkage=0` each layer has the statistics of its input.
+    With a shrinkage the events that set a layer have a smaller covariance than I in its output, and new
+    events have about I. A later layer would scale them up again. So its statistics are of events to which
+    noise is added in the output of the first layer, always the same, which brings their covariance to I. With
+    `shrinkage=0` each layer has the statistics of its input. A second call does not keep a rotation.
 
-    Each layer costs one pass of the data, eagerly and in one batch, and some eigendecompositions, O(D^3); the
-    first one of several costs four times that. With no more events than dimensions W is `P^-1/2 S^-1`, and
-    costs O(n D^2) for n events.
+    Each layer costs some passes of the data, eagerly and in one batch, and some eigendecompositions, O(D^3):
+    a later one takes several draws of the noise if there are fewer than ten events for each dimension. With
+    no more events than dimensions W is `P^-1/2 S^-1`, and costs O(n D^2) for n events.
 
     Args:
       distribution: a TFP distribution, for example from `dense_flow`.

@@ -28,7 +28,7 @@ from tfp_selfnorm.utils.integers import check_positive_int, check_sizes
 from tfp_selfnorm.utils.options import check_choice
 from tfp_selfnorm.utils.types import Array, Shape
 
-# The residual of the exact `forward` to reach, relative to latents above 1. So many times it is an error.
+# The residual of the exact `forward` to reach, and this number of times it is an error.
 _TOLERANCES = {tf.float64: 1e-10}
 _TOLERANCE, _ERROR_FACTOR = 1e-5, 100.0
 

@@ -186,10 +186,11 @@ class SelfNormConv2D(SelfNormConv):
     The gradient "circulant" has no learned inverse in it: on a torus the discrete Fourier transform divides W
     into one C x C matrix for each frequency, and the gradient comes from their inverses. It costs O(F C^3)
     for at most F = 144 frequencies, and nothing for each example. It is close to the exact gradient as far as
-    the edges of the image have little weight. A singular matrix is damped. For a 1x1 kernel it is the exact
-    gradient. `gradient_correction()` is the error, at the cost of the exact gradient. `FlowModel` computes it
-    every 8 to 64 steps, and adds it to the gradient. If the error changes fast, or the circulant gradient has
-    changed since, the exact gradient takes its place. In a loop, pass the error to `training_scope`.
+    the edges of the image have little weight, and damped near a singular matrix. For a 1x1 kernel it is the
+    exact gradient. `gradient_correction()` is the error, at the cost of the exact gradient. `FlowModel`
+    computes it every 8 to 64 steps, and adds it to the gradient. If the error changes fast, or the circulant
+    gradient has changed since, the exact gradient takes its place. In a loop, pass the error to
+    `training_scope`.
 
     `inverse_log_det_jacobian` is `log |det W|` of the whole map, exact, by block elimination in float64. It
     costs O(((k - 1) / 2 W C)^3 log H) for H x W images, once for all examples, and O(C^3) for a 1x1 kernel.

@@ -113,7 +113,7 @@ def as_corrections(mapping: Mapping | None) -> dict:
             )
         # A `FlowModel` holds the error of a correction with what it goes by.
         shape = getattr(getattr(value, "error", value), "shape", None)
-        if shape is None or tuple(shape) != tuple(layer.inverse_kernel.shape):
+        if shape is None or not layer.inverse_kernel.shape.is_compatible_with(shape):
             raise ValueError(
                 f"`gradient_corrections` must have the shape of the kernel of `{layer.name}`, "
                 f"{tuple(layer.inverse_kernel.shape)}; got {value!r:.80}."

@@ -166,8 +166,8 @@ def solve(
       max_steps: the largest number of steps.
 
     Returns:
-      The events, and the size of the residual of each: its root mean square, divided by that of z where this
-      is above 1.
+      The events, and the root mean square of the residual of each. Where z is so large that rounding alone
+      may give a hundred times the tolerance, the residual is relative to that.
     """
     size, shape, constant = _size(z), tf.shape(z), tf.stop_gradient(z)
 
@@ -177,7 +177,8 @@ def solve(
     def residual(vectors, z=constant):
         return flat(function(tf.reshape(vectors, shape), *conditions) - z)
 
-    scale = tf.maximum(_root_mean_square(flat(constant)), 1.0)
+    rounding = 16.0 * np.finfo(z.dtype.as_numpy_dtype).eps * _root_mean_square(flat(constant))
+    scale = tf.maximum(rounding / (100.0 * tolerance), 1.0)
 
     def size_of(residuals):
         return _root_mean_square(residuals) / scale

@@ -87,6 +87,26 @@ def whitening(x: np.ndarray, precision: float, shrinkage: float | None = None) -
     )
 
 
+class MissingNoise:
+    """Normal noise that brings the covariance of events to I, in each direction where it is less.
+
+    Args:
+      x: `[n, D]`.
+
+    Cost: O(n D^2 + D^3), and O(n D^2) for each draw.
+    """
+
+    def __init__(self, x: np.ndarray) -> None:
+        self._shape = x.shape
+        variances, self._directions = _spectrum(x - np.mean(x, axis=0))
+        self._factors = np.sqrt(np.clip(1.0 - variances, 0.0, 1.0)) - 1.0
+
+    def draw(self, generator: np.random.Generator) -> np.ndarray:
+        """Noise for each event, `[n, D]`."""
+        noise = generator.normal(size=self._shape)
+        return noise + (noise @ self._directions * self._factors) @ self._directions.T
+
+
 def _spectrum(x):
     """The variances along orthogonal directions, of columns with the mean 0.
 

@@ -13,14 +13,12 @@ from tfp_selfnorm.bijectors import SelfNormDense
 from tfp_selfnorm.bijectors.adaptable import adaptation_mode
 from tfp_selfnorm.bijectors.conditional import condition_arguments
 from tfp_selfnorm.inverse_learning.scope import training_scope
-from tfp_selfnorm.math.whitening import whitening
+from tfp_selfnorm.math.whitening import MissingNoise, whitening
 from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.utils.types import TfpObject
 
-# Fewer have no third that is worth holding out.
-_LEAST_EVENTS = 6
-# An event is a rare one if its output moves so many times as far as half of the events do.
-_FAR = 5.0
+# Draws of noise give a later layer this number of events for each dimension, and at most so many numbers.
+_EVENTS_PER_DIMENSION, _MOST_NUMBERS = 10, 2**27
 
 
 def whiten_layers(
@@ -39,20 +37,22 @@ def whiten_layers(
       shrinkage: a number in [0, 1], or `None`.
       renew: sets the bijectors that take initial values from data again, after each layer.
     """
-    passes = _dense_passes(distribution, x, condition)
+    flow = at_inference(distribution)
+    passes = _dense_passes(flow, x, condition)
     layers = list({layer_pass.layer.identity: layer_pass.layer for layer_pass in passes}.values())
-    batch_shape = x.shape[: x.shape.rank - distribution.event_shape.rank]
     before = [_values(layer) for layer in layers]
-    held_out = None
+    noise = None
     try:
         # The input of a layer depends on the layers before it. So each layer is set before the next one.
         for layer in layers:
-            input_of = functools.partial(_input_of, layer, distribution, x, condition, batch_shape)
-            events = held_out.input_of(input_of) if held_out else input_of()
+            input_of = functools.partial(_input_of, layer, flow, x, condition)
+            events = input_of() if noise is None else noise.events(input_of)
             _whiten_layer(layer, events, shrinkage)
-            # With 0 the caller asked for a covariance of I on these events.
-            if held_out is None and len(layers) > 1 and shrinkage != 0.0 and len(events) >= _LEAST_EVENTS:
-                held_out = _HeldOut(layer, events, shrinkage)
+            # With 0 the caller asked for a covariance of I on these events. A layer that stands twice in the
+            # chain would add its noise twice.
+            is_first_of_many = layer is layers[0] and len(layers) > 1
+            if is_first_of_many and shrinkage != 0.0 and _count(layer, passes) == 1:
+                noise = _Noise(layer, events)
             renew()
     except Exception:
         for layer, values in zip(layers, before, strict=True):
@@ -60,10 +60,10 @@ def whiten_layers(
         raise
 
 
-def _dense_passes(distribution, x, condition):
+def _dense_passes(flow, x, condition):
     """The passes of dense layers from data to latent, in their order."""
     with training_scope(inverse_learning=None) as scope, adaptation_mode("whiten"):
-        at_inference(distribution).log_prob(tf.identity(x), **condition_arguments(condition))
+        flow.log_prob(tf.identity(x), **condition_arguments(condition))
     return [
         layer_pass
         for layer_pass in scope.passes
@@ -73,69 +73,51 @@ def _dense_passes(distribution, x, condition):
     ]
 
 
-def _input_of(layer, distribution, x, condition, batch_shape):
-    """The input of the first pass of a layer, `[n, rows, D]`, with some rows of each event."""
-    passes = _dense_passes(distribution, x, condition)
-    found = next(np.asarray(p.input) for p in passes if p.layer.identity == layer.identity)
-    # A batch of parameters may broadcast: then no row belongs to one event.
-    is_of_events = found.shape[: batch_shape.rank] == tuple(batch_shape)
-    return found.reshape([batch_shape.num_elements() if is_of_events else 1, -1, layer.event_size])
+def _input_of(layer, flow, x, condition):
+    """The input of the first pass of a layer."""
+    passes = _dense_passes(flow, x, condition)
+    return next(np.asarray(p.input) for p in passes if p.layer.identity == layer.identity)
 
 
-class _HeldOut:
-    """Events that are new to the first dense layer: two thirds of all set it, for each third in turn.
+def _count(layer, passes):
+    return sum(layer_pass.layer.identity == layer.identity for layer_pass in passes)
 
-    Sources of events may take turns. So the thirds are drawn at random, always the same for as many events.
-    An event that is nothing like the others says too little of a layer set without it: it passes the layer
-    set by all.
+
+class _Noise:
+    """Noise in the output of the first dense layer, which brings the covariance of its output to I.
+
+    The shrinkage of the layer is a smoothing of its events: new events have a covariance near I, and the
+    events that set the layer have less. A later layer would scale them up. With the noise it does not.
 
     Args:
-      layer: the first dense layer, with its values from all events.
-      x: its input, `[n, rows, D]`.
-      shrinkage: as in `whiten`.
+      layer: the first dense layer, with its values.
+      x: its input.
     """
 
-    def __init__(self, layer: Any, x: np.ndarray, shrinkage: float | None) -> None:
-        self._layer, self._parts = layer, []
-        seen = _output(layer, x)
-        new = seen.copy()
-        for third in np.array_split(np.random.default_rng(0).permutation(len(x)), 3):
-            with _other_values(layer, _values(layer)), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                # Two thirds may not vary.
-                with contextlib.suppress(ValueError):
-                    _whiten_layer(layer, np.delete(x, third, axis=0), shrinkage)
-                    new[third] = _output(layer, x[third])
-                    self._parts.append((third, _values(layer)))
-        norms = np.linalg.norm([new - seen, seen], axis=(2, 3))
-        distances = norms[0] / np.maximum(norms[1], np.finfo(norms.dtype).tiny)
-        self._is_near = distances <= _FAR * np.median(distances)
+    def __init__(self, layer: SelfNormDense, x: np.ndarray) -> None:
+        self._layer, self._shape = layer, x.shape
+        kernel = np.asarray(layer.inverse_kernel, np.float64)
+        self._noise = MissingNoise(np.reshape(x, [-1, layer.event_size]) @ kernel.T)
+        needed = -(-_EVENTS_PER_DIMENSION * layer.event_size**2 // x.size)
+        self._num_draws = max(1, min(needed, _MOST_NUMBERS // x.size))
 
-    def input_of(self, passes: Callable[[], np.ndarray]) -> np.ndarray:
-        """The input of a later layer, of which `passes` computes the input for all events."""
-        result = np.array(passes())
-        for third, values in self._parts:
-            with _other_values(self._layer, values):
-                new = passes()[third]
-            is_taken = self._is_near[third] & np.isfinite(new).all(axis=(1, 2))
-            result[third[is_taken]] = new[is_taken]
-        return result
+    def events(self, input_of: Callable[[], np.ndarray]) -> np.ndarray:
+        """The input of a later layer, which `input_of` computes, for several draws of the noise."""
+        generator, found = np.random.default_rng(0), []
+        for _ in range(self._num_draws):
+            noise = np.reshape(self._noise.draw(generator), self._shape)
+            with self._added(tf.constant(noise, self._layer.dtype)):
+                found.append(input_of())
+        return np.concatenate(found)
 
-
-def _output(layer, x):
-    z = x @ np.asarray(layer.inverse_kernel).T
-    return z if layer.bias is None else z + np.asarray(layer.bias)
-
-
-@contextlib.contextmanager
-def _other_values(layer, values):
-    """Gives the parameters of a layer some values, and in the end the values of before."""
-    before = _values(layer)
-    try:
-        _assign(layer, values)
-        yield
-    finally:
-        _assign(layer, before)
+    @contextlib.contextmanager
+    def _added(self, noise):
+        bias = self._layer.bias
+        self._layer._bias = noise if bias is None else bias + noise
+        try:
+            yield
+        finally:
+            self._layer._bias = bias
 
 
 def _values(layer):
