@@ -146,12 +146,11 @@ def test_more_layers_are_no_worse_than_one(count, change, builder, rng):
     one = sn.dense_flow(24, num_layers=1, dtype=tf.float64)
     sn.whiten(one, x)
     expected = -np.mean(one.log_prob(x))
-    for num_layers in (2, 3):
-        options = {"activation": "spline"} if builder is sn.dense_flow else {}
-        flow = builder(24, num_layers=num_layers, dtype=tf.float64, seed=1, **options)
-        sn.whiten(flow, x)
-        assert -np.mean(flow.log_prob(x)) < expected + 1.5
-        assert np.max(flow.bijector.inverse(tf.constant(x)).numpy().std(axis=0)) < 1.2
+    options = {"activation": "spline"} if builder is sn.dense_flow else {}
+    flow = builder(24, num_layers=3, dtype=tf.float64, seed=1, **options)
+    sn.whiten(flow, x)
+    assert -np.mean(flow.log_prob(x)) < expected + 1.5
+    assert np.max(flow.bijector.inverse(tf.constant(x)).numpy().std(axis=0)) < 1.2
 
 
 @pytest.mark.parametrize("bijector", [sn.ActNorm, sn.Standardize, sn.Centering])
