@@ -74,7 +74,7 @@ def conv_flow(
       seed: int or stateless TFP seed of the initial values.
       name: name of the distribution.
       **layer_options: `gradient`, `mixture` and `inversion` of the layer "self_norm", see `SelfNormConv2D`.
-        The gradient "circulant" ends near the likelihood of "exact", in 28 to 85 % of its time, without
+        The gradient "circulant" ends near the likelihood of "exact", in 28 to 79 % of its time, without
         that of compiling. The paper's, "self_norm", is the default: with the regularizer of `Tracking()`
         its training is stable at a rate of 1e-2 that falls to 0.
 
