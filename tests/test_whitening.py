@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_selfnorm as sn
-from tfp_selfnorm.math.whitening import whitening
+from tfp_selfnorm.math.whitening import MissingNoise, whitening
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
@@ -195,6 +195,30 @@ def test_a_column_of_rounding_errors_leaves_the_others_whitened(rng):
     latents = flow.bijector.inverse(tf.constant(np.column_stack([x, times]), tf.float32)).numpy()
     covariance = np.cov(latents, rowvar=False)
     assert np.linalg.norm(covariance[:6, :6] - np.eye(6)) < 0.1
+
+
+class Basis:
+    """In place of a generator: the vectors of the basis, some at a time, and then zeros."""
+
+    def __init__(self):
+        self.rows = np.concatenate([np.eye(9), np.zeros([9, 9])])
+
+    def normal(self, size):
+        taken, self.rows = np.split(self.rows, [size[0]])
+        return taken
+
+
+@pytest.mark.parametrize("count", [3, 9, 18])
+def test_noise_has_the_covariance_that_events_lack(count, rng):
+    """With fewer events than dimensions, and more; not in a direction of a larger variance."""
+    x = 0.3 * rng.normal(size=[count, 9])
+    x[0] += 5.0
+    noise, basis = MissingNoise(x), Basis()
+    draws = np.concatenate([noise.draw(basis) for _ in range(max(1, 9 // count))])
+    variances, directions = np.linalg.eigh(np.cov(x, rowvar=False))
+    missing = (directions * np.clip(1.0 - variances, 0.0, 1.0)) @ directions.T
+    assert variances[-1] > 1.0
+    np.testing.assert_allclose(draws.T @ draws, missing, atol=1e-8)
 
 
 def test_one_event_far_out_does_not_choose_the_shrinkage(rng):
