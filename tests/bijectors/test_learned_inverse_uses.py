@@ -299,3 +299,19 @@ def test_recurrent_networks_are_trained(kind, rng):
         change = pair.encoder(event + units).numpy() - pair.encoder(event - units).numpy()
         expected.append(np.linalg.slogdet(change.reshape([10, 10]) / (2.0 * step))[1])
     np.testing.assert_allclose(log_det, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [tf.int32, tf.bool, tf.float16, tf.bfloat16, tf.complex64])
+@pytest.mark.parametrize("method", ["inverse", "forward", "inverse_log_det_jacobian"])
+def test_events_of_another_dtype_are_refused(method, dtype):
+    layer = sn.LearnedInverse(lambda y: y, lambda z: z, 2)
+    with pytest.raises(TypeError, match=f"must be float32 or float64; got {dtype.name}"):
+        getattr(layer, method)(tf.zeros([5, 2], dtype))
+
+
+def test_functions_may_fail_without_a_condition():
+    def function(inputs):
+        events, shift = inputs.values
+        return events + shift
+
+    sn.LearnedInverse(function, function, 2)
