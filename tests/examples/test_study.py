@@ -89,7 +89,11 @@ def test_the_list(monkeypatch, capsys):
 def test_a_whitened_run_starts_from_the_data(monkeypatch, tmp_path):
     monkeypatch.setattr(train, "load", lambda name, data_dir: small_images())
     whitened = []
-    monkeypatch.setattr(initialization, "whiten", lambda flow, x, **_: whitened.append(np.shape(x)))
+
+    def record(flow, x, *unused, **unused_options):
+        whitened.append(np.shape(x))
+
+    monkeypatch.setattr(initialization, "whiten_layers", record)
     train.train(tiny("tracked_fc_mnist", epochs=1, whiten=True), output=tmp_path / "a", verbose=0)
     train.train(tiny("selfnorm_fc_mnist", epochs=1), output=tmp_path / "b", verbose=0)
     assert whitened == [(12, 4, 4, 1)]
