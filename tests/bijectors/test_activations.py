@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tfp_selfnorm import LeakyReLU, SmoothLeakyReLU, trainable_spline
+from tfp_selfnorm import LeakyReLU, LeakySquareplus, SmoothLeakyReLU, trainable_spline
 from tfp_selfnorm.bijectors import smooth_leaky_relu as smooth_leaky_relu_module
 
 tfb = tfp.bijectors
@@ -16,39 +16,63 @@ SLOPES = [1.2e-38, 1e-30, 1e-10, 1e-4, 0.01, 0.3, 0.7, 0.999999, 1.0]
 FLOATS32 = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
 
 
-def smooth_leaky_relu(x, alpha):
-    """In float64, and by another route than the package's."""
+# The ramps and their slopes in float64, by other routes than the package's: e^arsinh(x / 2) is squareplus.
+RAMPS = {
+    SmoothLeakyReLU: (lambda x: np.logaddexp(0.0, x), lambda x: np.exp(-np.logaddexp(0.0, -x))),
+    LeakySquareplus: (
+        lambda x: np.exp(np.arcsinh(x / 2.0)),
+        lambda x: np.exp(-np.logaddexp(0.0, -2.0 * np.arcsinh(x / 2.0))),
+    ),
+}
+SMOOTH = pytest.mark.parametrize("kind", RAMPS)
+
+
+def curve(kind, x, alpha):
     x = np.asarray(x, np.float64)
-    return alpha * x + (1.0 - alpha) * np.logaddexp(0.0, x)
+    return alpha * x + (1.0 - alpha) * RAMPS[kind][0](x)
 
 
-@settings(deadline=None, max_examples=150)
-@given(hnp.arrays(np.float32, 16, elements=FLOATS32), st.sampled_from(SLOPES))
-def test_smooth_leaky_relu_inverts_any_float32(y, alpha):
-    x = SmoothLeakyReLU(alpha).inverse(tf.constant(y)).numpy()
+@SMOOTH
+@settings(deadline=None, max_examples=100)
+@given(y=hnp.arrays(np.float32, 16, elements=FLOATS32), alpha=st.sampled_from(SLOPES))
+def test_smooth_activations_invert_any_float32(kind, y, alpha):
+    x = kind(alpha).inverse(tf.constant(y)).numpy()
     assert not np.isnan(x).any()
     representable = np.isfinite(x)
     assert representable[y >= 0].all()
     with np.errstate(over="ignore"):
         assert (np.abs(y[~representable] / np.float32(alpha)) > 1e38).all()
-    back = smooth_leaky_relu(x[representable], np.float64(np.float32(alpha)))
+    x, y = x[representable].astype(np.float64), y[representable]
+    back = curve(kind, x, np.float64(np.float32(alpha)))
     # Rounding x by one part in 2^24 moves y by its slope times so much.
-    with np.errstate(over="ignore"):
-        slope = alpha + 1.0 / (1.0 + np.exp(-x[representable].astype(np.float64)))
-    wiggle = 2.0**-22 * (np.abs(y[representable]) + np.abs(x[representable]) * slope)
-    assert (np.abs(back - y[representable]) <= wiggle + 1e-37).all()
+    wiggle = 2.0**-22 * (np.abs(y) + np.abs(x) * (alpha + RAMPS[kind][1](x)))
+    assert (np.abs(back - y) <= wiggle + 1e-37).all()
 
 
+@SMOOTH
 @pytest.mark.parametrize("alpha", SLOPES)
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
-def test_smooth_leaky_relu_inverts_ordinary_values(alpha, dtype):
+def test_smooth_activations_invert_ordinary_values(kind, alpha, dtype):
     y = tf.cast(tf.linspace(-30.0, 30.0, 4001), dtype)
     if alpha < 1e-30:
         y = tf.abs(y)  # left of 0 the inverse overflows float32
-    activation = SmoothLeakyReLU(tf.constant(alpha, dtype))
+    activation = kind(tf.constant(alpha, dtype))
     back = activation.forward(tf.identity(activation.inverse(y)))
+    tolerance = 1e-5 if dtype == tf.float32 else 1e-13
+    np.testing.assert_allclose(back, y, rtol=tolerance, atol=tolerance)
+
+
+@SMOOTH
+@pytest.mark.parametrize("alpha", SLOPES)
+def test_the_smooth_curves_and_their_log_dets(kind, alpha):
+    x = np.concatenate([np.linspace(-30.0, 30.0, 4001), [-1e300, -1e160, -1e9, 0.0, 1e9, 1e160, 1e300]])
+    activation = kind(tf.constant(alpha, tf.float64))
     np.testing.assert_allclose(
-        back, y, rtol=1e-5 if dtype == tf.float32 else 1e-13, atol=1e-5 if dtype == tf.float32 else 1e-13
+        activation.forward(tf.constant(x)), curve(kind, x, alpha), rtol=1e-13, atol=1e-16
+    )
+    expected = np.log(alpha + (1.0 - alpha) * RAMPS[kind][1](x))
+    np.testing.assert_allclose(
+        activation.forward_log_det_jacobian(tf.constant(x)), expected, rtol=1e-11, atol=1e-15
     )
 
 
@@ -58,54 +82,66 @@ def test_ordinary_slopes_take_few_steps(alpha, dtype, monkeypatch):
     monkeypatch.setattr(smooth_leaky_relu_module, "_find_root_from_above", lambda y, _: y * np.nan)
     y = tf.cast(tf.linspace(-1e3, 1e3, 100001), dtype)
     x = SmoothLeakyReLU(tf.constant(alpha, dtype)).inverse(y)
-    np.testing.assert_allclose(smooth_leaky_relu(x, alpha), y, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(curve(SmoothLeakyReLU, x, alpha), y, rtol=1e-5, atol=1e-5)
 
 
-def test_smooth_leaky_relu_passes_on_what_is_not_finite():
-    found = SmoothLeakyReLU(0.3).inverse([np.nan, np.inf, -np.inf, 1.0])
+@SMOOTH
+@pytest.mark.parametrize("function", ["forward", "inverse"])
+def test_smooth_activations_pass_on_what_is_not_finite(kind, function):
+    found = getattr(kind(0.3), function)([np.nan, np.inf, -np.inf, 1.0])
     np.testing.assert_array_equal(np.isnan(found), [True, False, False, False])
     np.testing.assert_array_equal(np.isinf(found), [False, True, True, False])
 
 
-def test_smooth_leaky_relu_inverse_has_the_derivatives_of_the_inverse_function():
-    y, alpha = tf.constant(np.linspace(-4.0, 4.0, 9)), tf.constant(0.2, tf.float64)
-    with tf.GradientTape() as second, tf.GradientTape() as first:
-        first.watch([y, alpha])
-        second.watch([y, alpha])
-        x = SmoothLeakyReLU(alpha).inverse(y)
-        total = tf.reduce_sum(x)
-    d_y, d_alpha = first.gradient(total, [y, alpha])
-    step = 1e-5
-
-    def inverse(y, alpha):
-        return SmoothLeakyReLU(tf.constant(alpha, tf.float64)).inverse(tf.constant(y)).numpy()
-
-    y = y.numpy()
-    np.testing.assert_allclose(d_y, (inverse(y + step, 0.2) - inverse(y - step, 0.2)) / (2 * step), rtol=1e-8)
-    np.testing.assert_allclose(
-        d_alpha, np.sum(inverse(y, 0.2 + step) - inverse(y, 0.2 - step)) / (2 * step), rtol=1e-7
-    )
-
-
-def test_second_derivatives_of_the_smooth_inverse():
-    y = tf.constant(np.linspace(-4.0, 4.0, 9))
-    activation = SmoothLeakyReLU(tf.constant(0.2, tf.float64))
+def derivatives(function, *values):
+    """The gradient of the sum by each value, and the second derivatives by the first value."""
+    values = [tf.constant(value, tf.float64) for value in values]
     with tf.GradientTape() as second:
-        second.watch(y)
+        second.watch(values[0])
         with tf.GradientTape() as first:
-            first.watch(y)
-            x = activation.inverse(tf.identity(y))
-        slope = first.gradient(x, y)
-    found = second.gradient(slope, y)
-    # Of the inverse function: -f''(x) / f'(x)^3.
-    sigmoid = 1.0 / (1.0 + np.exp(-x.numpy()))
-    expected = -0.8 * sigmoid * (1 - sigmoid) / (0.2 + 0.8 * sigmoid) ** 3
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
+            first.watch(values)
+            total = tf.reduce_sum(function(*values))
+        gradients = first.gradient(total, values)
+    return gradients, second.gradient(gradients[0], values[0])
+
+
+@SMOOTH
+@pytest.mark.parametrize(
+    "name", ["forward", "inverse", "forward_log_det_jacobian", "inverse_log_det_jacobian"]
+)
+def test_derivatives_of_smooth_activations_against_finite_differences(kind, name):
+    # At 0 and at the image of 0 too, where the absolute value in a formula has no derivative.
+    x, step = np.append(np.linspace(-4.0, 4.0, 9), curve(kind, 0.0, 0.2)), 1e-4
+
+    def function(x, alpha):
+        return getattr(kind(alpha), name)(tf.identity(x))
+
+    def values(x, alpha):
+        return function(tf.constant(x), tf.constant(alpha, tf.float64)).numpy()
+
+    (d_x, d_alpha), second = derivatives(function, x, 0.2)
+    above, here, below = (values(x + k * step, 0.2) for k in (1, 0, -1))
+    np.testing.assert_allclose(d_x, (above - below) / (2.0 * step), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(second, (above - 2.0 * here + below) / step**2, rtol=1e-5, atol=1e-6)
+    finite = np.sum(values(x, 0.2 + step) - values(x, 0.2 - step)) / (2.0 * step)
+    np.testing.assert_allclose(d_alpha, finite, rtol=1e-6)
+
+
+@SMOOTH
+def test_gradients_stay_finite_far_out(kind):
+    far = np.float32([-1e38, -1e20, 1e20, 1e38])
+    for name in ("forward", "inverse", "forward_log_det_jacobian", "inverse_log_det_jacobian"):
+        with tf.GradientTape() as tape:
+            x = tf.constant(far)
+            tape.watch(x)
+            y = getattr(kind(0.5), name)(x + 0.0)
+        slope = {"forward": [0.5, 0.5, 1.0, 1.0], "inverse": [2.0, 2.0, 1.0, 1.0]}.get(name, [0.0] * 4)
+        np.testing.assert_allclose(tape.gradient(y, x), slope, rtol=1e-6)
 
 
 def test_slopes_are_learned_in_both_directions():
     x = tf.constant([-2.0, -0.5, 1.0])
-    for bijector in (LeakyReLU, SmoothLeakyReLU):
+    for bijector in (LeakyReLU, *RAMPS):
         slope = tfp.util.TransformedVariable(0.3, tfp.bijectors.Sigmoid())
         activation = bijector(slope, validate_args=True)
         for function in (activation.forward, activation.inverse):
@@ -114,7 +150,7 @@ def test_slopes_are_learned_in_both_directions():
             assert abs(tape.gradient(total, activation.trainable_variables)[0]) > 0.0
 
 
-@pytest.mark.parametrize("bijector", [LeakyReLU, SmoothLeakyReLU])
+@pytest.mark.parametrize("bijector", [LeakyReLU, *RAMPS])
 def test_slopes_outside_the_interval_are_refused(bijector):
     for slope in (0.0, -0.5, 1.5, 1e-40):
         with pytest.raises(ValueError, match=r"`negative_slope` must be in \(0, 1\]"):
@@ -251,7 +287,12 @@ def test_a_spline_has_finite_gradients_out_of_bounds(edge, rng):
 
 
 @pytest.mark.parametrize(
-    ("activation", "name"), [(LeakyReLU, "leaky_relu"), (SmoothLeakyReLU, "smooth_leaky_relu")]
+    ("activation", "name"),
+    [
+        (LeakyReLU, "leaky_relu"),
+        (LeakySquareplus, "leaky_squareplus"),
+        (SmoothLeakyReLU, "smooth_leaky_relu"),
+    ],
 )
 def test_each_has_its_own_name(activation, name):
     assert activation().name == activation().parameters["name"] == name

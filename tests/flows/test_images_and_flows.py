@@ -69,7 +69,8 @@ def test_bits_per_dim_of_the_uniform_density_over_256_levels_is_8():
 
 
 @pytest.mark.parametrize(
-    "activation", ["smooth_leaky_relu", "leaky_relu", "spline", None, lambda size: tfb.Tanh()]
+    "activation",
+    ["smooth_leaky_relu", "leaky_relu", "leaky_squareplus", "spline", None, lambda size: tfb.Tanh()],
 )
 def test_dense_flow_starts_with_the_papers_values(activation):
     flow = sn.dense_flow((3, 2), num_layers=3, activation=activation, seed=4)

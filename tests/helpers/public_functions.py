@@ -114,6 +114,7 @@ PUBLIC = {
     "FlowModel": (sn.FlowModel, lambda: {"distribution": tfd.Sample(tfd.Normal(0.0, 1.0), [2])}),
     "InverseQuality": (sn.callbacks.InverseQuality, dict),
     "LeakyReLU": (sn.LeakyReLU, dict),
+    "LeakySquareplus": (sn.LeakySquareplus, dict),
     "LearnedInverse": (
         sn.LearnedInverse,
         lambda: {"encoder": tf.identity, "decoder": tf.identity, "event_shape": 2},

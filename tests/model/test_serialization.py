@@ -88,6 +88,7 @@ def test_trees_of_bijectors_survive_json(rng):
             tfb.Shift(np.float32(0.1)),
             sn.SmoothLeakyReLU(0.3),
             tfb.Invert(sn.LeakyReLU(0.2)),
+            sn.LeakySquareplus(0.4),
             tfb.Permute([2, 0, 1]),
             tfb.ScaleMatvecTriL(np.array([[1, 0, 0], [2, 1, 0], [0, 3, 2]], np.float32)),
             tfb.Reshape([3], [1, 3]),

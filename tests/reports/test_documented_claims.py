@@ -94,7 +94,7 @@ def test_convolutions_have_one_dtype(make):
         make()
 
 
-@pytest.mark.parametrize("activation", [sn.LeakyReLU, sn.SmoothLeakyReLU])
+@pytest.mark.parametrize("activation", [sn.LeakyReLU, sn.LeakySquareplus, sn.SmoothLeakyReLU])
 def test_activations_take_any_shape(activation):
     for shape in ([], [0], [3, 0], [2, 3, 4, 5, 6]):
         assert activation().inverse(activation().forward(tf.ones(shape)) + 0.0).shape == shape

@@ -241,13 +241,11 @@ def test_weights_of_many_kinds():
 
 
 def test_the_slope_of_a_variable_counts_when_arguments_are_validated():
-    for bijector in (sn.LeakyReLU, sn.SmoothLeakyReLU):
+    for bijector in (sn.LeakyReLU, sn.LeakySquareplus, sn.SmoothLeakyReLU):
         assert bijector(tf.Variable(2.0)).negative_slope == 2.0
         assert bijector(tf.Variable(0.5), validate_args=True).negative_slope == 0.5
         slopes = bijector(tf.constant([[0.5], [1.0]]))
-        np.testing.assert_allclose(
-            slopes.forward([-50.0, -60.0]), [[-25.0, -30.0], [-50.0, -60.0]], rtol=1e-6
-        )
+        np.testing.assert_allclose(slopes.forward([-5e4, -6e4]), [[-2.5e4, -3e4], [-5e4, -6e4]], rtol=1e-6)
 
 
 def dense(**options):

@@ -33,6 +33,7 @@ MAKERS = {
     "Squeeze": lambda name: sn.Squeeze(name=name),
     "LearnedInverse": lambda name: sn.LearnedInverse(tf.identity, tf.identity, 2, name=name),
     "LeakyReLU": lambda name: sn.LeakyReLU(name=name),
+    "LeakySquareplus": lambda name: sn.LeakySquareplus(name=name),
     "SmoothLeakyReLU": lambda name: sn.SmoothLeakyReLU(name=name),
     "trainable_spline": lambda name: sn.trainable_spline(2, name=name),
     "pixel_sigmoid": lambda name: sn.images.pixel_sigmoid(name=name),

@@ -7,6 +7,7 @@ from tfp_selfnorm.bijectors.channel_split import ChannelSplit
 from tfp_selfnorm.bijectors.circular_spline_coupling import CircularSplineCoupling
 from tfp_selfnorm.bijectors.conditional import Conditional
 from tfp_selfnorm.bijectors.leaky_relu import LeakyReLU
+from tfp_selfnorm.bijectors.leaky_squareplus import LeakySquareplus
 from tfp_selfnorm.bijectors.learned_inverse import LearnedInverse
 from tfp_selfnorm.bijectors.self_norm import SelfNorm
 from tfp_selfnorm.bijectors.self_norm_conv import SelfNormConv1D, SelfNormConv2D
@@ -27,6 +28,7 @@ __all__ = [
     "CircularSplineCoupling",
     "Conditional",
     "LeakyReLU",
+    "LeakySquareplus",
     "LearnedInverse",
     "SelfNorm",
     "SelfNormConv1D",

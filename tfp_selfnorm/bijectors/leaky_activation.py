@@ -1,4 +1,4 @@
-"""The base class of `LeakyReLU` and `SmoothLeakyReLU`: the rules of their negative slope."""
+"""The base classes of the leaky activations: the rules of their negative slope, and their smooth maps."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors.base import CheckedBijector
 from tfp_selfnorm.bijectors.parameters import as_parameters, is_checked_now, is_mutable
+from tfp_selfnorm.math.linear import sum_to_shape
 from tfp_selfnorm.utils.names import check_name
 from tfp_selfnorm.utils.options import check_bool
 from tfp_selfnorm.utils.types import Parameter
@@ -60,6 +61,39 @@ class LeakyActivation(CheckedBijector, tfp.bijectors.AutoCompositeTensorBijector
             tf.debugging.assert_positive(slope, message),
             tf.debugging.assert_less_equal(slope, tf.ones([], slope.dtype), message),
         ]
+
+
+class SmoothLeakyActivation(LeakyActivation):
+    """`forward(x) = alpha x + (1 - alpha) ramp(x)` for a smooth ramp, whose slope goes from 0 to 1.
+
+    A class has `_ramp(x)`, its derivative `_ramp_slope(x)`, and `_root(y, alpha)`, the inverse.
+    """
+
+    def _forward(self, x):
+        alpha = tf.convert_to_tensor(self._negative_slope)
+        return alpha * x + (1.0 - alpha) * self._ramp(x)
+
+    def _slope(self, x, alpha):
+        return alpha + (1.0 - alpha) * self._ramp_slope(x)
+
+    def _forward_log_det_jacobian(self, x):
+        return tf.math.log(self._slope(x, tf.convert_to_tensor(self._negative_slope)))
+
+    def _inverse(self, y):
+        @tf.custom_gradient
+        def inverse(y, alpha):
+            def gradients(upstream):
+                # A new call of the inverse, with this same gradient, makes the higher derivatives right too.
+                x = inverse(y, alpha)
+                d_y = upstream / self._slope(x, alpha)
+                return sum_to_shape(d_y, y), sum_to_shape(-d_y * (x - self._ramp(x)), alpha)
+
+            return self._root(y, alpha), gradients
+
+        return inverse(y, tf.convert_to_tensor(self._negative_slope))
+
+    def _inverse_log_det_jacobian(self, y):
+        return -self._forward_log_det_jacobian(self.inverse(y))
 
 
 def _checked_slope(negative_slope, validate_args):

@@ -3,15 +3,14 @@
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.bijectors.leaky_activation import LeakyActivation
-from tfp_selfnorm.math.linear import sum_to_shape
+from tfp_selfnorm.bijectors.leaky_activation import SmoothLeakyActivation
 
 # Where the curve is exponential, each step of Newton's method from above moves at least one unit. The
 # distance is at most -log(alpha). 800 covers the smallest float64.
 _MAX_ITERATIONS = 800
 
 
-class SmoothLeakyReLU(LeakyActivation):
+class SmoothLeakyReLU(SmoothLeakyActivation):
     """`forward(x) = alpha x + (1 - alpha) log(1 + e^x)`, elementwise.
 
     The slope grows from `alpha` on the left to 1 on the right. So the map is a bijection of the reals for
@@ -39,17 +38,14 @@ class SmoothLeakyReLU(LeakyActivation):
 
     _DEFAULT_NAME = "smooth_leaky_relu"
 
-    def _forward(self, x):
-        return _smooth_leaky_relu(x, tf.convert_to_tensor(self._negative_slope))
+    def _ramp(self, x):
+        return tf.math.softplus(x)
 
-    def _forward_log_det_jacobian(self, x):
-        return tf.math.log(_slope(x, tf.convert_to_tensor(self._negative_slope)))
+    def _ramp_slope(self, x):
+        return tf.math.sigmoid(x)
 
-    def _inverse(self, y):
-        return _inverse_smooth_leaky_relu(y, tf.convert_to_tensor(self._negative_slope))
-
-    def _inverse_log_det_jacobian(self, y):
-        return -self._forward_log_det_jacobian(self.inverse(y))
+    def _root(self, y, alpha):
+        return _find_root(y, alpha)
 
 
 def _smooth_leaky_relu(x, alpha):
@@ -58,20 +54,6 @@ def _smooth_leaky_relu(x, alpha):
 
 def _slope(x, alpha):
     return alpha + (1.0 - alpha) * tf.math.sigmoid(x)
-
-
-@tf.custom_gradient
-def _inverse_smooth_leaky_relu(y, alpha):
-    root = _find_root(y, alpha)
-
-    def gradients(upstream):
-        # A new call of the inverse, with this same gradient, makes the higher derivatives right too.
-        x = _inverse_smooth_leaky_relu(y, alpha)
-        d_y = upstream / _slope(x, alpha)
-        d_alpha = -d_y * (x - tf.math.softplus(x))
-        return sum_to_shape(d_y, y), sum_to_shape(d_alpha, alpha)
-
-    return root, gradients
 
 
 def _find_root(y, alpha):

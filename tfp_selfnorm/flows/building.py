@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors import Centering, LeakyReLU, SmoothLeakyReLU, trainable_spline
+from tfp_selfnorm.bijectors import Centering, LeakyReLU, LeakySquareplus, SmoothLeakyReLU, trainable_spline
 from tfp_selfnorm.flows.support import preprocessed_flow
 from tfp_selfnorm.utils.integers import check_sizes
 from tfp_selfnorm.utils.options import check_bool, check_choice
@@ -126,6 +126,7 @@ def activation_maker(activation: str | Callable | None, dtype: tf.DType) -> Call
     makers = {
         "smooth_leaky_relu": lambda event_shape, name: SmoothLeakyReLU(slope, name=name),
         "leaky_relu": lambda event_shape, name: LeakyReLU(slope, name=name),
+        "leaky_squareplus": lambda event_shape, name: LeakySquareplus(slope, name=name),
         "spline": lambda event_shape, name: trainable_spline(event_shape, dtype=dtype, name=name),
     }
     expected = "one of {}, None or a function that makes a bijector"

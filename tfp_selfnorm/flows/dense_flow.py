@@ -46,7 +46,8 @@ def dense_flow(
     Args:
       event_shape: shape of an event: int, tuple or `tf.TensorShape`.
       num_layers: number of dense layers, 1 or more.
-      activation: "smooth_leaky_relu" (slope 0.3), "leaky_relu" (slope 0.3), "spline" (trainable, one for
+      activation: "smooth_leaky_relu" (slope 0.3), "leaky_squareplus" (slope 0.3, a smooth one with an
+        inverse in closed form, for faster samples), "leaky_relu" (slope 0.3), "spline" (trainable, one for
         each dimension), `None`, or a function. The function takes the event size and returns the bijector
         from data to latent, elementwise or on vectors.
       layer: "self_norm", a `SelfNormDense`; or "lu", a matrix of LU factors (`tfb.ScaleMatvecLU`) and a bias.

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_selfnorm.bijectors import LeakyReLU, SmoothLeakyReLU, Squeeze, Standardize
+from tfp_selfnorm.bijectors import LeakyReLU, LeakySquareplus, SmoothLeakyReLU, Squeeze, Standardize
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight
 from tfp_selfnorm.inverse_learning.tracking import Tracking
@@ -49,7 +49,10 @@ _TFP_BIJECTORS = (
     "Transpose",
 )
 _BIJECTORS = {name: getattr(tfp.bijectors, name) for name in _TFP_BIJECTORS}
-_BIJECTORS |= {kind.__name__: kind for kind in (ColumnMap, LeakyReLU, SmoothLeakyReLU, Squeeze, Standardize)}
+_BIJECTORS |= {
+    kind.__name__: kind
+    for kind in (ColumnMap, LeakyReLU, LeakySquareplus, SmoothLeakyReLU, Squeeze, Standardize)
+}
 _ARRAY_DTYPES = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
 _ARRAY_DTYPES += ["bool", "float16", "float32", "float64"]
 # TensorFlow ends the process when it makes a tensor of lists nested 255 deep.
