@@ -236,9 +236,11 @@ def flows():
     }
     paper, tracking = sn.Reconstruction(), sn.Tracking()
     learned = {"centering": False, "gradient": "self_norm", "seed": 1}
+    squareplus = {"activation": "leaky_squareplus"}
     return {
         "FC-2, the paper's regularizer": ((784,), lambda: (sn.dense_flow(784, seed=1), paper)),
         "FC-2, tracked": ((784,), lambda: (sn.dense_flow(784, seed=1), tracking)),
+        "FC-2, squareplus, tracked": ((784,), lambda: (sn.dense_flow(784, seed=1, **squareplus), tracking)),
         "FC-2, exact gradient": ((784,), lambda: (sn.dense_flow(784, seed=1, gradient="exact"), None)),
         "conv-9, smooth leaky ReLU": (
             image,
@@ -248,6 +250,7 @@ def flows():
             image,
             lambda: (sn.conv_flow(image, centering=False, seed=1, gradient="exact"), None),
         ),
+        "conv-9, squareplus": (image, lambda: (sn.conv_flow(image, **learned, **squareplus), paper)),
         "conv-9, spline": (
             image,
             lambda: (

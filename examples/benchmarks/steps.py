@@ -70,7 +70,7 @@ OF_ONE_COLOR = (
 )
 COLORS = {n: color for names, color in zip(OF_ONE_COLOR, sn.plot.COLORS, strict=True) for n in names}
 QUICK_PROCESS_CASES = {(2048,): (cases.TRACKED + cases.ADAM,), (32, 32, 3): (cases.PAPER,)}
-SAMPLED = ("FC-2, tracked", "conv-9, smooth leaky ReLU")
+SAMPLED = ("FC-2, tracked", "conv-9, smooth leaky ReLU", "FC-2, squareplus, tracked", "conv-9, squareplus")
 
 
 def row(part, size, step, values, **ratios):

@@ -20,11 +20,11 @@ def ensure_event(x: tf.Tensor, event_sizes: Sequence[int]) -> tf.Tensor:
 
 
 def kernel_variables(
-    forward_kernel: tf.Tensor, inverse_kernel: tf.Tensor, name: str
+    forward_kernel: tf.Tensor, inverse_kernel: tf.Tensor, name: str, **options: Any
 ) -> tuple[tf.Variable, tf.Variable]:
-    """R and W as variables, named after the layer."""
+    """R and W as variables, named after the layer; `options` are of `tf.Variable`."""
     # Each replica of a distributed step assigns R; all replicas assign the same value.
-    options = {"aggregation": tf.VariableAggregation.MEAN}
+    options = {"aggregation": tf.VariableAggregation.MEAN, **options}
     return (
         tf.Variable(forward_kernel, name=f"{name}_forward_kernel", **options),
         tf.Variable(inverse_kernel, name=f"{name}_inverse_kernel", **options),

@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_selfnorm.bijectors import SelfNormDense
+from tfp_selfnorm.bijectors.parameters import kernel_variables
 from tfp_selfnorm.flows.building import (
     activation_maker,
     check_preprocessing,
@@ -18,7 +19,7 @@ from tfp_selfnorm.flows.building import (
 )
 from tfp_selfnorm.utils.integers import check_positive_int, check_sizes
 from tfp_selfnorm.utils.names import check_optional_name
-from tfp_selfnorm.utils.options import check_dtype
+from tfp_selfnorm.utils.options import check_bool, check_dtype
 from tfp_selfnorm.utils.seeds import split_seeds, stateless_seed
 from tfp_selfnorm.utils.types import DType, Seed, Shape
 
@@ -31,6 +32,7 @@ def dense_flow(
     *,
     num_layers: int = 2,
     activation: str | Callable | None = "smooth_leaky_relu",
+    whitening: bool = False,
     layer: str = "self_norm",
     preprocessing: tfp.bijectors.Bijector | None = None,
     dtype: DType = tf.float32,
@@ -43,6 +45,12 @@ def dense_flow(
     From data to latent: preprocessing, flattening, then `num_layers` dense layers. An activation follows each
     layer except the last.
 
+    With `whitening` a further dense layer comes first, which does not train. `adapt(x, whitens=True)` sets it
+    from data: its output has mean 0 and a covariance near I. Until then it is the identity. The maps that a
+    flow can have are the same, because the product of two matrices is a matrix. But training needs some
+    times fewer steps, at a higher rate, because the steps of an optimizer such as Adam suit such events. The
+    layer costs one more product, O(D^2) an event, and holds W and its inverse.
+
     Args:
       event_shape: shape of an event: int, tuple or `tf.TensorShape`.
       num_layers: number of dense layers, 1 or more.
@@ -50,6 +58,7 @@ def dense_flow(
         inverse in closed form, for faster samples), "leaky_relu" (slope 0.3), "spline" (trainable, one for
         each dimension), `None`, or a function. The function takes the event size and returns the bijector
         from data to latent, elementwise or on vectors.
+      whitening: whether a fixed `SelfNormDense` comes first.
       layer: "self_norm", a `SelfNormDense`; or "lu", a matrix of LU factors (`tfb.ScaleMatvecLU`) and a bias.
         Both layers have the same initial map. "lu" is exact in both directions and in its gradient, at O(D^2)
         an event. Its gradient holds one D x D matrix per event.
@@ -86,13 +95,24 @@ def dense_flow(
     make_activation = activation_maker(activation, dtype)
     seeds = split_seeds(seed, num_layers, "dense_flow")
     bijectors = check_preprocessing(preprocessing)
+    whitens = check_bool(whitening, "whitening")
     if len(event_shape) != 1:
         bijectors.append(tfb.Reshape(event_shape_out=event_shape, event_shape_in=[event_size]))
+    if whitens:
+        bijectors.append(_fixed_layer(event_size, dtype, name="whitening"))
     for i in range(num_layers):
         if i > 0 and make_activation is not None:
             bijectors.append(tfb.Invert(make_activation(event_size, f"activation_{i - 1}")))
         bijectors.append(make_layer(event_size, dtype=dtype, seed=seeds[i], name=f"dense_{i}"))
     return standard_normal_flow([event_size], bijectors, dtype, name, preprocessing)
+
+
+def _fixed_layer(event_size, dtype, name):
+    """A dense layer that does not train, at first the identity."""
+    identity = tf.eye(event_size, dtype=dtype)
+    kernels = kernel_variables(identity, identity, name, trainable=False)
+    bias = tf.Variable(tf.zeros([event_size], dtype), trainable=False, name=f"{name}_bias")
+    return SelfNormDense(*kernels, bias, name=name)
 
 
 def lu_layer(

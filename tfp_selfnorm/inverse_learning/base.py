@@ -121,6 +121,13 @@ def as_corrections(mapping: Mapping | None) -> dict:
     return corrections
 
 
+def is_fixed(layer: Any) -> bool:
+    """Whether W and R of the layer are variables that do not train: nothing has to learn this inverse."""
+    check_layer(layer)
+    kernels, inverses = layer.map_variables
+    return bool(kernels and inverses) and not any(variable.trainable for variable in kernels + inverses)
+
+
 def check_layer(layer: Any, name: str = "layer") -> None:
     """Raises TypeError if it is no self-normalizing layer."""
     # By an attribute: an import of the class would be circular.

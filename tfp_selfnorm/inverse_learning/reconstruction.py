@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfp_selfnorm.inverse_learning.base import InverseLearning, check_layer
+from tfp_selfnorm.inverse_learning.base import InverseLearning, is_fixed
 from tfp_selfnorm.inverse_learning.reconstruction_weight import AdaptiveWeight
 from tfp_selfnorm.utils.integers import check_positive_int
 from tfp_selfnorm.utils.options import check_choice, check_not_negative, is_number
@@ -73,10 +73,9 @@ class Reconstruction(InverseLearning):
         """The kernels that the error of a pass trains, "both" or "other"; see `math.linear.linear_map`."""
         return {"probes": None, "inverse_only": "other"}.get(self.kind, "both")
 
-    def regularizer(self, layer: Any) -> "Reconstruction":
-        """This object: it trains every layer."""
-        check_layer(layer)
-        return self
+    def regularizer(self, layer: Any) -> "Reconstruction | None":
+        """This object: it trains every layer, but `None` if the variables of the layer do not train."""
+        return None if is_fixed(layer) else self
 
     def loss(self, layer_pass: Any, seed: Seed = None) -> tf.Tensor:
         """The unweighted loss of one `LayerPass`, a scalar. The seed is for the probes."""

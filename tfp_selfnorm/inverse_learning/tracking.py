@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.inverse_learning.base import InverseLearning, check_layer, check_layers
+from tfp_selfnorm.inverse_learning.base import InverseLearning, check_layer, check_layers, is_fixed
 from tfp_selfnorm.inverse_learning.reconstruction import Reconstruction
 from tfp_selfnorm.math import dense
 from tfp_selfnorm.math.linear import largest
@@ -76,20 +76,20 @@ class Tracking(InverseLearning):
 
     def regularizer(self, layer: Any) -> Reconstruction | None:
         """`reconstruction` or its default, if the layer needs a learned inverse and cannot be tracked."""
-        check_layer(layer)
-        if not layer.needs_inverse or layer.has_matrix_kernels:
+        if is_fixed(layer) or not layer.needs_inverse or layer.has_matrix_kernels:
             return None
         default = _OF_CONVOLUTIONS if layer.gradient == "self_norm" else _OF_UNUSED_INVERSES
         return self.reconstruction or (default if layer.is_constant_jacobian else _OF_NETWORKS)
 
     def tracks(self, layer: Any) -> bool:
-        """Whether the layer needs a learned inverse and its kernels are matrices.
+        """Whether the layer needs a learned inverse, its kernels are matrices, and one of them trains.
 
         Raises:
           TypeError: if R of such a layer is no `tf.Variable`.
         """
-        check_layer(layer)
-        return layer.needs_inverse and layer.has_matrix_kernels and _assignable(layer) is not None
+        if is_fixed(layer) or not layer.needs_inverse or not layer.has_matrix_kernels:
+            return False
+        return _assignable(layer) is not None
 
     def refresh_interval(self, layer: Any) -> int:
         """`refresh_every`, or the interval of the layer if that is `None`."""

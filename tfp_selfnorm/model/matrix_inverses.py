@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tfp_selfnorm.inverse_learning.base import is_fixed
 from tfp_selfnorm.inverse_learning.tracking import inverse_error
 from tfp_selfnorm.utils.types import TfpObject
 
@@ -26,7 +27,8 @@ class MatrixInverses:
     """
 
     def __init__(self, layers: Sequence[TfpObject]) -> None:
-        self.layers = [layer for layer in layers if layer.needs_inverse and can_be_set(layer)]
+        learned = [layer for layer in layers if layer.needs_inverse and not is_fixed(layer)]
+        self.layers = [layer for layer in learned if can_be_set(layer)]
         self.state: bool | None = True
 
     def were_set(self) -> None:

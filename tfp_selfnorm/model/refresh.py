@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.bijectors.conditional import condition_arguments
-from tfp_selfnorm.inverse_learning.base import InverseLearning
+from tfp_selfnorm.inverse_learning.base import InverseLearning, is_fixed
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.inverse_learning.tracking import refresh_inverse
 from tfp_selfnorm.model import held_variables
@@ -52,7 +52,8 @@ class Refresh:
         self._tracked = [layer for layer in layers if learning.tracks(layer)]
         self._untaught = [layer for layer in layers if _is_untaught(layer, learning)]
         # Training leaves their R behind. It is set where it is used.
-        self._left = [layer for layer in self._untaught if not learning.trains_inverse(layer)]
+        left = [layer for layer in self._untaught if not learning.trains_inverse(layer)]
+        self._left = [layer for layer in left if not is_fixed(layer)]
         self._is_left = False
         self.inverses = MatrixInverses(layers)
         # The log-dets of the other layers depend on the events, and are computed if their gradient is exact.
@@ -153,8 +154,7 @@ class Refresh:
         may_move = is_first and (self._numbers is None or step in self._numbers)
         self._step, self._numbers = step + count, range(step + 1, step + count + 1)
 
-        intervals = {layer.identity: self._learning.refresh_interval(layer) for layer, _ in self._held}
-        due = {identity for identity, interval in intervals.items() if step % interval < count}
+        due = {layer.identity for layer, _ in self._held if self._is_due(layer, step, count, is_first)}
         if self._has_first_examples:
             due |= {layer.identity for layer, _ in self._held if not layer.is_constant_jacobian}
         inverses = self._changed(self._followed) if self._is_set_between else set()
@@ -222,6 +222,9 @@ class Refresh:
         self._stepped = self._followed if are_all else None
         self._scored, self._numbers, self._is_set_between = None, None, False
         self.inverses.forget()
+
+    def _is_due(self, layer, step, count, is_first):
+        return is_first if is_fixed(layer) else step % self._learning.refresh_interval(layer) < count
 
     def _set_inverses(self, layers, identities):
         for layer in layers:
