@@ -232,6 +232,28 @@ def test_one_event_far_out_does_not_choose_the_shrinkage(rng):
     assert nll[0] < nll[1] + 1.0
 
 
+@pytest.mark.filterwarnings("ignore:.*combinations of the other columns")
+@pytest.mark.parametrize(("count", "repeats"), [(25, 10), (25, 2), (60, 5)])
+def test_copies_of_events_do_not_choose_the_shrinkage(rng, count, repeats):
+    factor = rng.normal(size=[30, 30]) / np.sqrt(30)
+    x, new = (rng.normal(size=[n, 30]) @ factor for n in (count, 1000))
+    once, copied = (sn.dense_flow(30, num_layers=1, dtype=tf.float64, seed=1) for _ in range(2))
+    sn.whiten(once, x)
+    sn.whiten(copied, rng.permutation(np.repeat(x, repeats, axis=0)))
+    scores = [-np.mean(flow.log_prob(tf.constant(new))) / 30 for flow in (once, copied)]
+    # Without a shrinkage the second one is above 4.
+    assert scores[1] < scores[0] + 0.15
+
+
+def test_a_deviation_that_the_dtype_cannot_divide_by_is_refused(rng):
+    x = rng.normal(size=[100, 3]) * [1e-41, 1.0, 1.0]
+    layer = sn.SelfNormDense.trainable(3)
+    flow = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0.0, 1.0), 3), layer)
+    with pytest.raises(ValueError, match="`self_norm_dense` .* can divide by"):
+        sn.whiten(flow, np.float32(x))
+    np.testing.assert_array_equal(layer.inverse_kernel, np.eye(3))
+
+
 def test_whitening_in_float32_of_columns_far_from_zero(rng):
     x = (correlated(rng, 3) + 1e3).astype(np.float32)
     expected = gaussian_nll(np.float64(x), np.float64(x).mean(axis=0), np.cov(np.float64(x), rowvar=False))

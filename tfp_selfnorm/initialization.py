@@ -168,7 +168,8 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
     Args:
       distribution: a TFP distribution, for example from `dense_flow`.
       x: events `(batch, *event_shape)`, floating, two or more; ten times as many as the dimensions of a layer
-        are good.
+        are good. They should be independent: events that were copied with small changes, as augmentation
+        does, seem to be more than they are, and the shrinkage is then too small. Equal events do no harm.
       shrinkage: a number in [0, 1]. `None` chooses it: the Gaussian of four fifths of the data then has the
         largest likelihood on the rest.
       condition: the conditions of the events, if the bijector of the distribution is a `Conditional`.

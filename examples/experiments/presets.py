@@ -240,6 +240,14 @@ def _presets():
         # Ours: the inverse is tracked from a whitened start; a faster rate that falls to 0. The others with
         # that rate, to compare.
         "tracked_fc_mnist": _change(selfnorm_fc, inverse_learning=sn.Tracking(), whiten=True, **ours),
+        # The same behind a fixed layer that whitens. The rate can then be higher.
+        "whitened_fc_mnist": _change(
+            selfnorm_fc,
+            flow={"whitening": True},
+            inverse_learning=sn.Tracking(),
+            whiten=True,
+            **{**ours, "learning_rate": 3e-3},
+        ),
         "tracked_glow_mnist": _change(selfnorm_glow, inverse_learning=sn.Tracking(), **ours),
         "fast_exact_fc_mnist": _change(selfnorm_fc, flow=exact, inverse_learning=None, **ours),
         "fast_selfnorm_fc_mnist": _change(selfnorm_fc, **ours),

@@ -85,6 +85,53 @@ def test_the_log_det_follows_a_kernel_that_is_assigned_between_two_trainings(rng
     fixed.inverse_kernel.assign(3.0 * kernel)
     history = model.fit(x, batch_size=64, verbose=0).history
     np.testing.assert_allclose(history["nll"], [-numpy_log_prob(flow, x).mean()], rtol=1e-6)
+    # R belongs to the new kernel as well, so that samples have the density that is scored.
+    np.testing.assert_allclose(model.reconstruct(x), x, atol=1e-6)
+
+
+def test_the_log_det_follows_a_callback_within_the_interval(rng, kernel):
+    flow, fixed, _ = flow_with(kernel)
+    model = sn.FlowModel(flow)
+    model.compile(keras.optimizers.SGD(0.0))
+    x = rng.normal(size=[80, SIZE])
+
+    class Assign(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                fixed.inverse_kernel.assign(3.0 * kernel)
+
+    # 20 steps an epoch, the refresh interval of a small layer.
+    history = model.fit(x, batch_size=4, epochs=3, verbose=0, callbacks=[Assign()]).history
+    np.testing.assert_allclose(history["nll"][1:], 2 * [-numpy_log_prob(flow, x).mean()], rtol=1e-6)
+    np.testing.assert_allclose(fixed.forward_kernel, np.linalg.inv(3.0 * kernel), rtol=1e-10)
+
+
+@pytest.mark.parametrize("learning", LEARNING.values())
+def test_a_fixed_layer_without_its_inverse_gets_it_before_training(rng, kernel, learning):
+    flow, fixed, _ = flow_with(kernel, gradient="self_norm" if learning else "exact")
+    fixed.forward_kernel.assign(2.0 * np.eye(SIZE))
+    model = sn.FlowModel(flow, learning)
+    model.compile(keras.optimizers.SGD(1e-4))
+    model.fit(rng.normal(size=[64, SIZE]), verbose=0)
+    np.testing.assert_allclose(fixed.forward_kernel, np.linalg.inv(kernel), rtol=1e-10)
+    samples, drawn = model.sample_and_log_prob(50, seed=1)
+    np.testing.assert_allclose(drawn, numpy_log_prob(flow, np.asarray(samples)), rtol=1e-6)
+
+
+def test_its_log_det_is_computed_once(rng, kernel, monkeypatch):
+    flow, _, _ = flow_with(kernel)
+    model = sn.FlowModel(flow)
+    model.compile(keras.optimizers.SGD(1e-3))
+    x, calls = rng.normal(size=[64, SIZE]), []
+    exact = sn.SelfNormDense.exact_log_det
+    monkeypatch.setattr(
+        sn.SelfNormDense, "exact_log_det", lambda layer, *a: calls.append(layer.name) or exact(layer, *a)
+    )
+    for _ in range(3):
+        model.train_on_batch(x)
+    model.fit(x, batch_size=1, verbose=0)
+    assert calls.count("whitening") == 1
+    assert calls.count("dense_0") > 1
 
 
 def test_no_inverse_is_learned_where_nothing_trains(kernel):

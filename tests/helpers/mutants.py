@@ -65,7 +65,7 @@ def tests_of(path, line, data, numbers):
     around = [
         node
         for node in ast.walk(tree)
-        if isinstance(node, ast.stmt) and node.lineno <= line <= node.end_lineno
+        if isinstance(node, ast.stmt) and _first_line(node) <= line <= node.end_lineno
     ]
     statement = max(around, key=lambda node: node.lineno)
     contexts = data.contexts_by_lineno(str(path))
@@ -76,6 +76,11 @@ def tests_of(path, line, data, numbers):
     }
     folder = f"tests/{path.relative_to(ROOT / 'tfp_selfnorm').parts[0]}/"
     return sorted(found - {""}, key=lambda test: (not test.startswith(folder), numbers[test]))
+
+
+def _first_line(statement):
+    """The line where the statement begins, with its decorators."""
+    return min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))])
 
 
 def first_failure(python, tests):

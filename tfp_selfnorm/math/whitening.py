@@ -50,6 +50,7 @@ def whitening(x: np.ndarray, precision: float, shrinkage: float | None = None) -
     Cost: O(n D^2 + D^3), seven times the O(D^3) up to 512 dimensions, and three times above. With no more
     events than dimensions it is O(n D^2).
     """
+    rows = _numbers_of_rows(x) if shrinkage is None else None
     mean = np.mean(x, axis=0)
     x = x - mean
     # Scaled first: squares of numbers such as 1e-170 are 0.
@@ -69,7 +70,7 @@ def whitening(x: np.ndarray, precision: float, shrinkage: float | None = None) -
     is_flat = variances <= 64.0 * np.sum((directions * noise[:, np.newaxis]) ** 2, axis=0) + 1e-14 * len(size)
     num_unseen = len(units) - len(variances)
     if shrinkage is None:
-        shrinkage = _best_shrinkage(x @ directions[:, ~is_flat], num_unseen)
+        shrinkage = _best_shrinkage(x @ directions[:, ~is_flat], num_unseen, rows)
     variances = np.where(is_flat, 1.0, (1.0 - shrinkage) * variances + shrinkage)
     spread = np.ptp(np.log(units**2)) + np.ptp(np.log(variances)) if len(units) else 0.0
     if num_unseen == 0 and spread < np.log(_MAX_CONDITION):
@@ -144,23 +145,30 @@ def _covariance(x):
     return x.T @ x / (len(x) - 1)
 
 
-def _best_shrinkage(x, num_unseen):
+def _numbers_of_rows(x):
+    """A number for each event, the same for events that are equal."""
+    numbers: dict[int, int] = {}
+    return np.array([numbers.setdefault(hash(row.tobytes()), len(numbers)) for row in x])
+
+
+def _best_shrinkage(x, num_unseen, rows):
     """The weight of the largest likelihood of held-out parts, with means and correlations of the others.
 
-    No event has a part in `num_unseen` further directions.
+    No event has a part in `num_unseen` further directions. Events with the same number in `rows` are held out
+    together: a copy of an event is not new.
 
     The twentieth of the events that is farthest from the mean has no vote: one event could outweigh all. Of
     two events nothing can be held out: the weight is 1.
     """
-    if len(x) < 3:
+    if (num_rows := np.max(rows) + 1) < 3:
         return 1.0
     distances = np.sum((x - np.mean(x, axis=0)) ** 2, axis=1)
     votes = distances <= np.quantile(distances, 0.95)
     count = 1 if x.shape[1] > _MANY_DIMENSIONS else _NUM_PARTS
     losses = np.zeros(len(_SHRINKAGES))
     # At random, and always the same: every fifth event of five sources in turn is of one source alone.
-    parts = np.random.default_rng(0).permutation(len(x)) % _NUM_PARTS
-    for part in range(min(count, len(x))):
+    parts = np.random.default_rng(0).permutation(num_rows)[rows] % _NUM_PARTS
+    for part in range(min(count, num_rows)):
         is_held_out = parts == part
         seen, held_out = x[~is_held_out], x[is_held_out & votes]
         mean = np.mean(seen, axis=0)

@@ -49,9 +49,13 @@ class MatrixInverses:
         In a graph nothing is measured, and an R that is not known to be behind counts as exact.
         """
         if self.state is None and tf.executing_eagerly():
-            errors = [float(inverse_error(layer, num_probes=8, seed=0)) for layer in self.layers]
-            self.state = all(error < _TOLERANCE for error in errors)
+            self.state = all(map(is_inverse, self.layers))
         return self.state is not False
+
+
+def is_inverse(layer: TfpObject) -> bool:
+    """Whether R of the layer is the inverse of W, up to rounding, by random probes."""
+    return float(inverse_error(layer, num_probes=8, seed=0)) < _TOLERANCE
 
 
 def can_be_set(layer: TfpObject) -> bool:

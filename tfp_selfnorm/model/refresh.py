@@ -15,7 +15,7 @@ from tfp_selfnorm.inverse_learning.tracking import refresh_inverse
 from tfp_selfnorm.model import held_variables
 from tfp_selfnorm.model.gradient_corrections import GradientCorrections
 from tfp_selfnorm.model.log_det_cache import are_equal
-from tfp_selfnorm.model.matrix_inverses import MatrixInverses, can_be_set
+from tfp_selfnorm.model.matrix_inverses import MatrixInverses, can_be_set, is_inverse
 from tfp_selfnorm.structure.layers import at_inference
 from tfp_selfnorm.utils.types import TfpObject
 
@@ -64,6 +64,8 @@ class Refresh:
         if not all(layer.is_constant_jacobian for layer in holding):
             self._examples = held_variables.examples(distribution, condition, add_weight)
         self._has_first_examples = False
+        # Of fixed layers, those of the held log-dets.
+        self._fixed_kernels: dict = {}
         self._step: int | None = None
         # The weights after the last step, the numbers of steps that there can be then, the weights that R
         # follows, the weights of the held log-dets, and whether R was set since the last training step.
@@ -166,6 +168,7 @@ class Refresh:
         self._stepped, self._followed, self._scored, self._is_set_between = None, None, None, False
         self._set_inverses(self._tracked, due | inverses)
         self._set_inverses(self._untaught, inverses)
+        self._set_fixed_inverses(due | moved)
         self._set_log_dets(due | log_dets | moved)
         self._corrections.before_steps(step, count, moved)
         self._has_first_examples = self._examples is not None and step == 0
@@ -224,7 +227,21 @@ class Refresh:
         self.inverses.forget()
 
     def _is_due(self, layer, step, count, is_first):
-        return is_first if is_fixed(layer) else step % self._learning.refresh_interval(layer) < count
+        is_turn = step % self._learning.refresh_interval(layer) < count
+        if not is_fixed(layer):
+            return is_turn
+        # A callback may have set its weights.
+        kernels = [tf.convert_to_tensor(variable) for variable in layer.map_variables[0]]
+        known = self._fixed_kernels.get(layer.identity, [])
+        if not (is_first or is_turn) or (known and all(map(are_equal, known, kernels))):
+            return False
+        self._fixed_kernels[layer.identity] = kernels
+        return True
+
+    def _set_fixed_inverses(self, identities):
+        """Sets R of the fixed layers where it is no inverse: only W was given, or assigned."""
+        fixed = [layer for layer in self._untaught if is_fixed(layer) and layer.identity in identities]
+        self._set_inverses([layer for layer in fixed if not is_inverse(layer)], identities)
 
     def _set_inverses(self, layers, identities):
         for layer in layers:

@@ -153,10 +153,22 @@ def _whiten_layer(layer, x, shrinkage):
     rotation = np.asarray(layer.inverse_kernel, np.float64)
     if _is_rotation(rotation):
         kernel, inverse_kernel = rotation @ kernel, inverse_kernel @ np.linalg.inv(rotation)
+    _check_range(layer, kernel, inverse_kernel)
     layer.inverse_kernel.assign(tf.constant(kernel, layer.dtype))
     layer.forward_kernel.assign(tf.constant(inverse_kernel, layer.dtype))
     if layer.bias is not None:
         layer.bias.assign(tf.constant(-kernel @ result.mean, layer.dtype))
+
+
+def _check_range(layer, *kernels):
+    dtype = layer.dtype.as_numpy_dtype
+    with np.errstate(over="ignore"):
+        is_finite = all(np.isfinite(kernel.astype(dtype)).all() for kernel in kernels)
+    if not is_finite:
+        raise ValueError(
+            f"The input of `{layer.name}` from `x` must have deviations that {layer.dtype.name} "
+            "can divide by, but the kernel is not finite. Bring its columns to deviations near 1."
+        )
 
 
 def _is_rotation(kernel):
