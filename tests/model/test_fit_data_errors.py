@@ -182,6 +182,11 @@ LATE = {
         ValueError,
         r"@ has shape \(12, 2\).* batch 3 of the data set",
     ),
+    "generator, other dtype": (
+        lambda: iter([X, X, X, X.astype(int)]),
+        TypeError,
+        "@ must be floating; got dtype int64.* batch 3 of the data set",
+    ),
     "PyDataset": (lambda: Batches(changed(np.nan, 11)), ValueError, "@ .* not finite in 1 of 2 .* batch 2"),
 }
 EARLY = [*ARRAYS.values(), *BATCHES.values(), *STREAMS.values()]
