@@ -161,3 +161,16 @@ def test_an_exact_sample_may_first_be_asked_for_inside_a_graph():
     model = sn.FlowModel(sn.glow_flow((4, 4, 1), num_blocks=2, steps_per_block=1, width=4, **options))
     sample = tf.function(lambda: model.sample(3, seed=1, exact=True))()
     np.testing.assert_allclose(model.sample(3, seed=1, exact=True), sample, atol=1e-5)
+
+
+def test_exact_endpoints_solve_with_w(tmp_path):
+    kernel = np.float32([[2.0, 1.0], [0.0, 1.5]])
+    layer = sn.SelfNormDense(0.8 * np.linalg.inv(kernel), kernel)
+    base = tfp.distributions.Sample(tfp.distributions.Normal(0.0, 1.0), 2)
+    model = sn.FlowModel(tfp.distributions.TransformedDistribution(base, layer), inverse_learning=None)
+    model.export(tmp_path / "model", verbose=False)
+    flow = tf.saved_model.load(tmp_path / "model")
+    z = tf.constant([[1.0, -2.0], [0.5, 3.0]])
+    np.testing.assert_allclose(flow.decode_exact(z), np.linalg.solve(kernel, z.numpy().T).T, rtol=1e-5)
+    np.testing.assert_allclose(flow.decode(z), 0.8 * flow.decode_exact(z), rtol=1e-5)
+    np.testing.assert_allclose(flow.sample(3, [1, 2]), 0.8 * flow.sample_exact(3, [1, 2]), rtol=1e-5)
