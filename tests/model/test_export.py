@@ -165,10 +165,10 @@ def test_an_exact_sample_may_first_be_asked_for_inside_a_graph():
 
 def test_exact_endpoints_solve_with_w(tmp_path):
     kernel = np.float32([[2.0, 1.0], [0.0, 1.5]])
-    layer = sn.SelfNormDense(0.8 * np.linalg.inv(kernel), kernel)
+    layer = sn.SelfNormDense(*(tf.Variable(k) for k in (0.8 * np.linalg.inv(kernel), kernel)))
     base = tfp.distributions.Sample(tfp.distributions.Normal(0.0, 1.0), 2)
     model = sn.FlowModel(tfp.distributions.TransformedDistribution(base, layer), inverse_learning=None)
-    model.export(tmp_path / "model", verbose=False)
+    model.export(tmp_path / "model")
     flow = tf.saved_model.load(tmp_path / "model")
     z = tf.constant([[1.0, -2.0], [0.5, 3.0]])
     np.testing.assert_allclose(flow.decode_exact(z), np.linalg.solve(kernel, z.numpy().T).T, rtol=1e-5)
