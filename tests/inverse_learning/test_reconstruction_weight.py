@@ -1,5 +1,7 @@
 """The weight of the regularizer: scheduled, adapted, by layer or whole."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -218,3 +220,12 @@ def test_a_weight_that_no_layer_needs_is_no_figure(data):
         history = model.fit(data, batch_size=20, verbose=0).history
         assert "reconstruction_weight" not in history
         assert not [variable for variable in model.variables if "reconstruction" in variable.name]
+
+
+@pytest.mark.parametrize("make", [sn.AdaptiveWeight, sn.Reconstruction, sn.Tracking])
+def test_settings_do_not_change_and_are_keys(make):
+    setting = make()
+    for field in dataclasses.fields(setting):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(setting, field.name, getattr(setting, field.name))
+    assert {setting: "same"}[make()] == "same"
