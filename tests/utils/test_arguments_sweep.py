@@ -167,6 +167,7 @@ WRONG |= dict.fromkeys(
     [
         "act_norm",
         "centering",
+        "whitening",
         "per_layer",
         "refreshes",
         "rotates",
