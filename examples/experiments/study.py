@@ -19,6 +19,8 @@ import compare
 TRAIN = pathlib.Path(__file__).with_name("train.py")
 _PAPER = "fast_selfnorm_fc_mnist"
 _TRACKED, _EXACT, _RELATIVE = "tracked_fc_mnist", "fast_exact_fc_mnist", "fast_relative_fc_mnist"
+# A fixed layer in front, and whitened initial values.
+_WHITENED = {"flow.whitening": True, "whiten": True}
 # The paper's convolutional flow, with a rate that falls to 0 over a short run.
 _SHORT = {"schedule": "cosine", "warmup_epochs": None}
 _FAST = {**_SHORT, "learning_rate": 3e-3}
@@ -78,6 +80,10 @@ def _gradients(changes):
 
 STUDIES = {
     "dense": {
+        "tracked, whitening": ("whitened_fc_mnist", {}),
+        "exact, whitening": (_EXACT, {**_WHITENED, "learning_rate": 3e-3}),
+        "paper, whitening": (_PAPER, _WHITENED),
+        "paper, whitened start": (_PAPER, {"whiten": True}),
         "tracked": (_TRACKED, {}),
         "exact, whitened": (_EXACT, {"whiten": True}),
         "exact": (_EXACT, {}),
