@@ -122,10 +122,14 @@ def as_corrections(mapping: Mapping | None) -> dict:
 
 
 def is_fixed(layer: Any) -> bool:
-    """Whether W and R of the layer are variables that do not train: nothing has to learn this inverse."""
+    """Whether W and R of a linear layer are variables that do not train: nothing learns this inverse.
+
+    A pair of frozen networks is not fixed: its log-det changes with the events.
+    """
     check_layer(layer)
     kernels, inverses = layer.map_variables
-    return bool(kernels and inverses) and not any(variable.trainable for variable in kernels + inverses)
+    variables = kernels + inverses if kernels and inverses and layer.is_constant_jacobian else []
+    return bool(variables) and not any(variable.trainable for variable in variables)
 
 
 def check_layer(layer: Any, name: str = "layer") -> None:
