@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfp_selfnorm as sn
+from tfp_selfnorm.inverse_learning.base import is_fixed
 
 SIZE = 4
 LEARNING = {"tracking": sn.Tracking(), "reconstruction": sn.Reconstruction(), "none": None}
@@ -178,3 +179,22 @@ def test_the_whole_model_comes_back_from_its_file(tmp_path, rng):
 def test_whitening_is_a_bool():
     with pytest.raises(TypeError, match="`whitening` must be"):
         sn.dense_flow(SIZE, whitening="yes")
+
+
+class FrozenNetwork(tf.Module):
+    def __init__(self):
+        super().__init__()
+        self.kernel = tf.Variable(np.eye(SIZE), trainable=False)
+
+    def __call__(self, x):
+        return x + tf.tanh(x @ self.kernel)
+
+
+def test_a_layer_is_fixed_where_its_log_det_is_a_constant_that_no_training_changes():
+    """A pair of frozen networks is none: its log-det changes with the events."""
+    assert not is_fixed(sn.SelfNormDense.trainable(SIZE))
+    kernels = [tf.Variable(np.eye(SIZE), trainable=False) for _ in range(2)]
+    assert is_fixed(sn.SelfNormDense(*kernels))
+    pair = sn.LearnedInverse(FrozenNetwork(), FrozenNetwork(), SIZE)
+    assert all(pair.map_variables)
+    assert not is_fixed(pair)
