@@ -44,7 +44,7 @@ def _identity(**tracking):
 def _dense_patches(side, rate, tracked, exact):
     """Dense flows on colour patches, for about as many seconds; a method has its epochs and their steps."""
     name = f"photo_patches/{side}"
-    shared = {"dataset": name, "whiten": True, "flow.activation": "spline", "learning_rate": rate}
+    shared = {"dataset": name, **_WHITENED, "flow.activation": "spline", "learning_rate": rate}
     return {
         f"{label}, {side}x{side}": (preset, {**shared, "epochs": epochs, "steps_per_epoch": steps})
         for label, preset, (epochs, steps) in (
@@ -143,10 +143,11 @@ STUDIES = {
         "exact, 1 epoch": ("exact_cnn_patches", {"epochs": 1}),
         "exact": ("exact_cnn_patches", {}),
     },
-    # D = 768 and 3072.
+    # D = 768, 3072 and 12,288.
     "dense_patches": {
-        **_dense_patches(16, 1e-3, (15, 200), (7, 200)),
-        **_dense_patches(32, 3e-4, (10, 200), (8, 25)),
+        **_dense_patches(16, 2e-3, (15, 200), (7, 200)),
+        **_dense_patches(32, 5e-4, (10, 200), (8, 25)),
+        **_dense_patches(64, 1e-4, (5, 100), (5, 2)),
     },
     # Each for about as many seconds.
     "free_form_digits": {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -35,6 +35,7 @@ def curve(kind, x, alpha):
 @SMOOTH
 @settings(deadline=None, max_examples=100)
 @given(y=hnp.arrays(np.float32, 16, elements=FLOATS32), alpha=st.sampled_from(SLOPES))
+@example(y=np.float32([1e-20, 1e-18, 1e7, 1e8, 1e12, 1e20]), alpha=1.2e-38)
 def test_smooth_activations_invert_any_float32(kind, y, alpha):
     x = kind(alpha).inverse(tf.constant(y)).numpy()
     assert not np.isnan(x).any()

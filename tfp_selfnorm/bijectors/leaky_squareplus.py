@@ -4,6 +4,8 @@ import tensorflow as tf
 
 from tfp_selfnorm.bijectors.leaky_activation import SmoothLeakyActivation
 
+_UNITS = {tf.float32: 2.0**40, tf.float64: 2.0**300}
+
 
 class LeakySquareplus(SmoothLeakyActivation):
     """`forward(x) = alpha x + (1 - alpha) squareplus(x)` with `squareplus(x) = (x + sqrt(x^2 + 4)) / 2`.
@@ -43,7 +45,10 @@ class LeakySquareplus(SmoothLeakyActivation):
     def _root(self, y, alpha):
         # The inverse of a leaky ReLU, less a term that is large near 0 alone.
         line = tf.where(y < 0.0, y / alpha, y)
-        return line - 2.0 * (1.0 - alpha) / (tf.sqrt(tf.square(y) + 4.0 * alpha) + tf.abs(y))
+        # Without the unit squares of small numbers underflow. Where one overflows, the term is below a digit.
+        unit = tf.constant(_UNITS[y.dtype], y.dtype)
+        y = unit * y
+        return line - 2.0 * unit * (1.0 - alpha) / (tf.sqrt(tf.square(y) + 4.0 * unit**2 * alpha) + tf.abs(y))
 
 
 # These formulas do not subtract large numbers from each other, and a square that overflows gives the limit.
