@@ -46,6 +46,7 @@ def changed(value, index, x=X):
 ARRAYS = {
     "none": (lambda: None, TypeError, "@ must be an array or a tensor of floats; got None"),
     "string": (lambda: "x.csv", TypeError, "@ must be an array or a tensor of floats; got 'x.csv'"),
+    "object": (lambda: len, TypeError, "@ must be an array or a tensor of floats; got a builtin_function"),
     "dict": (lambda: {"x": X}, TypeError, r"@ must be one array; got a dict with the keys \['x'\]"),
     "keras.Input": (
         lambda: keras.Input([3]),

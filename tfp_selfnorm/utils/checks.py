@@ -83,9 +83,13 @@ def as_array(x: Array, name: str = "x") -> Array:
     if isinstance(x, np.ndarray) or tf.is_tensor(x):
         return x
     try:
-        return _from_frame(x) if hasattr(x, "to_numpy") else np.asarray(x)
+        array = _from_frame(x) if hasattr(x, "to_numpy") else np.asarray(x)
     except ValueError as error:
         raise ValueError(f"`{name}` is no array: {error}") from None
+    if array.dtype == object and array.shape == ():
+        # One object, such as a data set, a generator or a function.
+        raise TypeError(f"`{name}` must be an array or a tensor of floats; got a {type(x).__name__}.")
+    return array
 
 
 def _from_frame(x):
