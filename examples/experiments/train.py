@@ -15,6 +15,7 @@ import argparse
 import csv
 import dataclasses
 import datetime
+import gc
 import importlib.metadata
 import json
 import os
@@ -133,10 +134,37 @@ def train(
     """Runs an experiment to its end; returns what `results.json` holds."""
     write_config(preset, seed, output)
     data = preset.portions(load(preset.dataset, data_dir))
+    size = min(_EVALUATION_BATCH, len(data.validation), len(data.test))
+    rows, adapting = _fit(preset, data, size, seed, output, time_limit, verbose, callbacks)
+    # The trained flow and its optimizer leave the memory to the best weights.
+    gc.collect()
+    best = keras.models.load_model(output / "best.keras")
+    figures = best.evaluate(batches(data.test, size, _NOISE["test"]), verbose=0, return_dict=True)
+    results = {
+        "seed": seed,
+        "epochs": rows[-1]["epoch"],
+        "best_epoch": min(rows, key=lambda row: row["val_nll"])["epoch"],
+        "val_nll": min(row["val_nll"] for row in rows),
+        **{f"test_{name}": float(value) for name, value in figures.items()},
+        **inverse_errors(best.distribution),
+        **adapting,
+        "seconds": rows[-1]["seconds"],
+        "cpu_seconds": rows[-1]["cpu_seconds"],
+        "date": datetime.date.today().isoformat(),
+    }
+    (output / "results.json").write_text(json.dumps(results, indent=1))
+    (output / "metrics.json").write_text(json.dumps(rows, indent=1))
+    draw_curves(rows, output / "curves.png")
+    if len(data.event_shape) == 1:
+        draw_points(best.sample(5000, seed=seed).numpy(), data.test[:5000], output / "samples.png")
+    return results
+
+
+def _fit(preset, data, size, seed, output, time_limit, verbose, callbacks):
+    """Trains to the end; returns the figures of the epochs, and those of `adapt`."""
     keras.utils.set_random_seed(seed)
     model, rows = resume(output)
     steps_per_epoch = preset.steps_per_epoch or len(data.train) // preset.batch_size
-    size = min(_EVALUATION_BATCH, len(data.validation), len(data.test))
     adapting = {}
     if model is None:
         model = preset.make_model(data, seed)
@@ -165,26 +193,7 @@ def train(
             callbacks=callbacks,
             verbose=verbose,
         )
-    best = keras.models.load_model(output / "best.keras")
-    figures = best.evaluate(batches(data.test, size, _NOISE["test"]), verbose=0, return_dict=True)
-    results = {
-        "seed": seed,
-        "epochs": rows[-1]["epoch"],
-        "best_epoch": min(rows, key=lambda row: row["val_nll"])["epoch"],
-        "val_nll": min(row["val_nll"] for row in rows),
-        **{f"test_{name}": float(value) for name, value in figures.items()},
-        **inverse_errors(best.distribution),
-        **adapting,
-        "seconds": rows[-1]["seconds"],
-        "cpu_seconds": rows[-1]["cpu_seconds"],
-        "date": datetime.date.today().isoformat(),
-    }
-    (output / "results.json").write_text(json.dumps(results, indent=1))
-    (output / "metrics.json").write_text(json.dumps(rows, indent=1))
-    draw_curves(rows, output / "curves.png")
-    if len(data.event_shape) == 1:
-        draw_points(best.sample(5000, seed=seed).numpy(), data.test[:5000], output / "samples.png")
-    return results
+    return rows, adapting
 
 
 def inverse_errors(flow):
