@@ -4,14 +4,15 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfp_selfnorm.bijectors.adaptable import Adaptable, AllEventsWanted, adaptation_mode
 from tfp_selfnorm.bijectors.conditional import condition_arguments
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.structure.layers import at_inference, bijectors_of
-from tfp_selfnorm.structure.whitened_layers import whiten_layers
-from tfp_selfnorm.utils.checks import check_events, check_is_distribution
+from tfp_selfnorm.structure.whitened_layers import check_unset, whiten_layers
+from tfp_selfnorm.utils.checks import check_events, check_finite, check_is_distribution
 from tfp_selfnorm.utils.options import check_bool, check_number
 from tfp_selfnorm.utils.types import Array, TfpObject
 
@@ -38,8 +39,8 @@ def adapt(distribution: TfpObject, x: Array, whitens: bool = False, condition: A
 
     Raises:
       TypeError: if `distribution` is no TFP distribution, or `x` is not floating.
-      ValueError: if the flow is adapted already, if `x` does not consist of two events or more, or if a
-        channel does not vary.
+      ValueError: if the flow is adapted already, or with `whitens` a fixed dense layer is set; if `x` is not
+        finite or does not consist of two events or more; or if a channel does not vary.
 
     >>> import tensorflow_probability as tfp, tfp_selfnorm as sn
     >>> tfd = tfp.distributions
@@ -57,7 +58,9 @@ def adapt(distribution: TfpObject, x: Array, whitens: bool = False, condition: A
     adaptables = bijectors_of(Adaptable, distribution)
     if adaptables and is_adapted(distribution):
         raise ValueError("The flow is adapted already: other initial values would undo its training.")
-    x = check_events(x, distribution)
+    if whitens:
+        check_unset(distribution)
+    x = _checked_events(x, distribution)
     if tf.size(x) < 2 * distribution.event_shape.num_elements():
         raise ValueError(f"`x` must have two events or more to adapt to; got shape {tuple(x.shape)}.")
     new = [part.is_adapted for part in adaptables if not part.has_initial_values()]
@@ -84,6 +87,12 @@ def adapt(distribution: TfpObject, x: Array, whitens: bool = False, condition: A
 def _check_is_eager(name):
     if not tf.executing_eagerly():
         raise ValueError(f"`{name}` sets variables from data: call it outside of a `tf.function`.")
+
+
+def _checked_events(x, distribution):
+    if isinstance(x, tuple) and any(np.ndim(part) > distribution.event_shape.rank for part in x):
+        raise TypeError(f"`x` must be one array of events; got a tuple of {len(x)} arrays. Take one of them.")
+    return check_finite(check_events(x, distribution))
 
 
 def _set_adaptables(distribution, x, condition):
@@ -142,19 +151,20 @@ def check_adapted(distribution: TfpObject) -> None:
 def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, condition: Any = None) -> None:
     """Sets each `SelfNormDense`, in place: on these data its output has mean 0 and a covariance near I.
 
-    Let m be the mean of the input of a layer, S the deviations of its numbers, C their correlation, and
-    `P = (1 - shrinkage) C + shrinkage I`. W becomes `(S P S)^-1/2`. It is symmetric, and of all such matrices
-    the nearest to the identity. If the covariance is ill-conditioned (1e10), as with different units, W is
-    `P^-1/2 S^-1`, the nearest for the standardised numbers. A W that was orthogonal, such as a permutation,
-    is kept as a factor on the left: the output is rotated. R becomes the inverse of W, and the bias `-W m`.
-    Without a bias the mean stays. Then the first layer alone is a Gaussian that fits the data. Training is
-    epochs ahead. R follows W more closely, because no direction of W has to shrink by a factor of a hundred
-    first. Layers of other kinds are not changed.
+    Let m be the mean of the input of a layer, S the deviations of its numbers, C their correlation, and `P =
+    (1 - shrinkage) C + shrinkage I`. W becomes `(S P S)^-1/2`. It is symmetric, and of all such matrices
+    the nearest to the identity. If the covariance is ill-conditioned (1e10), as with different units, W
+    is `P^-1/2 S^-1`, the nearest for the standardised numbers. A W that was orthogonal, such as a
+    permutation, is kept as a factor on the left: the output is rotated. R becomes the inverse of W, and
+    the bias `-W m`. Without a bias the mean stays. Then the first layer alone is a Gaussian that fits the
+    data; an activation after it bends this Gaussian. Training is epochs ahead. R follows W more closely,
+    because no direction of W has to shrink by a factor of a hundred first. Layers of other kinds are not
+    changed.
 
     A number that does not vary gets a deviation of 1, and so does a direction in which the standardised
     numbers do not vary, for example if a column stands there twice. A warning says how many they are. The
-    density is right for columns of any units. The steps of an optimizer are not: bring columns of large units
-    to a deviation near 1, before the flow or by a `preprocessing`.
+    density is right for columns of any units. The steps of an optimizer are not: make the flow with
+    `dense_flow(whitening=True)`, or bring columns of large units to a deviation near 1.
 
     With a shrinkage the events that set a layer have a smaller covariance than I in its output, and new
     events have about I. A later layer would scale them up again. So its statistics are of events to which
@@ -195,4 +205,4 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
     check_is_distribution(distribution)
     if shrinkage is not None:
         check_number(shrinkage, "shrinkage", "in [0, 1], or None", lambda value: 0.0 <= value <= 1.0)
-    whiten_layers(distribution, check_events(x, distribution), condition, shrinkage)
+    whiten_layers(distribution, _checked_events(x, distribution), condition, shrinkage)

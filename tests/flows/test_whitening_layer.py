@@ -198,3 +198,38 @@ def test_a_layer_is_fixed_where_its_log_det_is_a_constant_that_no_training_chang
     pair = sn.LearnedInverse(FrozenNetwork(), FrozenNetwork(), SIZE)
     assert all(pair.map_variables)
     assert not is_fixed(pair)
+
+
+def test_a_layer_that_is_set_or_trained_after_is_not_set_again(rng):
+    x = (rng.normal(size=[100, SIZE]) @ rng.normal(size=[SIZE, SIZE])).astype(np.float32)
+    model = sn.FlowModel(sn.dense_flow(SIZE, whitening=True, seed=1))
+    model.compile("adam")
+    with pytest.warns(UserWarning, match=r"The fixed layers \['whitening'\] are still the identity"):
+        model.fit(x, verbose=0)
+    fresh = sn.dense_flow(SIZE, whitening=True, seed=1)
+    sn.adapt(fresh, x, whitens=True)
+    before = fresh.log_prob(x)
+    with pytest.raises(ValueError, match="adapted already: `whitening` has its values.*call `whiten`"):
+        sn.adapt(fresh, 2.0 * x, whitens=True)
+    np.testing.assert_array_equal(fresh.log_prob(x), before)
+    sn.whiten(fresh, 2.0 * x)
+    assert np.abs(fresh.log_prob(x) - before).max() > 0.1
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_trained_model_keeps_its_weights(rng):
+    x = rng.normal(size=[100, SIZE]).astype(np.float32)
+    conditional = sn.ConditionalFlowModel(
+        sn.coupling_flow(SIZE, 1, num_layers=2, num_bins=4, width=8, seed=1)
+    )
+    models = sn.FlowModel(sn.dense_flow(SIZE, seed=1)), conditional
+    for model, data in zip(models, ((x,), (x[:, :1], x)), strict=True):
+        model.compile("adam")
+        model.adapt(*data, whitens=True)
+        model.fit(*data, verbose=0)
+        before = [variable.numpy() for variable in model.distribution.trainable_variables]
+        with pytest.raises(ValueError, match="undo the training of this model.*call `tfp_selfnorm.whiten"):
+            model.adapt(*data, whitens=True)
+        model.adapt(*data)
+        for variable, value in zip(model.distribution.trainable_variables, before, strict=True):
+            np.testing.assert_array_equal(variable, value)

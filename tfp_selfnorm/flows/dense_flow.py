@@ -46,10 +46,11 @@ def dense_flow(
     layer except the last.
 
     With `whitening` a further dense layer comes first, which does not train. `adapt(x, whitens=True)` sets it
-    from data: its output has mean 0 and a covariance near I. Until then it is the identity. The maps that a
-    flow can have are the same, because the product of two matrices is a matrix. But the steps of an optimizer
-    such as Adam are in the units of the whitened events. Many dimensions of unequal variance, such as large
-    images, then need fewer steps, at a rate about three times as high. On small images there was no gain. The
+    from data: its output has mean 0 and a covariance near I. Until then it is the identity, and `fit`
+    warns. The maps that a flow can have are the same, because the product of two matrices is a matrix.
+    But the steps of an optimizer such as Adam are in the units of the whitened events. Columns of unequal
+    units, and many dimensions of unequal variance, such as large images, then need fewer steps. On MNIST
+    a rate of 3e-3 was best, and 1e-3 without the layer. On images of 8x8 pixels there was no gain. The
     layer costs one more product, O(D^2) an event, and holds W and its inverse.
 
     Args:

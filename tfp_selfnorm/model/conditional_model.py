@@ -317,8 +317,9 @@ class ConditionalFlowModel(FlowModel):
           whitens: whether to set each `SelfNormDense` too, as `whiten` does.
 
         Raises:
-          TypeError, ValueError: as `fit` and `tfp_selfnorm.adapt` do.
+          TypeError, ValueError: as `fit` and `tfp_selfnorm.adapt` do, and if `whitens` and it is trained.
         """
+        self._check_untrained(whitens)
         data = x if is_stream(x) else self._frames.pair(x, y, has_conditions=True)
         events, condition = first_events(data, num_examples, self.distribution, self.conditions)
         adapt(self.distribution, events, whitens, condition)

@@ -232,9 +232,9 @@ class FlowModel(SamplingModel):
           num_examples: the number of events to use, from the beginning; they are held in memory.
           whitens: whether to set each `SelfNormDense` too, as `whiten` does.
 
-        Raises:
-          TypeError, ValueError: as `fit` and `tfp_selfnorm.adapt` do.
+        Raises as `fit` and `tfp_selfnorm.adapt` do, and ValueError if `whitens` and the model is trained.
         """
+        self._check_untrained(whitens)
         x, _ = first_events(self._ordered(data, "data"), num_examples, self.distribution)
         adapt(self.distribution, x, whitens)
         self._frames.remember(data, None, has_conditions=False)

@@ -17,6 +17,7 @@ from tfp_selfnorm.model.gradient_corrections import GradientCorrections
 from tfp_selfnorm.model.log_det_cache import are_equal
 from tfp_selfnorm.model.matrix_inverses import MatrixInverses, can_be_set, is_inverse
 from tfp_selfnorm.structure.layers import at_inference
+from tfp_selfnorm.structure.whitened_layers import unset_layers
 from tfp_selfnorm.utils.types import TfpObject
 
 
@@ -104,6 +105,15 @@ class Refresh:
                 f"`inverse_learning=None`: nothing trains the decoders of {names}. The density is trained, "
                 "but samples need the decoders. Give the model `Tracking()`, which is the default, or a "
                 "`Reconstruction`.",
+                stacklevel=6,
+            )
+
+    def warn_of_unset_layers(self) -> None:
+        """Warns of fixed layers without values from data."""
+        if names := [layer.name for layer in unset_layers(self._layers)]:
+            warnings.warn(
+                f"The fixed layers {names} are still the identity. Call `adapt` with `whitens=True` before "
+                "`fit`: it sets them from data.",
                 stacklevel=6,
             )
 

@@ -204,6 +204,13 @@ class FlowTrainer(ScoringModel):
         with self._open_scope(is_training=False):
             return super().predict_step(data)
 
+    def _check_untrained(self, whitens):
+        if whitens and self.optimizer is not None and int(self.optimizer.iterations) > 0:
+            raise ValueError(
+                "`whitens=True` sets all dense layers, which would undo the training of this model. If that "
+                "is what you want, call `tfp_selfnorm.whiten(model.distribution, x)`."
+            )
+
     def _call_arguments(self, labels):
         """The further arguments of a call, from the labels of a step."""
         return {}
@@ -219,6 +226,7 @@ class FlowTrainer(ScoringModel):
         self._refresh.check_inverses()
         if self.trainable:
             self._refresh.warn_of_untaught_inverses()
+            self._refresh.warn_of_unset_layers()
         self._refresh.forget_step()
         if self.train_function is not None and not force:
             return

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,11 @@ import tensorflow as tf
 from tfp_selfnorm.bijectors import SelfNormDense
 from tfp_selfnorm.bijectors.adaptable import adaptation_mode
 from tfp_selfnorm.bijectors.conditional import condition_arguments
+from tfp_selfnorm.inverse_learning.base import is_fixed
 from tfp_selfnorm.inverse_learning.scope import training_scope
 from tfp_selfnorm.math.whitening import MissingNoise, whitening
-from tfp_selfnorm.structure.layers import at_inference
+from tfp_selfnorm.structure.layers import at_inference, self_norm_layers
+from tfp_selfnorm.utils.names import plural
 from tfp_selfnorm.utils.types import TfpObject
 
 # Draws of noise give a later layer this number of events for each dimension, and at most so many numbers.
@@ -58,6 +60,31 @@ def whiten_layers(
         for layer, values in zip(layers, before, strict=True):
             _assign(layer, values)
         raise
+
+
+def check_unset(distribution: TfpObject) -> None:
+    """Raises ValueError if a fixed dense layer has values already. A rotation may be given, and is kept."""
+    for layer in filter(_is_fixed_matrix, self_norm_layers(distribution)):
+        kernel = np.asarray(layer.inverse_kernel, np.float64)
+        if not _is_identity(kernel) and not _is_rotation(kernel):
+            raise ValueError(
+                f"The flow is adapted already: `{layer.name}` has its values, and others would undo the "
+                "training. To set it anew, call `whiten`."
+            )
+
+
+def unset_layers(layers: Iterable) -> list[TfpObject]:
+    """The fixed dense layers that are still the identity."""
+    return [la for la in layers if _is_fixed_matrix(la) and _is_identity(np.asarray(la.inverse_kernel))]
+
+
+def _is_fixed_matrix(layer):
+    return isinstance(layer, SelfNormDense) and layer.inverse_kernel.shape.rank == 2 and is_fixed(layer)
+
+
+def _is_identity(kernel):
+    probes = np.random.default_rng(0).normal(size=[len(kernel), 4]).astype(kernel.dtype)
+    return np.array_equal(kernel @ probes, probes)
 
 
 def _dense_passes(flow, x, condition):
@@ -182,14 +209,15 @@ def _warn_of_constants(layer, result):
     found = []
     if numbers := result.constant_columns:
         more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
-        found.append(f"the columns {', '.join(map(str, numbers[:10]))}{more}")
+        noun = "column" if len(numbers) == 1 else "columns"
+        found.append(f"{noun} {', '.join(map(str, numbers[:10]))}{more}")
     if result.num_dependent:
-        found.append(f"{result.num_dependent} combinations of the other columns")
+        found.append(f"{plural(result.num_dependent, 'combination')} of the other columns")
     if found:
         warnings.warn(
-            f"In the input of `{layer.name}` from `x`, of {layer.event_size} columns, "
-            f"{' and '.join(found)} do not vary in {layer.dtype.name}. They get a deviation of 1, and their "
+            f"The input of `{layer.name}` from `x`, of {plural(layer.event_size, 'column')}, does not vary "
+            f"in {layer.dtype.name} in {' and in '.join(found)}. The deviation there becomes 1, and the "
             "density has no meaning. Leave out columns that are constant or repeated. If a large mean hides "
-            "that a column varies, subtract it.",
+            "that a column varies, subtract it, or make the flow in float64.",
             stacklevel=4,
         )

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from tfp_selfnorm.tables.frames import column_names, numeric_columns, plural
+from tfp_selfnorm.tables.frames import column_names, numeric_columns
 from tfp_selfnorm.tables.kinds import Integer, Kind, Periodic
 from tfp_selfnorm.utils.checks import as_array
 from tfp_selfnorm.utils.integers import check_int
+from tfp_selfnorm.utils.names import plural
 from tfp_selfnorm.utils.seeds import map_with_seeds, stateless_seed
 from tfp_selfnorm.utils.types import Array, Seed, TfpObject
 

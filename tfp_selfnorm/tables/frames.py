@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tfp_selfnorm.utils.names import plural
+
 _ADVICE = (
     "Numbers that were read as text become numbers by `pandas.to_numeric(frame[name], errors='coerce')`, "
     "and other text is missing then. Leave categories out; encode them as numbers, such as "
@@ -115,11 +117,6 @@ def _text_of(column):
 def whole_dtype(table: Any, name: Any) -> bool:
     """Whether the dtype of a column is one of integers or bools."""
     return getattr(getattr(table[name], "dtype", None), "kind", "") in tuple("biu")
-
-
-def plural(number: int, noun: str) -> str:
-    """The number with the noun."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _column(column):

@@ -1,4 +1,7 @@
-"""Checks of names. Without them TensorFlow refuses many names only later, when it makes a graph."""
+"""Checks of names, and counted nouns.
+
+Without the checks TensorFlow refuses many names only later, when it makes a graph.
+"""
 
 import re
 from typing import Any
@@ -39,3 +42,8 @@ def usable_name(value: str) -> str:
     """Replaces the characters that a name must not have."""
     name = re.sub(r"[^A-Za-z0-9_.>/-]", "_", value)
     return name if _NAME.fullmatch(name) else f"x{name}"
+
+
+def plural(number: int, noun: str) -> str:
+    """The number with the noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
