@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 import tfp_selfnorm as sn
 
-SIDES = (16, 32)
+SIDES = (16, 32, 64)
 STEPS = {
     "Keras Dense, Adam": "a Keras Dense",
     "self_norm, tracked, Adam": "tracked",
