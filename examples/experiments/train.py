@@ -109,14 +109,14 @@ def read_rows(path):
     return [row | {"epoch": int(row["epoch"])} for row in rows]
 
 
-def resume(output):
-    """The model of the last whole epoch and the figures up to there; `None` and none without one."""
+def resume(output, epochs):
+    """The model of the last whole epoch, or `None` without one or after the last, and the figures so far."""
     rows = read_rows(output / "metrics.csv")
     saved = sorted(output.glob("epoch_*.keras"))
     while rows and checkpoint(output, rows[-1]["epoch"]) not in saved:
         rows.pop()
-    if not rows:
-        return None, []
+    if not rows or rows[-1]["epoch"] >= epochs:
+        return None, rows
     path = checkpoint(output, rows[-1]["epoch"])
     print(f"Going on after epoch {rows[-1]['epoch']}, from {path}")
     return keras.models.load_model(path), rows
@@ -163,10 +163,10 @@ def train(
 def _fit(preset, data, size, seed, output, time_limit, verbose, callbacks):
     """Trains to the end; returns the figures of the epochs, and those of `adapt`."""
     keras.utils.set_random_seed(seed)
-    model, rows = resume(output)
+    model, rows = resume(output, preset.epochs)
     steps_per_epoch = preset.steps_per_epoch or len(data.train) // preset.batch_size
     adapting = {}
-    if model is None:
+    if not rows:
         model = preset.make_model(data, seed)
         examples = data.train[: min(_EXAMPLES, _NUMBERS // np.prod(data.event_shape))]
         start = time.perf_counter()

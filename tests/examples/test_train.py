@@ -143,8 +143,12 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(on_small_images, monkeypatch
 def test_figures_without_their_checkpoint_are_trained_again(on_small_images, tmp_path):
     preset = tiny(epochs=1)
     train.train(preset, output=tmp_path, verbose=0)
+    # Nothing is left to do, and no model is loaded.
+    model, rows = train.resume(tmp_path, 1)
+    assert model is None
+    assert [row["epoch"] for row in rows] == [1]
     train.checkpoint(tmp_path, 1).unlink()
-    model, rows = train.resume(tmp_path)
+    model, rows = train.resume(tmp_path, 1)
     assert model is None
     assert rows == []
 
