@@ -58,9 +58,10 @@ def adapt(distribution: TfpObject, x: Array, whitens: bool = False, condition: A
     adaptables = bijectors_of(Adaptable, distribution)
     if adaptables and is_adapted(distribution):
         raise ValueError("The flow is adapted already: other initial values would undo its training.")
+    x = _checked_events(x, distribution)
     if whitens:
         check_unset(distribution)
-    x = _checked_events(x, distribution)
+        check_finite(x)
     if tf.size(x) < 2 * distribution.event_shape.num_elements():
         raise ValueError(f"`x` must have two events or more to adapt to; got shape {tuple(x.shape)}.")
     new = [part.is_adapted for part in adaptables if not part.has_initial_values()]
@@ -92,7 +93,7 @@ def _check_is_eager(name):
 def _checked_events(x, distribution):
     if isinstance(x, tuple) and any(np.ndim(part) > distribution.event_shape.rank for part in x):
         raise TypeError(f"`x` must be one array of events; got a tuple of {len(x)} arrays. Take one of them.")
-    return check_finite(check_events(x, distribution))
+    return check_events(x, distribution)
 
 
 def _set_adaptables(distribution, x, condition):
@@ -205,4 +206,4 @@ def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, co
     check_is_distribution(distribution)
     if shrinkage is not None:
         check_number(shrinkage, "shrinkage", "in [0, 1], or None", lambda value: 0.0 <= value <= 1.0)
-    whiten_layers(distribution, _checked_events(x, distribution), condition, shrinkage)
+    whiten_layers(distribution, check_finite(_checked_events(x, distribution)), condition, shrinkage)
