@@ -152,8 +152,8 @@ def check_adapted(distribution: TfpObject) -> None:
 def whiten(distribution: TfpObject, x: Array, shrinkage: float | None = None, condition: Any = None) -> None:
     """Sets each `SelfNormDense`, in place: on these data its output has mean 0 and a covariance near I.
 
-    Let m be the mean of the input of a layer, S the deviations of its numbers, C their correlation, and `P =
-    (1 - shrinkage) C + shrinkage I`. W becomes `(S P S)^-1/2`. It is symmetric, and of all such matrices
+    Let m be the mean of the input of a layer, S the deviations of its numbers, C their correlation, and
+    `P = (1 - shrinkage) C + shrinkage I`. W becomes `(S P S)^-1/2`. It is symmetric, and of all such matrices
     the nearest to the identity. If the covariance is ill-conditioned (1e10), as with different units, W
     is `P^-1/2 S^-1`, the nearest for the standardised numbers. A W that was orthogonal, such as a
     permutation, is kept as a factor on the left: the output is rotated. R becomes the inverse of W, and

@@ -233,3 +233,14 @@ def test_a_trained_model_keeps_its_weights(rng):
         model.adapt(*data)
         for variable, value in zip(model.distribution.trainable_variables, before, strict=True):
             np.testing.assert_array_equal(variable, value)
+
+
+def test_a_trained_model_under_a_strategy_keeps_its_weights(rng):
+    x = rng.normal(size=[64, SIZE]).astype(np.float32)
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = sn.FlowModel(sn.dense_flow(SIZE, whitening=True, seed=1))
+        model.compile("adam")
+    with pytest.warns(UserWarning, match="still the identity"):
+        model.fit(x, verbose=0)
+    with pytest.raises(ValueError, match="undo the training of this model"):
+        model.adapt(x, whitens=True)

@@ -205,7 +205,7 @@ class FlowTrainer(ScoringModel):
             return super().predict_step(data)
 
     def _check_untrained(self, whitens):
-        if whitens and self.optimizer is not None and int(self.optimizer.iterations) > 0:
+        if whitens and self.optimizer is not None and int(self.optimizer.iterations.numpy()) > 0:
             raise ValueError(
                 "`whitens=True` sets all dense layers, which would undo the training of this model. If that "
                 "is what you want, call `tfp_selfnorm.whiten(model.distribution, x)`."

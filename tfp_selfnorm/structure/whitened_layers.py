@@ -65,7 +65,7 @@ def whiten_layers(
 def check_unset(distribution: TfpObject) -> None:
     """Raises ValueError if a fixed dense layer has values already. A rotation may be given, and is kept."""
     for layer in filter(_is_fixed_matrix, self_norm_layers(distribution)):
-        kernel = np.asarray(layer.inverse_kernel, np.float64)
+        kernel = tf.convert_to_tensor(layer.inverse_kernel).numpy()
         if not _is_identity(kernel) and not _is_rotation(kernel):
             raise ValueError(
                 f"The flow is adapted already: `{layer.name}` has its values, and others would undo the "
@@ -75,7 +75,8 @@ def check_unset(distribution: TfpObject) -> None:
 
 def unset_layers(layers: Iterable) -> list[TfpObject]:
     """The fixed dense layers that are still the identity."""
-    return [la for la in layers if _is_fixed_matrix(la) and _is_identity(np.asarray(la.inverse_kernel))]
+    fixed = filter(_is_fixed_matrix, layers)
+    return [la for la in fixed if _is_identity(tf.convert_to_tensor(la.inverse_kernel).numpy())]
 
 
 def _is_fixed_matrix(layer):
